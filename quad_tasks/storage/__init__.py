@@ -1,0 +1,1 @@
+"""Where bytes live: stores, readers, tables, ledger, manifests. No torch, no orchestration, no maths."""
