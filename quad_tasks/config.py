@@ -1,0 +1,308 @@
+"""The configuration of a run: frozen models, one per stage, every field with its unit and range.
+
+Owns validation at the edge: an unknown key, a wrong type or an impossible value is a `ConfigError` that names the
+file and the key and says what was expected and what was found. Refuses secrets: credentials come from the
+environment, never from here.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names file and key."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def _no_credentials(uri: str) -> str:
+    authority = uri.split("://", 1)[1].split("/", 1)[0] if "://" in uri else ""
+    if "@" in authority:
+        raise ValueError("a URI without credentials (they come from the environment or a profile), found user info")
+    return uri
+
+
+Uri = Annotated[str, Field(min_length=1), AfterValidator(_no_credentials)]
+
+
+class FieldNames(_Frozen):
+    """Which columns of the user's records hold what; a dotted path reaches into nested records."""
+
+    id: str = Field("id", description="Stable id; absent in a record: derived from its content.")
+    text: str = Field("text", description="The text; required in every record.")
+    source: str = Field("source", description="Origin of the document; absent: the file's name.")
+    metadata: str = Field("metadata", description="Further fields, kept as they are.")
+    domain: str = Field("domain", description="Domain of a held-out document; absent: the file's name.")
+
+
+class PoolConfig(_Frozen):
+    """The candidate pool."""
+
+    name: Name = Field("pool", description="Name under which the pool's tables are kept and reused by later runs.")
+    inputs: tuple[Uri, ...] = Field(
+        min_length=1, description="Paths, URIs or globs of .jsonl, .jsonl.gz, .jsonl.zst or .parquet shards."
+    )
+    fields: FieldNames = Field(FieldNames(), description="Names of the records' fields.")
+
+
+class ReferenceConfig(_Frozen):
+    """The reference set: what the model should become good at."""
+
+    inputs: tuple[Uri, ...] = Field(min_length=1, description="Paths, URIs or globs, formats as for the pool.")
+    fields: FieldNames = Field(FieldNames(), description="Names of the records' fields.")
+    max_documents: Positive | None = Field(None, description="Documents used for the direction; None: all.")
+    heldout_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2,
+        description="Share of the reference kept out of the direction to measure the reference loss on; "
+        "unused when `heldout.reference_domain` names a held-out domain.",
+    )
+
+
+class HeldoutConfig(_Frozen):
+    """Held-out domains: what the gain may cost elsewhere."""
+
+    inputs: tuple[Uri, ...] = Field((), description="Paths, URIs or globs of held-out documents, by domain.")
+    fields: FieldNames = Field(FieldNames(), description="Names of the records' fields.")
+    documents_per_domain: Positive = Field(100, description="Documents measured per domain.")
+    reference_domain: str | None = Field(
+        None, description="The held-out domain whose loss is the reference loss; None: a share of the reference."
+    )
+
+
+class FreshModelConfig(_Frozen):
+    """The small Llama trained on a sample of the pool when `model.source` is `fresh`."""
+
+    vocabulary: Annotated[int, Field(ge=300)] = Field(4096, description="Entries of the byte-level BPE tokenizer.")
+    width: Positive = Field(160, description="Hidden size; a multiple of `heads`.")
+    layers: Positive = Field(3, description="Transformer layers.")
+    heads: Positive = Field(5, description="Attention heads.")
+    key_value_heads: Positive = Field(5, description="Key/value heads; divides `heads`.")
+    mlp_width: Positive = Field(432, description="Inner size of the gated MLP.")
+    train_tokens: Positive = Field(1_000_000, description="Tokens of pool text it is pretrained on.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="Peak learning rate of pretraining.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "FreshModelConfig":
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width an even multiple of heads, found width {self.width}, heads {self.heads}")
+        if self.heads % self.key_value_heads:
+            raise ValueError(
+                f"key_value_heads that divide heads, found heads {self.heads}, key_value_heads {self.key_value_heads}"
+            )
+        return self
+
+
+class ModelConfig(_Frozen):
+    """The checkpoint whose data is chosen."""
+
+    source: str = Field("fresh", min_length=1, description="A Hugging Face id, a local path, or `fresh`.")
+    fresh: FreshModelConfig = Field(FreshModelConfig(), description="Size and training of a fresh model.")
+    window_tokens: Annotated[int, Field(ge=2)] = Field(
+        256, description="Longest sequence scored or trained on; a longer document is split into windows."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of forward and backward.")
+
+
+class EmbeddingConfig(_Frozen):
+    """How documents become vectors."""
+
+    method: Literal["ngrams", "encoder", "model"] = Field(
+        "ngrams", description="Hashed n-grams + TF-IDF + SVD, a Hugging Face encoder, or the model's own mean state."
+    )
+    dimension: Annotated[int, Field(ge=2, le=4096)] = Field(128, description="Dimension of n-gram embeddings.")
+    sample_documents: Positive = Field(10_000, description="Documents the n-gram embedder is fitted on.")
+    encoder: str = Field("BAAI/bge-small-en-v1.5", description="Encoder's Hugging Face id or path.")
+    pooling: Literal["mean", "cls"] = Field("cls", description="Pooling of the encoder's states.")
+    max_tokens: Positive = Field(256, description="Tokens of a document an encoder or the model reads.")
+
+
+class ClusteringConfig(_Frozen):
+    """How vectors become arms."""
+
+    arms: Annotated[int, Field(ge=1)] = Field(100, description="Clusters, each an arm of the bandit.")
+    sample_documents: Positive = Field(100_000, description="Documents the centroids are trained on.")
+    iterations: Positive = Field(20, description="k-means iterations.")
+    spherical: bool = Field(False, description="Unit-norm centroids.")
+
+
+class FactorsConfig(_Frozen):
+    """The EK-FAC approximation of the training loss's Hessian."""
+
+    attention: Literal["joint", "split", "none"] = Field(
+        "joint", description="Query, key and value as one block, one block each, or left out."
+    )
+    fisher: Literal["true", "empirical"] = Field("true", description="Labels sampled from the model, or the data's.")
+    sample_documents: Positive = Field(768, description="Pool documents the factors are fitted on.")
+    damping_scale: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="Damping as a multiple of each block's mean eigenvalue."
+    )
+
+
+class BanditConfig(_Frozen):
+    """Rounds of pulls."""
+
+    preset: Literal["paper", "released", "thompson", "contextual"] = Field("paper", description="Arm-choosing policy.")
+    alpha: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Weight of the exploration bonus; None: the preset's."
+    )
+    arms_per_round: Positive = Field(8, description="Arms pulled in a round (k).")
+    documents_per_pull: Positive = Field(16, description="Documents drawn by one pull (m).")
+    threshold: float | None = Field(
+        None, description="Influence per token a document must exceed (τ); None: a quantile of the random pilot."
+    )
+    threshold_quantile: Share = Field(0.75, description="The pilot's quantile that becomes τ.")
+    pilot_documents: Annotated[int, Field(ge=2)] = Field(
+        256, description="Documents scored at random first, each stage."
+    )
+    max_rounds: Positive = Field(10_000, description="Rounds of one stage at most.")
+    max_scored_share: Share = Field(1.0, description="Share of the pool's documents that may be scored, all stages.")
+    oversample: Annotated[float, Field(ge=1)] = Field(
+        2.0, description="Rounds go on until documents above τ hold this multiple of the stage's token budget."
+    )
+    propagation: bool = Field(False, description="Pass rewards on to arms near in Wasserstein distance.")
+    discount: Share = Field(0.5, description="What arms' statistics of the stage before still count (γ).")
+
+
+class SelectionConfig(_Frozen):
+    """What is published."""
+
+    budget_tokens: Positive = Field(description="Tokens to select, all stages together.")
+    part_bytes: Positive = Field(256 * 2**20, description="Text bytes after which a new output part starts.")
+
+
+class TrainingConfig(_Frozen):
+    """Continued pretraining on what was selected, beside a random control."""
+
+    stages: Annotated[int, Field(ge=1, le=99)] = Field(1, description="Stages the budget is spent in.")
+    seeds: Annotated[int, Field(ge=1, le=99)] = Field(1, description="Training runs per stage, to show an interval.")
+    control: bool = Field(True, description="Train a control on random documents of equal tokens.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="Peak learning rate of the one schedule.")
+    warmup_share: Share = Field(0.05, description="Share of the schedule spent warming up.")
+    batch_tokens: Positive = Field(4096, description="Tokens in one optimizer step.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Decoupled weight decay.")
+
+
+class ComputeConfig(_Frozen):
+    """Where it runs; never part of a result's identity."""
+
+    workers: Positive = Field(2, description="Processes of the local Dask cluster.")
+    threads_per_worker: Positive = Field(1, description="BLAS threads of each worker.")
+    dask_address: str | None = Field(
+        None, description="An existing Dask scheduler; None: DASK_SCHEDULER_ADDRESS, or a local one."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models run; auto: a GPU where there is one."
+    )
+    batch_tokens: Positive = Field(2048, description="Tokens, padding included, of one scoring batch.")
+
+
+class RunConfig(_Frozen):
+    """Everything a run needs; the file `quad run` takes."""
+
+    run: Name = Field("run", description="Name of the run.")
+    workspace: Uri = Field("workspace", description="Path or URI (s3://bucket/prefix) everything is kept under.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of every random choice.")
+    pool: PoolConfig
+    reference: ReferenceConfig
+    heldout: HeldoutConfig = HeldoutConfig()
+    model: ModelConfig = ModelConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    clustering: ClusteringConfig = ClusteringConfig()
+    factors: FactorsConfig = FactorsConfig()
+    bandit: BanditConfig = BanditConfig()
+    selection: SelectionConfig
+    training: TrainingConfig = TrainingConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what determines the result: all but where it runs and where it is kept."""
+        return self.model_dump(mode="json", exclude={"compute", "workspace"})
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML configuration and apply dotted overrides.
+
+    Args:
+        path: the YAML file.
+        overrides: `a.b=value` assignments, values in YAML.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value is not what is expected.
+    """
+    try:
+        body = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a readable YAML file: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: expected YAML, found {getattr(error, 'problem', error)}") from None
+    if not isinstance(body, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys, found {type(body).__name__}")
+    for override in overrides:
+        _assign(body, override)
+    return parse_config(body, str(path))
+
+
+def parse_config(body: dict[str, Any], origin: str) -> RunConfig:
+    """Validate a mapping; `origin` names it in errors.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is not what is expected.
+    """
+    try:
+        return RunConfig.model_validate(body)
+    except ValidationError as error:
+        errors = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
+        raise ConfigError("\n".join(_explain(origin, e) for e in errors)) from None
+
+
+def _assign(body: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected key=value, as in bandit.alpha=0.5")
+    *parents, last = key.split(".")
+    for parent in parents:
+        body = body.setdefault(parent, {})
+        if not isinstance(body, dict):
+            raise ConfigError(f"--set {override}: {parent} holds a value, not keys")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: expected a YAML value after '='") from None
+    many = key in {"pool.inputs", "reference.inputs", "heldout.inputs"} and isinstance(parsed, str)
+    body[last] = [parsed] if many else parsed
+
+
+def _explain(origin: str, error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    found = error["input"]
+    if error["type"] == "extra_forbidden":
+        known = _keys_beside(error["loc"])
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{origin}: {location}: unknown key{hint} (known: {', '.join(known)})"
+    if error["type"] == "missing":
+        return f"{origin}: {location}: expected a value, found none"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    expected = message if error["type"] == "value_error" else f"{message}, found {found!r}"
+    return f"{origin}: {location}: expected {expected.removeprefix('input should be ')}"
+
+
+def _keys_beside(location: tuple[str | int, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location[:-1]:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)
