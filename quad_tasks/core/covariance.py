@@ -1,0 +1,174 @@
+"""Activation and gradient covariances, as sums and counts (method: "EK-FAC", first pass).
+
+    A = (1 / n) Σ a a^T        S = (1 / n) Σ δ δ^T        n: positions that count, over all documents
+
+Owns their accumulation and merging; division happens once, in `ekfac.decompose`. `A` is summed once per input, however
+many blocks read it. Sums are kept in float32 (float64 for a float64 model).
+
+Shape suffixes: P positions of a batch, N * T, M positions that count, I block inputs (the constant one included),
+O block outputs, X either.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quad_tasks.core.blocks import Block, blocks_from_tensor, blocks_to_tensor
+from quad_tasks.core.capture import backward
+from quad_tasks.core.loss import (
+    Batch,
+    Documents,
+    Fisher,
+    accumulation_dtype,
+    draw_uniforms,
+    frozen,
+    head_weight,
+    read_batch,
+)
+
+# A symmetric sum is built from at most this many row panels, each up to the diagonal: 10/16 of a full one's products.
+_PANELS = 4
+_PANEL_MIN_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class Covariances:
+    """Sums over positions, on the CPU.
+
+    Attributes:
+        blocks: the blocks they belong to.
+        activation: Σ a a^T by block source, [I, I].
+        gradient: Σ δ δ^T by block name, [O, O].
+        n_positions: positions summed: Σ (n - 1) over documents of n tokens.
+        n_documents: documents summed.
+    """
+
+    blocks: tuple[Block, ...]
+    activation: Mapping[str, Tensor]
+    gradient: Mapping[str, Tensor]
+    n_positions: int
+    n_documents: int
+
+
+def accumulate_covariances(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    blocks: Sequence[Block],
+    fisher: Fisher = "true",
+    generator: torch.Generator | None = None,
+) -> Covariances:
+    """Sum both covariances over the batches.
+
+    Args:
+        model: a causal language model; left as it was found.
+        batches: mappings with ``input_ids`` and ``attention_mask`` [N, T], optionally ``seed`` [N]; read once.
+        blocks: from `find_blocks`.
+        fisher: ``true``: labels sampled from the model; ``empirical``: the documents' own.
+        generator: draws the labels of batches without seeds.
+
+    Returns:
+        The sums.
+
+    Raises:
+        ValueError: a document without a target, or sampled labels with neither seeds nor generator.
+        FloatingPointError: a sum is not finite; the message names the block.
+    """
+    weight_VD = head_weight(model)
+    sums = _zeros(blocks, weight_VD.device, accumulation_dtype(weight_VD.dtype))
+    n_positions = n_documents = 0
+    with frozen(model):
+        for batch in batches:
+            documents = read_batch(batch, weight_VD.device)
+            uniforms_M = draw_uniforms(documents, fisher, generator)
+            backward(model, documents, blocks, partial(_add_group, *sums, documents), weight_VD, uniforms_M)
+            n_positions += len(documents.positions_M)
+            n_documents += len(documents.lengths_N)
+    activation, gradient = ({key: _mirror(key, sum_XX) for key, sum_XX in part.items()} for part in sums)
+    return Covariances(tuple(blocks), activation, gradient, n_positions, n_documents)
+
+
+def merge(a: Covariances, b: Covariances) -> Covariances:
+    """Add two partial sums of the same blocks.
+
+    Raises:
+        ValueError: their blocks differ.
+    """
+    if a.blocks != b.blocks:
+        raise ValueError(f"expected covariances of the same blocks, got {len(a.blocks)} and {len(b.blocks)} others")
+    return Covariances(
+        blocks=a.blocks,
+        activation={key: sum_II + b.activation[key] for key, sum_II in a.activation.items()},
+        gradient={key: sum_OO + b.gradient[key] for key, sum_OO in a.gradient.items()},
+        n_positions=a.n_positions + b.n_positions,
+        n_documents=a.n_documents + b.n_documents,
+    )
+
+
+def covariances_to_tensors(covariances: Covariances) -> dict[str, Tensor]:
+    """Flatten to named tensors, blocks and counts among them, for a tensor file."""
+    return {
+        "blocks": blocks_to_tensor(covariances.blocks),
+        "counts": torch.tensor([covariances.n_positions, covariances.n_documents]),
+        **{f"activation/{key}": value for key, value in covariances.activation.items()},
+        **{f"gradient/{key}": value for key, value in covariances.gradient.items()},
+    }
+
+
+def covariances_from_tensors(tensors: Mapping[str, Tensor]) -> Covariances:
+    """Undo `covariances_to_tensors`."""
+    blocks = blocks_from_tensor(tensors["blocks"])
+    n_positions, n_documents = tensors["counts"].tolist()
+    return Covariances(
+        blocks=blocks,
+        activation={block.source: tensors[f"activation/{block.source}"] for block in blocks},
+        gradient={block.name: tensors[f"gradient/{block.name}"] for block in blocks},
+        n_positions=n_positions,
+        n_documents=n_documents,
+    )
+
+
+def counted_rows(documents: Documents, x_PX: Tensor, dtype: torch.dtype, one: bool = False) -> Tensor:
+    """Take the positions that count, [M, X], in the accumulation dtype; ``one`` appends the constant coordinate."""
+    x_MX = x_PX[documents.positions_M].to(dtype)
+    return torch.cat([x_MX, x_MX.new_ones(len(x_MX), 1)], dim=1) if one else x_MX
+
+
+def _zeros(
+    blocks: Sequence[Block], device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    activation = {b.source: torch.zeros(b.shape[1], b.shape[1], dtype=dtype, device=device) for b in blocks}
+    gradient = {b.name: torch.zeros(b.shape[0], b.shape[0], dtype=dtype, device=device) for b in blocks}
+    return activation, gradient
+
+
+def _add_group(
+    activation: dict[str, Tensor],
+    gradient: dict[str, Tensor],
+    documents: Documents,
+    group: tuple[Block, ...],
+    a_PI: Tensor,
+    deltas_PO: list[Tensor],
+) -> None:
+    sum_II = activation[group[0].source]
+    _add_lower(sum_II, counted_rows(documents, a_PI, sum_II.dtype, one=group[0].bias))
+    for block, delta_PO in zip(group, deltas_PO, strict=True):
+        _add_lower(gradient[block.name], counted_rows(documents, delta_PO, sum_II.dtype))
+
+
+def _add_lower(sum_XX: Tensor, x_MX: Tensor) -> None:
+    """Add x^T x to the lower triangle (and to some of the upper, which `_mirror` overwrites)."""
+    width = max(-(-x_MX.shape[1] // _PANELS), _PANEL_MIN_WIDTH)
+    for start in range(0, x_MX.shape[1], width):
+        stop = min(start + width, x_MX.shape[1])
+        sum_XX[start:stop, :stop].addmm_(x_MX[:, start:stop].T, x_MX[:, :stop])
+
+
+def _mirror(key: str, sum_XX: Tensor) -> Tensor:
+    if not torch.isfinite(sum_XX).all():
+        raise FloatingPointError(f"{key}: expected a finite covariance, got NaN or infinity")
+    lower_XX = sum_XX.tril()
+    return (lower_XX + lower_XX.tril(-1).T).cpu()

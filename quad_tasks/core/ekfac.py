@@ -1,0 +1,311 @@
+"""Eigenvalue-corrected Kronecker-factored curvature and its damped inverse (method: "EK-FAC").
+
+    A = U_A Λ_A U_A^T     S = U_S Λ_S U_S^T     Λ = E_documents[(U_S^T (Σ_t δ_t a_t^T) U_A)^2], elementwise [O, I]
+    (F + λ I)^-1 G = U_S [ (U_S^T G U_A) / (Λ + λ) ] U_A^T        λ = damping_scale · mean(Λ), per block
+
+Owns the eigenbasis, the corrected eigenvalues and the inverse. Normalisers differ on purpose: A and S are means over
+positions, Λ a mean over documents. Source: George et al. 2018, arXiv 1806.03884; Grosse et al. 2023, arXiv 2308.03296.
+
+Shape suffixes: P positions of a batch, N * T, M positions that count, I block inputs (the constant one included),
+O block outputs, X either.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quad_tasks.core.blocks import Attention, Block, blocks_from_tensor, blocks_to_tensor, find_blocks
+from quad_tasks.core.capture import backward
+from quad_tasks.core.covariance import Covariances, accumulate_covariances, counted_rows
+from quad_tasks.core.loss import Batch, Documents, Fisher, draw_uniforms, frozen, head_weight, read_batch
+
+
+@dataclass(frozen=True)
+class Eigenbasis:
+    """Eigenvectors of the covariances, as columns.
+
+    Attributes:
+        blocks: the blocks they belong to.
+        activation: U_A by block source, [I, I].
+        gradient: U_S by block name, [O, O].
+    """
+
+    blocks: tuple[Block, ...]
+    activation: Mapping[str, Tensor]
+    gradient: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EigenvalueSums:
+    """Corrected eigenvalues as sums over documents, on the CPU.
+
+    Attributes:
+        squares: Σ (U_S^T (Σ_t δ_t a_t^T) U_A)^2 by block name, [O, I].
+        n_documents: documents summed.
+    """
+
+    squares: Mapping[str, Tensor]
+    n_documents: int
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A fitted EK-FAC curvature.
+
+    Attributes:
+        basis: the eigenbasis.
+        eigenvalues: Λ by block name, [O, I], a mean over documents.
+    """
+
+    basis: Eigenbasis
+    eigenvalues: Mapping[str, Tensor]
+
+
+def decompose(covariances: Covariances) -> Eigenbasis:
+    """Decompose both covariances of every block, in float64.
+
+    Args:
+        covariances: sums over all of the sample.
+
+    Returns:
+        The eigenbasis, in the dtype of the sums.
+
+    Raises:
+        ValueError: the covariances hold no position.
+        FloatingPointError: a covariance is not finite; the message names the block.
+    """
+    if covariances.n_positions == 0:
+        raise ValueError("expected covariances over at least one position, got none")
+    n = covariances.n_positions
+    return Eigenbasis(
+        blocks=covariances.blocks,
+        activation={key: _eigenvectors(key, sum_II, n) for key, sum_II in covariances.activation.items()},
+        gradient={key: _eigenvectors(key, sum_OO, n) for key, sum_OO in covariances.gradient.items()},
+    )
+
+
+def accumulate_eigenvalues(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    basis: Eigenbasis,
+    fisher: Fisher = "true",
+    generator: torch.Generator | None = None,
+) -> EigenvalueSums:
+    """Sum the squared document gradients in the eigenbasis.
+
+    Args:
+        model: a causal language model; left as it was found.
+        batches: as for `accumulate_covariances`; read once.
+        basis: from `decompose`; its blocks are the ones captured.
+        fisher: as for `accumulate_covariances`.
+        generator: draws the labels of batches without seeds.
+
+    Returns:
+        The sums.
+
+    Raises:
+        ValueError: a document without a target, or sampled labels with neither seeds nor generator.
+        FloatingPointError: a sum is not finite; the message names the block.
+    """
+    weight_VD = head_weight(model)
+    here = _moved(basis, weight_VD.device)
+    squares = {b.name: torch.zeros(b.shape, dtype=weight_VD.dtype, device=weight_VD.device) for b in basis.blocks}
+    n_documents = 0
+    with frozen(model):
+        for batch in batches:
+            documents = read_batch(batch, weight_VD.device)
+            uniforms_M = draw_uniforms(documents, fisher, generator)
+            receive = partial(_add_squares, squares, here, documents)
+            backward(model, documents, basis.blocks, receive, weight_VD, uniforms_M)
+            n_documents += len(documents.lengths_N)
+    for name, square_OI in squares.items():
+        _check_finite(name, "corrected eigenvalues", square_OI)
+    return EigenvalueSums({name: square_OI.cpu() for name, square_OI in squares.items()}, n_documents)
+
+
+def merge(a: EigenvalueSums, b: EigenvalueSums) -> EigenvalueSums:
+    """Add two partial sums in the same eigenbasis.
+
+    Raises:
+        ValueError: their blocks differ.
+    """
+    if a.squares.keys() != b.squares.keys():
+        raise ValueError(f"expected sums over the same blocks, got {len(a.squares)} and {len(b.squares)} others")
+    squares = {name: square_OI + b.squares[name] for name, square_OI in a.squares.items()}
+    return EigenvalueSums(squares, a.n_documents + b.n_documents)
+
+
+def finish(basis: Eigenbasis, sums: EigenvalueSums) -> Factors:
+    """Divide the sums by their documents.
+
+    Raises:
+        ValueError: the sums hold no document.
+    """
+    if sums.n_documents == 0:
+        raise ValueError("expected corrected eigenvalues over at least one document, got none")
+    return Factors(basis, {name: square_OI / sums.n_documents for name, square_OI in sums.squares.items()})
+
+
+def fit_factors(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    attention: Attention = "joint",
+    fisher: Fisher = "true",
+    generator: torch.Generator | None = None,
+) -> Factors:
+    """Fit the curvature in one process: covariances, eigenbasis, corrected eigenvalues.
+
+    Args:
+        model: a causal language model; left as it was found.
+        batches: a sample of the PRETRAINING distribution; read twice: a sequence, or what can be iterated again.
+        attention: see `find_blocks`.
+        fisher: ``true``: labels sampled from the model; ``empirical``: the documents' own.
+        generator: draws the labels of batches without seeds.
+
+    Returns:
+        The factors.
+
+    Raises:
+        ValueError: ``batches`` is empty or can be read only once, or as `accumulate_covariances`.
+        UnsupportedLayer: as `find_blocks`.
+        FloatingPointError: a sum is not finite; the message names the block.
+    """
+    covariances = accumulate_covariances(model, batches, find_blocks(model, attention), fisher, generator)
+    basis = decompose(covariances)
+    sums = accumulate_eigenvalues(model, batches, basis, fisher, generator)
+    if sums.n_documents != covariances.n_documents:
+        raise ValueError(
+            f"batches: expected an iterable that can be read twice, got {covariances.n_documents} documents on the "
+            f"first pass and {sums.n_documents} on the second"
+        )
+    return finish(basis, sums)
+
+
+def apply_inverse(factors: Factors, gradient: Mapping[str, Tensor], damping_scale: float = 0.1) -> dict[str, Tensor]:
+    """Multiply a gradient by the damped inverse curvature, (F + λ I)^-1 G.
+
+    Args:
+        factors: the fitted curvature.
+        gradient: by block name, [O, I], e.g. from `influence.reference_gradient`.
+        damping_scale: λ of a block in units of the mean of its corrected eigenvalues, > 0.
+
+    Returns:
+        The iHVP by block name, [O, I], in the dtype of the factors: the direction to score documents with.
+
+    Raises:
+        ValueError: ``damping_scale`` is not positive, or the gradient's blocks are not the factors'.
+        FloatingPointError: the result is not finite (a block whose eigenvalues are all zero); the message names it.
+    """
+    if not damping_scale > 0:
+        raise ValueError(f"damping_scale: expected a positive number, got {damping_scale}")
+    if gradient.keys() != factors.eigenvalues.keys():
+        unknown = sorted(gradient.keys() ^ factors.eigenvalues.keys())
+        raise ValueError(
+            f"gradient: expected the factors' {len(factors.eigenvalues)} blocks, got a difference at {unknown[0]}"
+        )
+    return {block.name: _invert(block, factors, gradient[block.name], damping_scale) for block in factors.basis.blocks}
+
+
+def basis_to_tensors(basis: Eigenbasis) -> dict[str, Tensor]:
+    """Flatten to named tensors, the blocks among them, for a tensor file."""
+    return {
+        "blocks": blocks_to_tensor(basis.blocks),
+        **{f"activation/{key}": value for key, value in basis.activation.items()},
+        **{f"gradient/{key}": value for key, value in basis.gradient.items()},
+    }
+
+
+def basis_from_tensors(tensors: Mapping[str, Tensor]) -> Eigenbasis:
+    """Undo `basis_to_tensors`."""
+    blocks = blocks_from_tensor(tensors["blocks"])
+    return Eigenbasis(
+        blocks=blocks,
+        activation={block.source: tensors[f"activation/{block.source}"] for block in blocks},
+        gradient={block.name: tensors[f"gradient/{block.name}"] for block in blocks},
+    )
+
+
+def eigenvalue_sums_to_tensors(sums: EigenvalueSums) -> dict[str, Tensor]:
+    """Flatten to named tensors, the count among them, for a tensor file."""
+    squares = {f"squares/{name}": value for name, value in sums.squares.items()}
+    return {"counts": torch.tensor([sums.n_documents]), **squares}
+
+
+def eigenvalue_sums_from_tensors(tensors: Mapping[str, Tensor]) -> EigenvalueSums:
+    """Undo `eigenvalue_sums_to_tensors`."""
+    squares = {key.removeprefix("squares/"): value for key, value in tensors.items() if key.startswith("squares/")}
+    return EigenvalueSums(squares, int(tensors["counts"].item()))
+
+
+def factors_to_tensors(factors: Factors) -> dict[str, Tensor]:
+    """Flatten to named tensors, the blocks among them, for a tensor file."""
+    eigenvalues = {f"eigenvalues/{name}": value for name, value in factors.eigenvalues.items()}
+    return {**basis_to_tensors(factors.basis), **eigenvalues}
+
+
+def factors_from_tensors(tensors: Mapping[str, Tensor]) -> Factors:
+    """Undo `factors_to_tensors`."""
+    basis = basis_from_tensors(tensors)
+    return Factors(basis, {block.name: tensors[f"eigenvalues/{block.name}"] for block in basis.blocks})
+
+
+def _check_finite(name: str, what: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise FloatingPointError(f"{name}: expected finite {what}, got NaN or infinity")
+
+
+def _eigenvectors(key: str, sum_XX: Tensor, n_positions: int) -> Tensor:
+    _check_finite(key, "covariance", sum_XX)
+    mean_XX = sum_XX.double() / n_positions
+    vectors: Tensor = torch.linalg.eigh((mean_XX + mean_XX.T) / 2).eigenvectors
+    return vectors.to(sum_XX.dtype)
+
+
+def _moved(basis: Eigenbasis, device: torch.device) -> Eigenbasis:
+    activation = {key: U_II.to(device) for key, U_II in basis.activation.items()}
+    return Eigenbasis(basis.blocks, activation, {key: U_OO.to(device) for key, U_OO in basis.gradient.items()})
+
+
+def _add_squares(
+    squares: dict[str, Tensor],
+    basis: Eigenbasis,
+    documents: Documents,
+    group: tuple[Block, ...],
+    a_PI: Tensor,
+    deltas_PO: list[Tensor],
+) -> None:
+    """Add each document's squared gradient in the eigenbasis.
+
+    A side is rotated token by token or after the sum over tokens, whichever takes fewer products: T I^2 against
+    O I^2 for the inputs, T O^2 against O^2 I for the outputs, with T the mean number of positions.
+    """
+    U_II = basis.activation[group[0].source]
+    n_tokens = len(documents.positions_M) / len(documents.lengths_N)
+    a_MI = counted_rows(documents, a_PI, U_II.dtype, one=group[0].bias)
+    early_a = n_tokens < sum(block.shape[0] for block in group)
+    a_MI = a_MI @ U_II if early_a else a_MI
+    for block, delta_PO in zip(group, deltas_PO, strict=True):
+        U_OO = basis.gradient[block.name]
+        delta_MO = counted_rows(documents, delta_PO, U_II.dtype)
+        early_delta = n_tokens < block.shape[1]
+        delta_MO = delta_MO @ U_OO if early_delta else delta_MO
+        lengths = list(documents.n_targets_N)
+        for delta_TO, a_TI in zip(torch.split(delta_MO, lengths), torch.split(a_MI, lengths), strict=True):
+            gradient_OI = delta_TO.T @ a_TI
+            gradient_OI = gradient_OI if early_a else gradient_OI @ U_II
+            gradient_OI = gradient_OI if early_delta else U_OO.T @ gradient_OI
+            squares[block.name].addcmul_(gradient_OI, gradient_OI)
+
+
+def _invert(block: Block, factors: Factors, gradient_OI: Tensor, damping_scale: float) -> Tensor:
+    lambda_OI = factors.eigenvalues[block.name]
+    U_II = factors.basis.activation[block.source]
+    U_OO = factors.basis.gradient[block.name]
+    rotated_OI = U_OO.T @ gradient_OI.to(lambda_OI) @ U_II
+    inverse_OI = U_OO @ (rotated_OI / (lambda_OI + damping_scale * lambda_OI.mean())) @ U_II.T
+    _check_finite(block.name, "iHVP", inverse_OI)
+    return inverse_OI

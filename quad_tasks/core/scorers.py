@@ -1,0 +1,251 @@
+"""The contractions behind the scorers: documents and directions in, <v, ∇L(z)> out.
+
+    by gradient   q(z) = Σ_blocks Σ_t δ_t^T V a_t          no weight gradient is ever formed; V whole or V ≈ P Q
+    by losses     q(z) ≈ [L(θ + εv, z) - L(θ - εv, z)] / 2ε      two forward passes, no backward
+
+Owns the arithmetic only; `quad_tasks.core.influence` owns names, settings and the gate. The forward-only scorer swaps
+parameters through `torch.func.functional_call`: the model's own weights are never written. Rejected: forward-mode
+differentiation (three products per weight, as many as the backward pass).
+
+Shape suffixes: N documents, P positions of a batch, N * T, M positions that count, I block inputs (the constant one
+included), O block outputs, R rank, K directions.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from quad_tasks.core.blocks import Block
+from quad_tasks.core.capture import backward
+from quad_tasks.core.loss import Batch, Documents, frozen, head_weight, losses, read_batch
+
+Direction = Mapping[str, Tensor]
+Influences = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
+"""Influence [N, K] and targets [N], rows in batch order."""
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """One block's slice of a direction, V [O, I], or its factors V ≈ P Q.
+
+    Attributes:
+        right_RI: Q, applied to inputs; V itself where it is not factored.
+        left_OR: P, or None where V is not factored.
+    """
+
+    right_RI: Tensor
+    left_OR: Tensor | None
+
+
+def truncate(direction: Direction, energy: float | None) -> dict[str, LinearMap]:
+    """Factor every block's slice at the least rank that keeps a share of its squared norm.
+
+    Args:
+        direction: by block name, [O, I].
+        energy: share of the squared norm to keep, in (0, 1]; None: keep V whole. A block whose rank would not make it
+            cheaper is kept whole too.
+
+    Returns:
+        The maps by block name.
+
+    Raises:
+        ValueError: ``energy`` is outside (0, 1].
+    """
+    if energy is None:
+        return {name: LinearMap(V_OI, None) for name, V_OI in direction.items()}
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy: expected a share in (0, 1], got {energy}")
+    return {name: _truncate_block(V_OI, energy) for name, V_OI in direction.items()}
+
+
+def score_by_gradient(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    blocks: Sequence[Block],
+    maps: Sequence[Mapping[str, LinearMap]],
+) -> Influences:
+    """Contract every block's output gradients with V times its inputs, for K directions in one backward pass.
+
+    Args:
+        model: a causal language model; left as it was found.
+        batches: read once.
+        blocks: those of the directions.
+        maps: K directions, each by block name.
+
+    Returns:
+        Influence [N, K] and targets [N].
+
+    Raises:
+        ValueError: a document without a target.
+    """
+    weight_VD = head_weight(model)
+    here = [{name: _moved(linear, weight_VD) for name, linear in direction.items()} for direction in maps]
+    rows: list[Tensor] = []
+    n_targets: list[int] = []
+    with frozen(model):
+        for batch in batches:
+            documents = read_batch(batch, weight_VD.device)
+            sums_KN = torch.zeros(len(maps), len(documents.lengths_N), dtype=torch.float64, device=weight_VD.device)
+            backward(model, documents, blocks, partial(_contract, here, sums_KN), weight_VD)
+            rows.append(sums_KN.T.cpu())
+            n_targets += documents.n_targets_N
+    return _collect(rows, n_targets, len(maps))
+
+
+def score_by_losses(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    blocks: Sequence[Block],
+    directions: Sequence[Direction],
+    step: float,
+) -> Influences:
+    """Take the central difference of the loss along each direction.
+
+    Holds two moved copies of the tracked weights per direction. Losses are subtracted target by target and summed in
+    float64, since the difference is small beside the loss.
+
+    Args:
+        model: a causal language model in float32 or float64; left as it was found.
+        batches: read once.
+        blocks: those of the directions.
+        directions: K directions by block name.
+        step: length of εv in units of the norm of the tracked weights, > 0.
+
+    Returns:
+        Influence [N, K] and targets [N].
+
+    Raises:
+        ValueError: a model of lower precision, a step that is not positive, a direction that is zero, or a document
+            without a target.
+    """
+    if model.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"forward_only: expected a model in float32 or float64, got {model.dtype}")
+    weight_VD = head_weight(model)
+    epsilons = [_epsilon(model, blocks, direction, step) for direction in directions]
+    rows: list[Tensor] = []
+    n_targets: list[int] = []
+    with frozen(model), torch.inference_mode():
+        moved = [
+            [_moved_parameters(model, blocks, direction, sign * epsilon) for sign in (1, -1)]
+            for direction, epsilon in zip(directions, epsilons, strict=True)
+        ]
+        for batch in batches:
+            documents = read_batch(batch, weight_VD.device)
+            columns = [
+                _difference(model, documents, weight_VD, pair) / (2 * epsilon)
+                for pair, epsilon in zip(moved, epsilons, strict=True)
+            ]
+            rows.append(torch.stack(columns, dim=1).cpu())
+            n_targets += documents.n_targets_N
+    return _collect(rows, n_targets, len(directions))
+
+
+def _truncate_block(V_OI: Tensor, energy: float) -> LinearMap:
+    left_OR, singular_R, right_RI = torch.linalg.svd(V_OI, full_matrices=False)
+    shares_R = (singular_R.double() ** 2).cumsum(0)
+    rank = int(torch.searchsorted(shares_R, energy * shares_R[-1]).item()) + 1
+    if rank * sum(V_OI.shape) >= V_OI.numel():
+        return LinearMap(V_OI, None)
+    return LinearMap(right_RI[:rank].contiguous(), left_OR[:, :rank] * singular_R[:rank])
+
+
+def _moved(linear: LinearMap, like: Tensor) -> LinearMap:
+    return LinearMap(linear.right_RI.to(like), None if linear.left_OR is None else linear.left_OR.to(like))
+
+
+def _contract(
+    maps: Sequence[Mapping[str, LinearMap]],
+    sums_KN: Tensor,
+    group: tuple[Block, ...],
+    a_PI: Tensor,
+    deltas_PO: list[Tensor],
+) -> None:
+    """Add a group's part; no mask is needed, since δ is zero at every position that does not count."""
+    for block, delta_PO in zip(group, deltas_PO, strict=True):
+        for k, direction in enumerate(maps):
+            linear = direction[block.name]
+            a_PI, delta_PO = a_PI.to(linear.right_RI), delta_PO.to(linear.right_RI)
+            weight_RI, bias_R = linear.right_RI, None
+            if block.bias:
+                weight_RI, bias_R = linear.right_RI[:, :-1], linear.right_RI[:, -1]
+            mapped_PR = torch.nn.functional.linear(a_PI, weight_RI, bias_R)
+            against_PR = delta_PO if linear.left_OR is None else delta_PO @ linear.left_OR
+            sums_KN[k] += (
+                mapped_PR.mul_(against_PR).sum(dim=1).view(sums_KN.shape[1], -1).sum(dim=1, dtype=torch.float64)
+            )
+
+
+def _tracked_slices(
+    model: PreTrainedModel, block: Block, parameters: dict[str, Tensor]
+) -> Iterable[tuple[slice, Tensor, Tensor | None]]:
+    """Walk the block's rows: (rows of the block, view of the weights [rows, I], view of the biases)."""
+    start = 0
+    for name in block.modules:
+        weight_OI = parameters[f"{name}.weight"]
+        weight_OI = weight_OI.T if isinstance(model.get_submodule(name), Conv1D) else weight_OI
+        for low, high in block.rows or ((0, weight_OI.shape[0]),):
+            bias_O = parameters[f"{name}.bias"][low:high] if block.bias else None
+            yield slice(start, start + high - low), weight_OI[low:high], bias_O
+            start += high - low
+
+
+def _tracked_parameters(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str, Tensor]:
+    names: dict[str, None] = {}
+    for block in blocks:
+        kinds = ("weight", "bias") if block.bias else ("weight",)
+        names.update(dict.fromkeys(f"{module}.{kind}" for module in block.modules for kind in kinds))
+    return {name: model.get_parameter(name).detach() for name in names}
+
+
+def _moved_parameters(
+    model: PreTrainedModel, blocks: Sequence[Block], direction: Direction, epsilon: float
+) -> dict[str, Tensor]:
+    """Copy the tracked parameters of the base model, moved by epsilon times the direction."""
+    moved = {name: value.clone() for name, value in _tracked_parameters(model, blocks).items()}
+    for block in blocks:
+        V_OI = direction[block.name]
+        for rows, weight_OI, bias_O in _tracked_slices(model, block, moved):
+            step_OI = V_OI[rows].to(weight_OI)
+            weight_OI.add_(step_OI[:, : weight_OI.shape[1]], alpha=epsilon)
+            if bias_O is not None:
+                bias_O.add_(step_OI[:, -1], alpha=epsilon)
+    return moved
+
+
+def _epsilon(model: PreTrainedModel, blocks: Sequence[Block], direction: Direction, step: float) -> float:
+    if not step > 0:
+        raise ValueError(f"step: expected a positive number, got {step}")
+    length = sum(direction[block.name].double().square().sum().item() for block in blocks) ** 0.5
+    if not length > 0:
+        raise ValueError(f"direction: expected one of positive length, got length {length}")
+    norm = sum(value.double().square().sum().item() for value in _tracked_parameters(model, blocks).values()) ** 0.5
+    return float(step * norm / length)
+
+
+def _difference(
+    model: PreTrainedModel, documents: Documents, weight_VD: Tensor, pair: Sequence[dict[str, Tensor]]
+) -> Tensor:
+    """L(θ + εv) - L(θ - εv) per document, [N] float64."""
+    plus_M, minus_M = (losses(_moved_states(model, documents, moved), weight_VD, documents).double() for moved in pair)
+    return torch.stack([piece.sum() for piece in torch.split(plus_M - minus_M, list(documents.n_targets_N))])
+
+
+def _moved_states(model: PreTrainedModel, documents: Documents, moved: Mapping[str, Tensor]) -> Tensor:
+    """Compute `loss.hidden_states` at other parameters."""
+    base = {name.removeprefix(f"{model.base_model_prefix}."): value for name, value in moved.items()}
+    inputs = {"input_ids": documents.ids_NT, "use_cache": False}
+    states: Tensor = functional_call(model.base_model, base, args=(), kwargs=inputs).last_hidden_state
+    return states
+
+
+def _collect(rows: list[Tensor], n_targets: list[int], n_directions: int) -> Influences:
+    influence_NK = torch.cat([torch.zeros(0, n_directions, dtype=torch.float64), *rows])
+    return influence_NK.numpy(), np.asarray(n_targets, dtype=np.int64)
