@@ -1,0 +1,254 @@
+"""The candidate pool's tables: Parquet files and arrays, written as streams, read by ranges of rows.
+
+Owns the columns of documents, arm rows and the arm index, and how rows map to row groups and parts. The same rows give
+the same bytes, however they arrive in batches (with one version of pyarrow, whose name stands in each file).
+Shape legend: N documents, D embedding.
+
+Layout of an arm: its documents are contiguous in the concatenation of the parts, which the pool version's manifest
+lists under ``parts`` as ``{"key": ..., "rows": ..., "sha256": ...}`` in order; an arm may span parts.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from quad_tasks.storage.manifest import read_manifest
+from quad_tasks.storage.store import Store
+
+COMPRESSION = "zstd"
+COMPRESSION_LEVEL = 3
+TEXT_HASH_BYTES = 16
+
+DOCUMENT_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("metadata", pa.string(), nullable=False),
+        pa.field("n_tokens", pa.int32(), nullable=False),
+        pa.field("n_bytes", pa.int32(), nullable=False),
+        pa.field("text_hash", pa.binary(TEXT_HASH_BYTES), nullable=False),
+        pa.field("line", pa.int64(), nullable=False),
+    ]
+)
+"""A shard's kept documents in file order. ``metadata`` is a JSON object as text with sorted keys; ``n_bytes`` counts
+the text in UTF-8; ``text_hash`` is `text_hash`; ``line`` is the 1-based line or row in the input file."""
+
+
+class Written(NamedTuple):
+    """What was written: a table's number of rows and the SHA-256 of the object's bytes, in hex."""
+
+    rows: int
+    sha256: str
+
+
+def text_hash(text: str) -> bytes:
+    """Return the 16-byte BLAKE2b hash of a text's UTF-8 bytes, by which exact duplicates are found."""
+    return hashlib.blake2b(text.encode(), digest_size=TEXT_HASH_BYTES).digest()
+
+
+def arm_row_schema(embedding_dim: int) -> pa.Schema:
+    """Return the columns of the pool in arm order; ``embedding`` holds ``embedding_dim`` float32 values.
+
+    ``shard`` and ``shard_row`` (0-based) say where the document stands in the pool's document tables.
+    """
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("metadata", pa.string(), nullable=False),
+            pa.field("n_tokens", pa.int32(), nullable=False),
+            pa.field("n_bytes", pa.int32(), nullable=False),
+            pa.field("arm", pa.int32(), nullable=False),
+            pa.field("shard", pa.string(), nullable=False),
+            pa.field("shard_row", pa.int64(), nullable=False),
+            pa.field("embedding", _vector(embedding_dim), nullable=False),
+        ]
+    )
+
+
+def arm_index_schema(embedding_dim: int) -> pa.Schema:
+    """Return the columns of the arm index, one row per arm.
+
+    ``part`` and ``row`` (0-based) are where the arm's first document stands; ``centroid`` and ``variance`` are the
+    mean and the per-coordinate variance of its embeddings.
+    """
+    return pa.schema(
+        [
+            pa.field("arm", pa.int32(), nullable=False),
+            pa.field("n_documents", pa.int64(), nullable=False),
+            pa.field("n_tokens", pa.int64(), nullable=False),
+            pa.field("part", pa.int32(), nullable=False),
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field("centroid", _vector(embedding_dim), nullable=False),
+            pa.field("variance", _vector(embedding_dim), nullable=False),
+        ]
+    )
+
+
+def write_table_stream(
+    store: Store, key: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch | pa.Table], row_group_rows: int
+) -> Written:
+    """Write rows as one Parquet object, holding no more than a row group and a batch in memory.
+
+    Args:
+        store: where to.
+        key: the object's key.
+        schema: the columns.
+        batches: rows in order, with the schema's columns and types that cast to its own without loss; their division
+            into batches leaves no trace in the file.
+        row_group_rows: rows per row group, the last one excepted: the least that a reader must fetch.
+
+    Returns:
+        The number of rows and the digest of the object's bytes.
+
+    Raises:
+        ValueError: a batch has other columns, nulls where none may be, or a value that does not fit.
+    """
+    rows = 0
+    with store.spool(key) as path:
+        with pq.ParquetWriter(path, schema, compression=COMPRESSION, compression_level=COMPRESSION_LEVEL) as writer:
+            for group in _row_groups(batches, row_group_rows):
+                writer.write_table(group.cast(schema), row_group_size=row_group_rows)
+                rows += group.num_rows
+        with path.open("rb") as file:
+            return Written(rows, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def read_rows(store: Store, key: str, start: int, n: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read rows [start, start + n) of a Parquet object, cut off at its end, fetching only their row groups.
+
+    Raises:
+        StoreKeyError: there is no such object.
+    """
+    with store.open_input(key) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+        sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
+        firsts = [0, *itertools.accumulate(sizes)]
+        wanted = [g for g, size in enumerate(sizes) if firsts[g] < start + n and firsts[g] + size > start]
+        table = parquet.read_row_groups(wanted, columns=None if columns is None else list(columns))
+        return table.slice(start - firsts[wanted[0]] if wanted else 0, n)
+
+
+def iter_batches(
+    store: Store, key: str, columns: Sequence[str] | None = None, batch_rows: int = 1024
+) -> Iterator[pa.RecordBatch]:
+    """Read a Parquet object in order, at most ``batch_rows`` rows at a time.
+
+    Raises:
+        StoreKeyError: there is no such object.
+    """
+    with store.open_input(key) as file, pq.ParquetFile(file) as parquet:
+        yield from parquet.iter_batches(batch_size=batch_rows, columns=None if columns is None else list(columns))
+
+
+def read_arm_rows(
+    store: Store,
+    pool_version_prefix: str,
+    arm_index_row: Mapping[str, Any],
+    cursor: int,
+    n: int,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """Read documents [cursor, cursor + n) of an arm, cut off at the arm's end.
+
+    Args:
+        store: the workspace.
+        pool_version_prefix: as ``pools/<pool>/v<NNNN>``; its manifest lists the parts.
+        arm_index_row: the arm's row of the arm index: ``n_documents``, ``part`` and ``row`` are used.
+        cursor: documents of the arm already drawn.
+        n: documents wanted.
+        columns: of `arm_row_schema`; all by default.
+
+    Raises:
+        StoreKeyError: the manifest or a part is missing.
+    """
+    parts = read_manifest(store, f"{pool_version_prefix}/manifest.json")["parts"]
+    wanted = max(0, min(n, arm_index_row["n_documents"] - cursor))
+    part, row = arm_index_row["part"], arm_index_row["row"] + cursor
+    while row >= parts[part]["rows"] and part + 1 < len(parts):
+        row -= parts[part]["rows"]
+        part += 1
+    tables = [read_rows(store, parts[part]["key"], row, wanted, columns)]
+    missing = wanted - tables[0].num_rows
+    while missing > 0 and part + 1 < len(parts):
+        part += 1
+        tables.append(read_rows(store, parts[part]["key"], 0, missing, columns))
+        missing -= tables[-1].num_rows
+    return pa.concat_tables(tables)
+
+
+def write_array(store: Store, key: str, array: npt.NDArray[Any]) -> str:
+    """Write an array in NumPy's .npy format, rows contiguous.
+
+    Returns:
+        The SHA-256 of the object's bytes, in hex.
+
+    Raises:
+        ValueError: the array holds Python objects.
+    """
+    with store.spool(key) as path:
+        with path.open("wb") as file:
+            np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_array(store: Store, key: str) -> npt.NDArray[Any]:
+    """Read a .npy object; on a local store it is mapped into memory, read-only, and pages in as it is used.
+
+    Raises:
+        StoreKeyError: there is no such object.
+        ValueError: the object is no .npy file or holds Python objects.
+    """
+    mode: Any = None if store.local_path(key) is None else "r"
+    with store.local_copy(key) as path:
+        return cast(npt.NDArray[Any], np.load(path, mmap_mode=mode, allow_pickle=False))
+
+
+def read_array_rows(store: Store, key: str, start: int, n: int) -> npt.NDArray[Any]:
+    """Read rows [start, start + n) of a .npy object written by `write_array`, cut off at its end, and nothing else.
+
+    Raises:
+        StoreKeyError: there is no such object.
+        ValueError: the object is no .npy file.
+    """
+    with store.open_input(key) as file:
+        shape, dtype = _array_header(file)
+        row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        rows = max(0, min(n, shape[0] - start))
+        file.seek(start * row_bytes, 1)
+        return np.frombuffer(file.read(rows * row_bytes), dtype).reshape(rows, *shape[1:])
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch | pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Cut batches into tables of exactly ``rows`` rows, the last one excepted."""
+    pending: list[pa.Table] = []
+    count = 0
+    for batch in batches:
+        pending.append(batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch]))
+        count += batch.num_rows
+        if count >= rows:
+            joined = pa.concat_tables(pending)
+            whole = count - count % rows
+            yield from (joined.slice(first, rows).combine_chunks() for first in range(0, whole, rows))
+            pending, count = [joined.slice(whole).combine_chunks()], count - whole
+    if count:
+        yield pa.concat_tables(pending).combine_chunks()
+
+
+def _array_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, _, dtype = read_header(file)
+    return shape, dtype
+
+
+def _vector(size: int) -> pa.DataType:
+    return pa.list_(pa.float32(), size)
