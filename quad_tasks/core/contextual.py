@@ -1,0 +1,152 @@
+"""What pulled arms tell of the others: a Bayesian linear model of arms' mean rewards from arm features.
+
+    θ_i = μ + x_i^T β + u_i,   β ~ N(0, s² I),   u_i ~ N(0, τ²),   (S_i / T_i) | θ_i ~ N(θ_i, σ² / T_i)
+
+The linear part is LinUCB's (Li et al. 2010, arXiv 1003.0146); the residual u_i lets an arm's own pulls overrule its
+features, as in a Gaussian process with a linear kernel plus white noise (Rasmussen and Williams 2006, section 2.7).
+The three variances are those of highest marginal likelihood on a small grid. A general kernel was decided against: K^3.
+
+Shape suffixes: K arms, V arms visited, D features, R principal components.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+Float64 = npt.NDArray[np.float64]
+
+FEATURE_RANK = 32
+"""Principal components of the centroids kept: one round's fit then costs K * 35^2 products."""
+FIT_ARMS = 1000
+"""Arms, the most pulled, on which variances are fitted; the posterior uses all."""
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Grid of both shares of the rewards' variance: noise of a pull, and of the rest, what features explain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variances:
+    """The model's three variances, in squared influence per token.
+
+    Attributes:
+        weight: s², of one feature's weight.
+        residual: τ², of what an arm's mean has beside its features.
+        noise: σ², of one pull's reward about its arm's mean.
+    """
+
+    weight: float
+    residual: float
+    noise: float
+
+
+def arm_features(
+    centroids_KD: npt.NDArray[np.floating],
+    n_documents_K: npt.NDArray[np.int64],
+    n_tokens_K: npt.NDArray[np.int64],
+    rank: int = FEATURE_RANK,
+) -> Float64:
+    """Build arm features: the centroids' principal components, log size, log mean length; each group of unit variance.
+
+    Args:
+        centroids_KD: [K, D] mean embedding of each arm.
+        n_documents_K: [K] documents in each arm.
+        n_tokens_K: [K] tokens in each arm.
+        rank: components kept at most.
+
+    Returns:
+        [K, min(rank, D) + 2] centred features; built once, used every round.
+    """
+    centred_KD = np.asarray(centroids_KD, np.float64) - np.mean(centroids_KD, axis=0, dtype=np.float64)
+    _, vectors_DD = np.linalg.eigh(centred_KD.T @ centred_KD)
+    components_KR = centred_KD @ vectors_DD[:, ::-1][:, :rank]
+    size_K = np.log1p(n_documents_K)
+    length_K = np.log1p(n_tokens_K / np.maximum(n_documents_K, 1))
+    groups = (components_KR, size_K[:, None] - size_K.mean(), length_K[:, None] - length_K.mean())
+    return np.concatenate([_unit_variance(group) for group in groups], axis=1)
+
+
+def arm_posterior(
+    features_KD: npt.NDArray[np.floating], pulls_K: Float64, reward_sum_K: Float64, reward_variance: float
+) -> tuple[Float64, Float64]:
+    """Compute mean and standard deviation of every arm's mean reward given all pulls.
+
+    Args:
+        features_KD: [K, D] centred arm features.
+        pulls_K: [K] T, 0 for an unvisited arm.
+        reward_sum_K: [K] S.
+        reward_variance: variance of all rewards, which the model's variances share out.
+
+    Returns:
+        [K] means and [K] standard deviations; the same for all arms before the first pull.
+    """
+    x_KD: Float64 = np.asarray(features_KD, np.float64)
+    visited = np.flatnonzero(pulls_K > 0)
+    if len(visited) == 0 or reward_variance <= 0:
+        known = float(reward_sum_K.sum() / pulls_K.sum()) if len(visited) else 0.0
+        return np.full(len(pulls_K), known), np.zeros(len(pulls_K))
+    variances = _fit_variances(x_KD, pulls_K, reward_sum_K, visited, reward_variance)
+    x_VD, pulls_V = x_KD[visited], pulls_K[visited]
+    mean_V = reward_sum_K[visited] / pulls_V
+    precision_V = 1 / (variances.residual + variances.noise / pulls_V)
+    centre = float(precision_V @ mean_V / precision_V.sum())
+    factor_DD, beta_D, _ = _solve(x_VD, mean_V - centre, precision_V, variances.weight)
+    linear_K = centre + x_KD @ beta_D
+    half_DK = linalg.solve_triangular(factor_DD, x_KD.T, lower=True, check_finite=False)
+    linear_variance_K = np.einsum("dk,dk->k", half_DK, half_DK) + 1 / precision_V.sum()
+    own_K = np.zeros(len(pulls_K))
+    own_K[visited] = variances.residual * precision_V
+    residual_K = np.zeros(len(pulls_K))
+    residual_K[visited] = mean_V - linear_K[visited]
+    deviation_K = np.sqrt((1 - own_K) ** 2 * linear_variance_K + variances.residual * (1 - own_K))
+    return linear_K + own_K * residual_K, deviation_K
+
+
+def _fit_variances(
+    features_KD: Float64,
+    pulls_K: Float64,
+    reward_sum_K: Float64,
+    visited: npt.NDArray[np.int64],
+    reward_variance: float,
+) -> Variances:
+    """Choose the variances of highest marginal likelihood on the most pulled arms."""
+    most = visited[np.argsort(-pulls_K[visited], kind="stable")[:FIT_ARMS]]
+    features_VD, pulls_V = features_KD[most], pulls_K[most]
+    mean_V = reward_sum_K[most] / pulls_V
+    squared_length = float(np.mean(np.sum(features_KD**2, axis=1))) or 1.0  # all features 0: no weight matters
+
+    def evidence(variances: Variances) -> float:
+        precision_V = 1 / (variances.residual + variances.noise / pulls_V)
+        target_V = mean_V - precision_V @ mean_V / precision_V.sum()
+        return _solve(features_VD, target_V, precision_V, variances.weight)[2]
+
+    grid = [
+        Variances(
+            weight=reward_variance * (1 - noise) * linear / squared_length,
+            residual=reward_variance * (1 - noise) * (1 - linear),
+            noise=reward_variance * noise,
+        )
+        for noise in SHARES
+        for linear in SHARES
+    ]
+    return max(grid, key=evidence)
+
+
+def _solve(
+    features_VD: Float64, target_V: Float64, precision_V: Float64, weight_variance: float
+) -> tuple[Float64, Float64, float]:
+    """Fit β: the Cholesky factor of its posterior precision, its mean, and the log evidence less a constant."""
+    weighted_VD = features_VD * precision_V[:, None]
+    precision_DD = weighted_VD.T @ features_VD + np.eye(features_VD.shape[1]) / weight_variance
+    factor_DD: Float64 = linalg.cholesky(precision_DD, lower=True, check_finite=False)
+    moment_D = weighted_VD.T @ target_V
+    beta_D = linalg.cho_solve((factor_DD, True), moment_D, check_finite=False)
+    fit = float(precision_V @ target_V**2 - moment_D @ beta_D)
+    determinant = 2 * np.log(np.diag(factor_DD)).sum() + len(moment_D) * np.log(weight_variance)
+    return factor_DD, beta_D, -0.5 * float(fit + determinant - np.log(precision_V).sum())
+
+
+def _unit_variance(group_KD: Float64) -> Float64:
+    """Scale a group of centred features to a mean squared length of 1; constant ones stay 0."""
+    squared = float(np.mean(np.sum(group_KD**2, axis=1)))
+    return group_KD / np.sqrt(squared) if squared > 0 else group_KD

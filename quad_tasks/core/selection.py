@@ -1,0 +1,179 @@
+"""Which candidates are taken for a token budget: rankings, and how a ranking fills the budget.
+
+Owns the budget's exactness: what is taken never exceeds it, and after it no eligible document that was left would still
+fit, so that the shortfall is less than one document. Refuses to score or predict: influence per target token comes
+measured (`influence.py`) or predicted (`prediction.py`). Influence > 0: training on it lowers the reference loss.
+
+Who is eligible, best first, by mode:
+
+    instance   scored documents above τ, by influence (the paper)
+    cluster    those first; then the unscored documents of arms whose mean is above τ, by that mean, in arm order (the
+               published code takes an accepted arm's next documents unseen)
+    predicted  documents above τ, by influence measured or predicted
+
+Order among equals is by id, so that no result depends on the order of rows, except where `cluster` follows an arm's.
+
+Shape suffixes: N candidates, K arms, D embedding, B documents taken.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+Mode = Literal["instance", "cluster", "predicted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Documents that may be taken, as parallel arrays.
+
+    Attributes:
+        id: [N] str, unique.
+        arm: [N] int32.
+        n_tokens: [N] int64, > 0, in the run's tokenizer.
+        influence: [N] float64 per target token, measured or predicted; NaN where neither.
+        scored: [N] bool, whether the influence was measured.
+    """
+
+    id: npt.NDArray[np.str_] | npt.NDArray[np.object_]
+    arm: npt.NDArray[np.int32]
+    n_tokens: npt.NDArray[np.int64]
+    influence: npt.NDArray[np.float64]
+    scored: npt.NDArray[np.bool_]
+
+
+def select(
+    candidates: Candidates,
+    budget_tokens: int,
+    threshold: float,
+    mode: Mode = "instance",
+    arm_mean_K: Float64 | None = None,
+    per_arm_share: float | None = None,
+) -> Int64:
+    """Take documents above the threshold, best first, until the token budget is full.
+
+    Args:
+        candidates: those not taken before.
+        budget_tokens: tokens to take at most, >= 0.
+        threshold: τ, influence per target token that a document (or an arm's mean) must exceed.
+        mode: who is eligible, in which order.
+        arm_mean_K: [K] mean influence of each arm, NaN where unknown; for `cluster` only.
+        per_arm_share: largest share of the budget that one arm may fill, in (0, 1]; None: any.
+
+    Returns:
+        [B] row numbers in the order chosen; fewer tokens than the budget only where no eligible document fits.
+
+    Raises:
+        ValueError: a negative budget, an unknown mode, `cluster` without arm means, or a share outside (0, 1].
+    """
+    order = rank(candidates, threshold, mode, arm_mean_K)
+    if per_arm_share is None:
+        return fill_budget(order, candidates.n_tokens, budget_tokens)
+    return fill_budget_by_arm(order, candidates.n_tokens, candidates.arm, budget_tokens, per_arm_share)
+
+
+def rank(candidates: Candidates, threshold: float, mode: Mode = "instance", arm_mean_K: Float64 | None = None) -> Int64:
+    """List the eligible rows, best first; arguments and errors as `select`."""
+    if mode == "predicted":
+        return _by_influence(candidates, candidates.influence > threshold)
+    scored_order = _by_influence(candidates, candidates.scored & (candidates.influence > threshold))
+    if mode == "instance":
+        return scored_order
+    if mode != "cluster":
+        raise ValueError(f"mode: expected 'instance', 'cluster' or 'predicted', got {mode!r}")
+    if arm_mean_K is None:
+        raise ValueError("arm_mean_K: expected the arms' means for mode 'cluster', got None")
+    return np.concatenate((scored_order, _by_arm_mean(candidates, threshold, arm_mean_K)))
+
+
+def random_control(n_tokens_N: Int64, budget_tokens: int, generator: np.random.Generator) -> Int64:
+    """Fill the same budget with documents drawn uniformly, without replacement.
+
+    Args:
+        n_tokens_N: [N] tokens of each document, > 0.
+        budget_tokens: tokens to take at most, >= 0.
+        generator: draws the order.
+
+    Returns:
+        [B] row numbers in the order drawn; as exact as `select`.
+
+    Raises:
+        ValueError: a negative budget.
+    """
+    return fill_budget(generator.permutation(len(n_tokens_N)), n_tokens_N, budget_tokens)
+
+
+def fill_budget(order: Int64, n_tokens_N: Int64, budget_tokens: int) -> Int64:
+    """Go through rows in order and take each that still fits.
+
+    Whole runs of rows that fit are taken at once; what no longer fits never will, so it is dropped from the rest.
+
+    Args:
+        order: rows, best first.
+        n_tokens_N: [N] tokens of each row, > 0.
+        budget_tokens: tokens to take at most, >= 0.
+
+    Returns:
+        [B] the rows taken, in order.
+
+    Raises:
+        ValueError: a negative budget.
+    """
+    if budget_tokens < 0:
+        raise ValueError(f"budget_tokens: expected >= 0, got {budget_tokens}")
+    taken = [np.empty(0, dtype=np.int64)]
+    left, rest = budget_tokens, order
+    while len(rest := rest[n_tokens_N[rest] <= left]) > 0:
+        filled = np.cumsum(n_tokens_N[rest])
+        count = int(np.searchsorted(filled, left, side="right"))
+        taken.append(rest[:count])
+        left -= int(filled[count - 1])
+        rest = rest[count:]
+    return np.concatenate(taken)
+
+
+def fill_budget_by_arm(
+    order: Int64, n_tokens_N: Int64, arm_N: npt.NDArray[np.int32], budget_tokens: int, per_arm_share: float
+) -> Int64:
+    """Go through rows in order and take each that fits both the budget and its arm's share of it.
+
+    Args:
+        order: rows, best first.
+        n_tokens_N: [N] tokens of each row, > 0.
+        arm_N: [N] arm of each row.
+        budget_tokens: tokens to take at most, >= 0.
+        per_arm_share: largest share of the budget that one arm may fill, in (0, 1].
+
+    Returns:
+        [B] the rows taken, in order.
+
+    Raises:
+        ValueError: a negative budget, or a share outside (0, 1].
+    """
+    if budget_tokens < 0:
+        raise ValueError(f"budget_tokens: expected >= 0, got {budget_tokens}")
+    if not 0 < per_arm_share <= 1:
+        raise ValueError(f"per_arm_share: expected a share in (0, 1], got {per_arm_share}")
+    arm_budget = int(per_arm_share * budget_tokens)
+    left, arm_left, taken = budget_tokens, dict.fromkeys(np.unique(arm_N).tolist(), arm_budget), []
+    for row, tokens, arm in zip(order.tolist(), n_tokens_N[order].tolist(), arm_N[order].tolist(), strict=True):
+        if tokens <= left and tokens <= arm_left[arm]:
+            taken.append(row)
+            left -= tokens
+            arm_left[arm] -= tokens
+    return np.array(taken, dtype=np.int64)
+
+
+def _by_influence(candidates: Candidates, eligible_N: npt.NDArray[np.bool_]) -> Int64:
+    rows = np.flatnonzero(eligible_N)
+    return rows[np.lexsort((candidates.id[rows], -candidates.influence[rows]))]
+
+
+def _by_arm_mean(candidates: Candidates, threshold: float, arm_mean_K: Float64) -> Int64:
+    mean_N = arm_mean_K[candidates.arm]
+    rows = np.flatnonzero(~candidates.scored & (mean_N > threshold))
+    return rows[np.lexsort((rows, candidates.arm[rows], -mean_N[rows]))]
