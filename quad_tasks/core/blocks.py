@@ -183,12 +183,18 @@ def _architecture(model: PreTrainedModel) -> _Architecture:
     kind = model.config.model_type
     if kind in _ARCHITECTURES:
         return _ARCHITECTURES[kind]
-    matrices = (name for name, parameter in model.named_parameters() if parameter.ndim >= 2 and "embed" not in name)
-    owner = next(matrices, "its first parameter").rpartition(".")[0]
     raise UnsupportedLayer(
-        f"architecture {kind!r} is not in the table (first untracked module: {owner}); supported: "
-        f"{', '.join(_ARCHITECTURES)}"
+        f"architecture {kind!r} is not in the table ({_odd_module(model)}); supported: {', '.join(_ARCHITECTURES)}"
     )
+
+
+def _odd_module(model: PreTrainedModel) -> str:
+    """Name a module that holds matrices without being a linear map or an embedding, else the first linear map."""
+    owners = [name.rpartition(".")[0] for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+    kinds = {owner: type(model.get_submodule(owner)) for owner in owners}
+    odd = [owner for owner, kind in kinds.items() if kind not in (*_LINEAR_TYPES, nn.Embedding)]
+    linear = [owner for owner, kind in kinds.items() if kind in _LINEAR_TYPES]
+    return ", ".join(f"it has {owner}, {kinds[owner].__name__}" for owner in (odd + linear)[:1])
 
 
 def _layer_names(model: PreTrainedModel, architecture: _Architecture) -> list[str]:

@@ -6,7 +6,7 @@ Sign: q > 0 means that training on z lowers the reference loss, to first order. 
 target; L(z), and so q(z), is a SUM over the document's targets: divide by `Scores.n_tokens` for influence per token.
 
 Owns the reference gradient and the choice among the scorers (`quad_tasks.core.scorers`) with its gate: a scorer that is
-not exact must first rank a calibration sample as `exact` does. (The paper prints the opposite sign, as a change in loss.)
+not exact must first rank a calibration sample as `exact` does. (The paper prints the opposite sign: a change in loss.)
 
 Shape suffixes: N documents, P positions of a batch, I block inputs (the constant one included), O block outputs,
 K directions.
