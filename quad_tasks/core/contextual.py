@@ -1,12 +1,12 @@
 """What pulled arms tell of the others: a Bayesian linear model of arms' mean rewards from arm features.
 
-    θ_i = μ + x_i^T β + u_i,   β ~ N(0, s² I),   u_i ~ N(0, τ²),   (S_i / T_i) | θ_i ~ N(θ_i, σ² / T_i)
+    θ_i = μ + x_i^T β + u_i,   β ~ N(0, s² I),   u_i ~ N(0, τ²),   (S_i / T_i) | θ_i ~ N(θ_i, σ² / T_i),   μ flat
 
 The linear part is LinUCB's (Li et al. 2010, arXiv 1003.0146); the residual u_i lets an arm's own pulls overrule its
 features, as in a Gaussian process with a linear kernel plus white noise (Rasmussen and Williams 2006, section 2.7).
 The three variances are those of highest marginal likelihood on a small grid. A general kernel was decided against: K^3.
 
-Shape suffixes: K arms, V arms visited, D features, R principal components.
+Shape suffixes: K arms, V arms visited, D features (the constant one first, inside), R principal components.
 """
 
 from dataclasses import dataclass
@@ -80,46 +80,19 @@ def arm_posterior(
     Returns:
         [K] means and [K] standard deviations; the same for all arms before the first pull.
     """
-    x_KD: Float64 = np.asarray(features_KD, np.float64)
     visited = np.flatnonzero(pulls_K > 0)
     if len(visited) == 0 or reward_variance <= 0:
         known = float(reward_sum_K.sum() / pulls_K.sum()) if len(visited) else 0.0
         return np.full(len(pulls_K), known), np.zeros(len(pulls_K))
-    variances = _fit_variances(x_KD, pulls_K, reward_sum_K, visited, reward_variance)
-    x_VD, pulls_V = x_KD[visited], pulls_K[visited]
-    mean_V = reward_sum_K[visited] / pulls_V
-    precision_V = 1 / (variances.residual + variances.noise / pulls_V)
-    centre = float(precision_V @ mean_V / precision_V.sum())
-    factor_DD, beta_D, _ = _solve(x_VD, mean_V - centre, precision_V, variances.weight)
-    linear_K = centre + x_KD @ beta_D
-    half_DK = linalg.solve_triangular(factor_DD, x_KD.T, lower=True, check_finite=False)
-    linear_variance_K = np.einsum("dk,dk->k", half_DK, half_DK) + 1 / precision_V.sum()
-    own_K = np.zeros(len(pulls_K))
-    own_K[visited] = variances.residual * precision_V
-    residual_K = np.zeros(len(pulls_K))
-    residual_K[visited] = mean_V - linear_K[visited]
-    deviation_K = np.sqrt((1 - own_K) ** 2 * linear_variance_K + variances.residual * (1 - own_K))
-    return linear_K + own_K * residual_K, deviation_K
-
-
-def _fit_variances(
-    features_KD: Float64,
-    pulls_K: Float64,
-    reward_sum_K: Float64,
-    visited: npt.NDArray[np.int64],
-    reward_variance: float,
-) -> Variances:
-    """Choose the variances of highest marginal likelihood on the most pulled arms."""
+    x_KD = np.concatenate((np.ones((len(pulls_K), 1)), features_KD), axis=1, dtype=np.float64)
     most = visited[np.argsort(-pulls_K[visited], kind="stable")[:FIT_ARMS]]
-    features_VD, pulls_V = features_KD[most], pulls_K[most]
-    mean_V = reward_sum_K[most] / pulls_V
-    squared_length = float(np.mean(np.sum(features_KD**2, axis=1))) or 1.0  # all features 0: no weight matters
+    variances = _fit_variances(x_KD[most], pulls_K[most], reward_sum_K[most] / pulls_K[most], reward_variance)
+    return _condition(x_KD, pulls_K, reward_sum_K, variances)
 
-    def evidence(variances: Variances) -> float:
-        precision_V = 1 / (variances.residual + variances.noise / pulls_V)
-        target_V = mean_V - precision_V @ mean_V / precision_V.sum()
-        return _solve(features_VD, target_V, precision_V, variances.weight)[2]
 
+def _fit_variances(x_VD: Float64, pulls_V: Float64, mean_V: Float64, reward_variance: float) -> Variances:
+    """Choose the variances of highest marginal likelihood; they add up to the variance of rewards."""
+    squared_length = float(np.mean(np.sum(x_VD[:, 1:] ** 2, axis=1))) or 1.0  # all features 0: no weight matters
     grid = [
         Variances(
             weight=reward_variance * (1 - noise) * linear / squared_length,
@@ -129,20 +102,48 @@ def _fit_variances(
         for noise in SHARES
         for linear in SHARES
     ]
-    return max(grid, key=evidence)
+    return max(grid, key=lambda variances: _solve(x_VD, mean_V, _precision(pulls_V, variances), variances.weight)[2])
+
+
+def _condition(x_KD: Float64, pulls_K: Float64, reward_sum_K: Float64, variances: Variances) -> tuple[Float64, Float64]:
+    """Posterior of every θ_i: what its features say, corrected by what its own pulls say beside them."""
+    visited = np.flatnonzero(pulls_K > 0)
+    mean_V = reward_sum_K[visited] / pulls_K[visited]
+    precision_V = _precision(pulls_K[visited], variances)
+    factor_DD, beta_D, _ = _solve(x_KD[visited], mean_V, precision_V, variances.weight)
+    linear_K = x_KD @ beta_D
+    half_DK = linalg.solve_triangular(factor_DD, x_KD.T, lower=True, check_finite=False)
+    linear_variance_K = np.einsum("dk,dk->k", half_DK, half_DK)
+    own_K = np.zeros(len(pulls_K))
+    own_K[visited] = variances.residual * precision_V
+    residual_K = np.zeros(len(pulls_K))
+    residual_K[visited] = mean_V - linear_K[visited]
+    deviation_K = np.sqrt((1 - own_K) ** 2 * linear_variance_K + variances.residual * (1 - own_K))
+    return linear_K + own_K * residual_K, deviation_K
+
+
+def _precision(pulls_V: Float64, variances: Variances) -> Float64:
+    """Precision of an arm's observed mean about what its features say."""
+    return 1 / (variances.residual + variances.noise / pulls_V)
 
 
 def _solve(
-    features_VD: Float64, target_V: Float64, precision_V: Float64, weight_variance: float
+    x_VD: Float64, mean_V: Float64, precision_V: Float64, weight_variance: float
 ) -> tuple[Float64, Float64, float]:
-    """Fit β: the Cholesky factor of its posterior precision, its mean, and the log evidence less a constant."""
-    weighted_VD = features_VD * precision_V[:, None]
-    precision_DD = weighted_VD.T @ features_VD + np.eye(features_VD.shape[1]) / weight_variance
-    factor_DD: Float64 = linalg.cholesky(precision_DD, lower=True, check_finite=False)
-    moment_D = weighted_VD.T @ target_V
-    beta_D = linalg.cho_solve((factor_DD, True), moment_D, check_finite=False)
-    fit = float(precision_V @ target_V**2 - moment_D @ beta_D)
-    determinant = 2 * np.log(np.diag(factor_DD)).sum() + len(moment_D) * np.log(weight_variance)
+    """Fit μ (first coordinate, flat prior) and β.
+
+    Returns:
+        The Cholesky factor of the posterior precision, the posterior mean, and the restricted log likelihood less a
+        constant.
+    """
+    n_weights = x_VD.shape[1] - 1
+    weighted_VD = x_VD * precision_V[:, None]
+    prior_DD = np.diag([0.0, *[1 / weight_variance] * n_weights])
+    factor_DD: Float64 = linalg.cholesky(weighted_VD.T @ x_VD + prior_DD, lower=True, check_finite=False)
+    moment_D = weighted_VD.T @ mean_V
+    beta_D: Float64 = linalg.cho_solve((factor_DD, True), moment_D, check_finite=False)
+    fit = precision_V @ mean_V**2 - moment_D @ beta_D
+    determinant = 2 * np.log(np.diag(factor_DD)).sum() + n_weights * np.log(weight_variance)
     return factor_DD, beta_D, -0.5 * float(fit + determinant - np.log(precision_V).sum())
 
 
