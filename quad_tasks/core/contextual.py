@@ -19,7 +19,7 @@ Float64 = npt.NDArray[np.float64]
 
 FEATURE_RANK = 32
 """Principal components of the centroids kept: one round's fit then costs K * 35^2 products."""
-FIT_ARMS = 1000
+FIT_ARMS = 500
 """Arms, the most pulled, on which variances are fitted; the posterior uses all."""
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Grid of both shares of the rewards' variance: noise of a pull, and of the rest, what features explain."""
