@@ -11,6 +11,9 @@ Who is eligible, best first, by mode:
                published code takes an accepted arm's next documents unseen)
     predicted  documents above τ, by influence measured or predicted
 
+A `general_share` of the budget may go to the rest of the pool instead, every arm giving in proportion to its tokens: it
+is what the other domains keep while the reference gains (half the budget halved their loss in the pilot).
+
 Order among equals is by id, so that no result depends on the order of rows, except where `cluster` follows an arm's.
 
 Shape suffixes: N candidates, K arms, D embedding, B documents taken.
@@ -53,6 +56,8 @@ def select(
     mode: Mode = "instance",
     arm_mean_K: Float64 | None = None,
     per_arm_share: float | None = None,
+    general_share: float = 0.0,
+    generator: np.random.Generator | None = None,
 ) -> Int64:
     """Take documents above the threshold, best first, until the token budget is full.
 
@@ -62,18 +67,37 @@ def select(
         threshold: τ, influence per target token that a document (or an arm's mean) must exceed.
         mode: who is eligible, in which order.
         arm_mean_K: [K] mean influence of each arm, NaN where unknown; for `cluster` only.
-        per_arm_share: largest share of the budget that one arm may fill, in (0, 1]; None: any.
+        per_arm_share: largest share of the targeted budget that one arm may fill, in (0, 1]; None: any.
+        general_share: share of the budget, in [0, 1], drawn from the rest of the pool; it also takes up what the
+            targeted part could not fill.
+        generator: draws the general part; needed where there is one.
 
     Returns:
-        [B] row numbers in the order chosen; fewer tokens than the budget only where no eligible document fits.
+        [B] row numbers, the targeted in the order chosen, then the general; fewer tokens than the budget only where no
+        eligible document fits.
 
     Raises:
-        ValueError: a negative budget, an unknown mode, `cluster` without arm means, or a share outside (0, 1].
+        ValueError: a negative budget, an unknown mode, `cluster` without arm means, a share out of its range, or a
+            general share without a generator.
     """
+    if not 0 <= general_share <= 1:
+        raise ValueError(f"general_share: expected a share in [0, 1], got {general_share}")
     order = rank(candidates, threshold, mode, arm_mean_K)
+    targeted_tokens = budget_tokens - int(general_share * budget_tokens)
     if per_arm_share is None:
-        return fill_budget(order, candidates.n_tokens, budget_tokens)
-    return fill_budget_by_arm(order, candidates.n_tokens, candidates.arm, budget_tokens, per_arm_share)
+        targeted = fill_budget(order, candidates.n_tokens, targeted_tokens)
+    else:
+        targeted = fill_budget_by_arm(order, candidates.n_tokens, candidates.arm, targeted_tokens, per_arm_share)
+    if general_share == 0:
+        return targeted
+    if generator is None:
+        raise ValueError(f"generator: expected one to draw a general share of {general_share}, got None")
+    rest = np.setdiff1d(np.arange(len(candidates.id)), targeted, assume_unique=True)
+    left = budget_tokens - int(candidates.n_tokens[targeted].sum())
+    general = fill_budget(
+        proportional_order(rest, candidates.n_tokens, candidates.arm, generator), candidates.n_tokens, left
+    )
+    return np.concatenate((targeted, general))
 
 
 def rank(candidates: Candidates, threshold: float, mode: Mode = "instance", arm_mean_K: Float64 | None = None) -> Int64:
@@ -88,6 +112,34 @@ def rank(candidates: Candidates, threshold: float, mode: Mode = "instance", arm_
     if arm_mean_K is None:
         raise ValueError("arm_mean_K: expected the arms' means for mode 'cluster', got None")
     return np.concatenate((scored_order, _by_arm_mean(candidates, threshold, arm_mean_K)))
+
+
+def proportional_order(
+    rows: Int64, n_tokens_N: Int64, arm_N: npt.NDArray[np.int32], generator: np.random.Generator
+) -> Int64:
+    """Order rows so that every beginning holds each arm in proportion to its tokens among them.
+
+    Systematic sampling: inside an arm the order is random; a row stands at the share of its arm's tokens before it,
+    plus a random part, one per arm, of its own, so that small arms get their turn as often as they should.
+
+    Args:
+        rows: the rows to order.
+        n_tokens_N: [N] tokens of each row, > 0.
+        arm_N: [N] arm of each row.
+        generator: draws the orders.
+
+    Returns:
+        The same rows.
+    """
+    shuffled = generator.permutation(rows)
+    grouped = shuffled[np.argsort(arm_N[shuffled], kind="stable")]
+    _, first, arm = np.unique(arm_N[grouped], return_index=True, return_inverse=True)
+    tokens = n_tokens_N[grouped]
+    before = np.cumsum(tokens) - tokens
+    total = np.bincount(arm, weights=tokens)
+    own_part = generator.random(len(first))
+    position = (before - before[first][arm] + own_part[arm] * tokens) / total[arm]
+    return grouped[np.argsort(position, kind="stable")]
 
 
 def random_control(n_tokens_N: Int64, budget_tokens: int, generator: np.random.Generator) -> Int64:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quad_tasks.core.selection import Candidates, fill_budget, random_control, select
+from quad_tasks.core.selection import Candidates, fill_budget, proportional_order, random_control, select
 
 
 def candidates(
@@ -152,3 +152,41 @@ def test_the_same_generator_replays_the_same_control() -> None:
     n_tokens_N = np.arange(1, 100)
     first, second = (random_control(n_tokens_N, 700, np.random.default_rng(3)) for _ in range(2))
     assert first.tolist() == second.tolist()
+
+
+def test_a_general_share_fills_the_same_budget_from_the_rest() -> None:
+    generator = np.random.default_rng(0)
+    pool = candidates(list(generator.normal(size=400)), [1] * 400, arm=list(generator.integers(0, 4, 400)))
+    taken = select(pool, 100, 1.0, general_share=0.4, generator=generator)
+    assert len(taken) == len(set(taken.tolist())) == 100
+    assert (pool.influence[taken[:60]] > 1.0).all()
+    assert (pool.influence[taken[60:]] > 1.0).sum() < 10
+
+
+def test_the_general_part_takes_up_what_the_targeted_part_could_not_fill() -> None:
+    pool = candidates([1.0, 0, 0, 0], [1] * 4)
+    taken = select(pool, 4, 0.5, general_share=0.1, generator=np.random.default_rng(0))
+    assert sorted(taken.tolist()) == [0, 1, 2, 3]
+
+
+def test_the_general_part_holds_arms_in_proportion_to_their_tokens() -> None:
+    arm_N = np.repeat([0, 1, 2], [700, 200, 100]).astype(np.int32)
+    n_tokens_N = np.random.default_rng(0).integers(1, 10, 1000)
+    order = proportional_order(np.arange(1000), n_tokens_N, arm_N, np.random.default_rng(1))
+    taken = fill_budget(order, n_tokens_N, 1000)
+    share = np.bincount(arm_N[taken], weights=n_tokens_N[taken]) / 1000
+    expected = np.bincount(arm_N, weights=n_tokens_N) / n_tokens_N.sum()
+    assert share == pytest.approx(expected, abs=0.01)
+
+
+def test_an_arm_too_small_for_one_document_gets_its_turn_as_often_as_it_should() -> None:
+    arm_N = np.array([0] * 99 + [1], dtype=np.int32)
+    n_tokens_N = np.ones(100, dtype=np.int64)
+    generator = np.random.default_rng(0)
+    turns = [99 in proportional_order(np.arange(100), n_tokens_N, arm_N, generator)[:20] for _ in range(2000)]
+    assert np.mean(turns) == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_general_share_without_a_generator_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"generator: expected one to draw a general share of 0.5, got None"):
+        select(candidates([1.0], [1]), 1, 0, general_share=0.5)
