@@ -1,0 +1,363 @@
+"""The first half of the report page: what came out, and where it came from.
+
+Owns the headline's arithmetic, the counts that must add up, and the selection set against the pool. Signs: the gain
+over random is the reference loss after random tokens minus that after as many selected ones, nats per token, > 0 where
+the selection is better. What a domain paid is its bits per byte after selected tokens minus after random ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+from quad_tasks import report_figures as figures
+from quad_tasks.report_blocks import (
+    Absent,
+    Cell,
+    Figure,
+    Paragraph,
+    Report,
+    Table,
+    count,
+    count_cell,
+    fixed,
+    need,
+    number_cell,
+    percent,
+    percent_cell,
+    text_cell,
+)
+
+CONFIDENCE = 0.95
+SOURCES_DRAWN = 14
+SOURCES_LISTED = 200
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Bits per byte of one held-out domain: before the stage, after random tokens, after selected ones."""
+
+    name: str
+    before: float
+    random: float
+    selected: float
+
+    @property
+    def paid(self) -> float:
+        """Bits per byte that selected tokens cost more than random ones; < 0: they helped this domain too."""
+        return self.selected - self.random
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One stage's proof: the same tokens, selected and random, from the same checkpoint.
+
+    Attributes:
+        stage: the stage's number.
+        before: reference loss at the checkpoint both started from, nats per token.
+        random: reference loss after random tokens, mean over seeds.
+        selected: reference loss after selected tokens, mean over seeds.
+        interval: confidence interval of the gain over random; None with fewer than two seeds.
+        seeds: number of seeds.
+    """
+
+    stage: int
+    before: float
+    random: float
+    selected: float
+    interval: tuple[float, float] | None
+    seeds: int
+
+    @property
+    def gain(self) -> float:
+        """Reference loss saved against random tokens, nats per token; > 0: the selection is better."""
+        return self.random - self.selected
+
+
+def compare_stages(report: Report) -> list[Comparison]:
+    """Read every stage's comparison with its random control.
+
+    Raises:
+        Absent: there is no stage, or one lacks a loss.
+    """
+    comparisons = []
+    for position in range(len(need(report, "stages"))):
+        before, random, selected = (
+            need(report, "stages", position, arm, "reference_loss") for arm in ("before", "random", "selected")
+        )
+        stage = report["stages"][position]
+        by_seed = [stage[arm].get("reference_loss_by_seed") or () for arm in ("random", "selected")]
+        seeds = len(stage.get("seeds") or by_seed[0])
+        number, interval = stage.get("stage", position), gain_interval(*by_seed)
+        comparisons.append(Comparison(number, before, random, selected, interval, seeds))
+    if not comparisons:
+        raise Absent("stages.0")
+    return comparisons
+
+
+def gain_interval(random: Sequence[float], selected: Sequence[float]) -> tuple[float, float] | None:
+    """Give Student's interval of the mean gain over seeds, paired by seed.
+
+    Args:
+        random: reference loss per seed after random tokens.
+        selected: the same after selected tokens, same seeds in the same order.
+
+    Returns:
+        (low, high) at `CONFIDENCE`, or None where the seeds do not pair or are fewer than two.
+    """
+    if len(random) != len(selected) or len(random) < 2:
+        return None
+    gains = np.subtract(random, selected)
+    half = stdtrit(len(gains) - 1, (1 + CONFIDENCE) / 2) * gains.std(ddof=1) / np.sqrt(len(gains))
+    return float(gains.mean() - half), float(gains.mean() + half)
+
+
+def reference_domain(report: Report) -> str | None:
+    """Name the held-out domain whose loss is the reference loss, where the configuration names one."""
+    heldout = (report.get("config") or {}).get("heldout") or {}
+    name: str | None = heldout.get("reference_domain")
+    return name
+
+
+def read_domains(report: Report) -> list[Domain]:
+    """Read the last stage's held-out domains, the reference's first, then by what they paid, dearest first.
+
+    Raises:
+        Absent: the last stage lacks them.
+    """
+    before, random, selected = (need(report, "stages", -1, arm, "domains") for arm in ("before", "random", "selected"))
+    names = [name for name in before if None not in (before[name], random.get(name), selected.get(name))]
+    if not names:
+        raise Absent("stages.-1.before.domains")
+    domains = [Domain(name, before[name], random[name], selected[name]) for name in names]
+    return sorted(domains, key=lambda domain: (domain.name != reference_domain(report), -domain.paid))
+
+
+def headline(report: Report) -> Paragraph:
+    """State gain, cost and price in one sentence."""
+    if not any(stage.get("random") for stage in need(report, "stages")):
+        return _without_control(report)
+    comparisons = compare_stages(report)
+    last = comparisons[-1]
+    subject = f"In the last of {len(comparisons)} stages the" if len(comparisons) > 1 else "The"
+    seeds = f", {last.seeds} seeds" if last.seeds > 1 else ""
+    interval = (
+        last.interval and f"{100 * CONFIDENCE:.0f} % interval {fixed(last.interval[0])} to {fixed(last.interval[1])}"
+    )
+    spread = f" ({interval or 'no interval: it needs two seeds'}{seeds})"
+    verdict = (
+        "lowered the reference loss by" if last.gain > 0 else "did not beat random: the reference loss is higher by"
+    )
+    comparison = " more than random tokens did" if last.gain > 0 else " than after random tokens"
+    gain = f"{verdict} {fixed(abs(last.gain))} nats per token{comparison}{spread}"
+    return Paragraph(f"{subject} selection {gain}{_cost(report)}{_price(report)}.", lead=True)
+
+
+def headline_detail(report: Report) -> Paragraph:
+    """State the losses behind the headline."""
+    comparisons = compare_stages(report)
+    last = comparisons[-1]
+    where = f" in the last of {len(comparisons)} stages" if len(comparisons) > 1 else ""
+    tokens = (report.get("selected") or {}).get("tokens")
+    amount = f" {count(tokens)}" if tokens is not None and len(comparisons) == 1 else ""
+    return Paragraph(
+        f"Held-out reference loss{where}, nats per token: {fixed(last.before)} before training, {fixed(last.selected)} "
+        f"after{amount} selected tokens, {fixed(last.random)} after as many tokens drawn at random from the same pool, "
+        "both from the same checkpoint under the same schedule."
+    )
+
+
+def draw_domains(report: Report) -> Figure:
+    """Draw what each held-out domain gained or paid."""
+    domains, reference = read_domains(report), reference_domain(report)
+    drawing = figures.dot_pairs(
+        "domains",
+        "Change in bits per byte of every held-out domain, after random and after selected tokens; the table below "
+        "holds the numbers.",
+        [f"{domain.name} (reference)" if domain.name == reference else domain.name for domain in domains],
+        [(domain.random - domain.before, domain.selected - domain.before) for domain in domains],
+        ("random tokens", "selected tokens"),
+        "change in bits per byte (left of 0: better)",
+    )
+    return Figure(
+        "domains",
+        (drawing,),
+        "Bits per byte on held-out text by domain, relative to the model before training, after equal numbers of "
+        "random and of selected tokens (mean over seeds). The reference's own domain stands first; the others are "
+        "ordered by what the selection cost them against random.",
+    )
+
+
+def list_domains(report: Report) -> Table:
+    """List the held-out domains in numbers."""
+    rows = tuple(
+        (
+            text_cell(domain.name),
+            *(number_cell(value, 4) for value in (domain.before, domain.random, domain.selected)),
+            number_cell(domain.selected - domain.before, 4, sign=True),
+            number_cell(domain.paid, 4, sign=True),
+        )
+        for domain in read_domains(report)
+    )
+    columns = ("domain", "before", "random", "selected", "selected − before", "selected − random")
+    return Table("domain-table", "Held-out domains, bits per byte; lower is better.", columns, rows)
+
+
+def list_stages(report: Report) -> Table | None:
+    """List every stage's comparison, where there are several."""
+    comparisons = compare_stages(report)
+    if len(comparisons) == 1:
+        return None
+    rows = tuple(
+        (
+            count_cell(stage.stage),
+            *(number_cell(value, 4) for value in (stage.before, stage.random, stage.selected)),
+            number_cell(stage.gain, 4, sign=True),
+        )
+        for stage in comparisons
+    )
+    columns = ("stage", "before", "random", "selected", "gain over random")
+    return Table("stage-table", "Reference loss by stage, nats per token; lower is better.", columns, rows)
+
+
+def balance(report: Report) -> Paragraph:
+    """Say whether every document that came in is accounted for."""
+    kept = need(report, "pool", "documents")
+    set_aside = sum(_by_reason(report, "pool", "set_aside").values())
+    parts = [
+        need(report, "unpulled"),
+        sum(_by_reason(report, "rejected").values()),
+        need(report, "selected", "documents"),
+    ]
+    names = ("set aside", "in the pool unpulled", "scored and rejected", "selected")
+    terms = " + ".join(f"{count(n)} {name}" for n, name in zip([set_aside, *parts], names, strict=True))
+    difference = kept - sum(parts)
+    verdict = (
+        "" if difference == 0 else f" These do not add up: {count(abs(difference))} documents are unaccounted for."
+    )
+    return Paragraph(f"{count(kept + set_aside)} documents in = {terms}.{verdict}")
+
+
+def list_counts(report: Report) -> Table:
+    """List where every document went, with reasons."""
+    kept, set_aside = need(report, "pool", "documents"), _by_reason(report, "pool", "set_aside")
+    documents_in = kept + sum(set_aside.values())
+    rows = [("set aside", reason, n, None) for reason, n in sorted(set_aside.items())]
+    rows += [("unpulled", "in the pool, never drawn", need(report, "unpulled"), None)]
+    rows += [("rejected", reason, n, None) for reason, n in sorted(_by_reason(report, "rejected").items())]
+    rows += [("selected", "in the selection", need(report, "selected", "documents"), report["selected"].get("tokens"))]
+    cells = tuple(
+        (text_cell(state), text_cell(reason), count_cell(n), percent_cell(n / max(documents_in, 1)), count_cell(tokens))
+        for state, reason, n, tokens in rows
+    )
+    total = (Cell("documents in"), Cell(""), count_cell(documents_in), percent_cell(1.0), Cell(""))
+    columns = ("outcome", "reason", "documents", "share", "tokens")
+    return Table("count-table", "Documents by outcome and reason.", columns, cells, total)
+
+
+def draw_composition(report: Report) -> Figure:
+    """Draw the selection against the pool, by source and, where arms are listed, by arm."""
+    rows = _source_shares(report)
+    largest = sorted(rows, key=lambda row: -max(row[2], row[4]))[:SOURCES_DRAWN]
+    panels = [
+        figures.dot_pairs(
+            "sources",
+            "Share of tokens by source, in the pool and in the selection; the table below holds the numbers.",
+            [name for name, *_ in largest],
+            [(100 * pool_share, 100 * share) for _, _, pool_share, _, share in largest],
+            ("pool", "selection"),
+            "share of tokens (%)",
+        )
+    ]
+    arms = [arm for arm in report.get("arms") or () if arm.get("tokens") and arm.get("selected_tokens") is not None]
+    pool_K, selected_K = (
+        np.array([arm[key] for arm in arms], dtype=np.float64) for key in ("tokens", "selected_tokens")
+    )
+    by_arm = ""
+    if len(arms) and selected_K.sum() > 0:
+        panels.append(
+            figures.concentration(
+                "concentration",
+                "Cumulative share of selected tokens against pool tokens over arms.",
+                pool_K,
+                selected_K,
+            )
+        )
+        by_arm = (
+            f" (b) The {count(len(arms))} arms in order of how over-represented they are: the further the line lies "
+            "above the diagonal, the more the selection concentrates on few arms."
+        )
+    beyond = f" The {SOURCES_DRAWN} largest of {len(rows)} sources." if len(rows) > SOURCES_DRAWN else ""
+    return Figure(
+        "composition", tuple(panels), f"(a) Share of tokens by source, pool against selection.{beyond}{by_arm}"
+    )
+
+
+def list_sources(report: Report) -> Table:
+    """List tokens by source, pool against selection."""
+    shares = sorted(_source_shares(report), key=lambda row: -row[1])
+    rows = tuple(
+        (
+            text_cell(name),
+            count_cell(pool_tokens),
+            percent_cell(pool_share),
+            count_cell(tokens),
+            percent_cell(share),
+            number_cell(share / pool_share if pool_share else None, 2),
+        )
+        for name, pool_tokens, pool_share, tokens, share in shares[:SOURCES_LISTED]
+    )
+    beyond = f"; the {SOURCES_LISTED} largest of {len(shares)}" if len(shares) > SOURCES_LISTED else ""
+    return Table(
+        "source-table",
+        f"Tokens by source{beyond}. Ratio: share of the selection / share of the pool.",
+        ("source", "pool tokens", "share of pool", "selected tokens", "share of selection", "ratio"),
+        rows,
+    )
+
+
+def _without_control(report: Report) -> Paragraph:
+    before, after = (
+        need(report, "stages", position, arm, "reference_loss") for position, arm in ((0, "before"), (-1, "selected"))
+    )
+    return Paragraph(
+        f"Training on the selection took the reference loss from {fixed(before)} to {fixed(after)} nats per token"
+        f"{_cost(report)}; no random control was trained, so how much of it the selection earned is not known.",
+        lead=True,
+    )
+
+
+def _by_reason(report: Report, *path: str) -> dict[str, int]:
+    return {reason: n for reason, n in need(report, *path).items() if n is not None}
+
+
+def _cost(report: Report) -> str:
+    scored, pool = ((report.get(key) or {}).get("tokens") for key in ("scored", "pool"))
+    return f", at the cost of scoring {percent(scored / pool)} of the pool's tokens" if scored and pool else ""
+
+
+def _price(report: Report) -> str:
+    try:
+        others = [domain for domain in read_domains(report) if domain.name != reference_domain(report)]
+    except Absent:
+        return ""
+    if not others:
+        return ""
+    mean, dearest = float(np.mean([domain.paid for domain in others])), max(others, key=lambda domain: domain.paid)
+    verb = "paid" if mean > 0 else "gained"
+    most = f" (most: {dearest.name}, {fixed(dearest.paid, 3, sign=True)})" if dearest.paid > 0 else ""
+    domains = f"{len(others)} other held-out domains" if len(others) > 1 else "one other held-out domain"
+    average = " on average" if len(others) > 1 else ""
+    return f"; the {domains} {verb} {fixed(abs(mean))} bits per byte{average} against random{most}"
+
+
+def _source_shares(report: Report) -> list[tuple[str, int, float, int, float]]:
+    pool, selected = need(report, "pool", "sources"), need(report, "selected", "by_source")
+    names = sorted({*pool, *selected})
+    tokens = [tuple((side.get(name) or {}).get("tokens") or 0 for side in (pool, selected)) for name in names]
+    pool_total, selected_total = (max(sum(column), 1) for column in zip(*tokens, strict=True)) if names else (1, 1)
+    return [
+        (name, pool_tokens, pool_tokens / pool_total, selected_tokens, selected_tokens / selected_total)
+        for name, (pool_tokens, selected_tokens) in zip(names, tokens, strict=True)
+    ]

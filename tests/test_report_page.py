@@ -1,0 +1,431 @@
+"""The report page: right numbers, nothing loaded, nothing unescaped, nothing invented."""
+
+import copy
+import json
+import math
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from markupsafe import escape
+
+from quad_tasks.report_page import SECTIONS, render_page
+
+DOMAINS = ("reference_docs", "code", "docstrings", "headers", "descriptions", "licences")
+HOSTILE = (
+    "</pre><script>alert('x')</script><img src=https://evil.example/x.png onerror=alert(1)> $\\frac{ \x07 \" &amp;"
+)
+
+
+def fake_report(n_arms: int = 30, n_documents: int = 600) -> dict:
+    """A run whose numbers agree with each other: 5,000 documents in, one stage, three seeds."""
+    generator = np.random.default_rng(0)
+    arm_N = generator.integers(n_arms, size=n_documents)
+    centre_K2 = generator.normal(size=(n_arms, 2)) * 4
+    x, y = (centre_K2[arm_N] + generator.normal(size=(n_documents, 2))).T
+    influence_N = 0.02 * centre_K2[arm_N, 0] + generator.normal(size=n_documents) * 0.02
+    scored_N = generator.random(n_documents) < 0.4
+    selected_N = scored_N & (influence_N > 0.05)
+    edges = np.linspace(-0.25, 0.25, 41)
+    before = {
+        "reference_docs": 2.10,
+        "code": 1.80,
+        "docstrings": 2.00,
+        "headers": 1.70,
+        "descriptions": 2.20,
+        "licences": 1.60,
+    }
+    random = {name: value - 0.02 for name, value in before.items()}
+    selected = {name: value + 0.03 for name, value in before.items()} | {"reference_docs": 1.95, "docstrings": 1.97}
+    return {
+        "run": "demo-1",
+        "created": "2026-01-02T03:04:05Z",
+        "quad_version": "0.1.0",
+        "config_digest": "ab" * 32,
+        "config": {
+            "seed": 0,
+            "heldout": {"reference_domain": "reference_docs"},
+            "bandit": {"alpha": 1.0, "arms": [1, 2]},
+        },
+        "pool": {
+            "name": "demo",
+            "version": "v0001",
+            "documents": 4900,
+            "tokens": 1_000_000,
+            "bytes": 4_000_000,
+            "inputs": ["pool/*.jsonl"],
+            "set_aside": {"duplicate_text": 90, "invalid_json": 10},
+            "arms": n_arms,
+            "sources": {
+                "stdlib_code": {"documents": 3000, "tokens": 700_000},
+                "pydoc_topics": {"documents": 900, "tokens": 100_000},
+                "hex_noise": {"documents": 1000, "tokens": 200_000},
+            },
+        },
+        "scored": {"documents": 1400, "tokens": 160_000, "share": 0.16},
+        "rejected": {"below_threshold": 990, "too_short": 10},
+        "unpulled": 3500,
+        "selected": {
+            "documents": 400,
+            "tokens": 50_000,
+            "budget_tokens": 50_000,
+            "by_arm": {"0": 50_000},
+            "by_source": {
+                "stdlib_code": {"documents": 100, "tokens": 10_000},
+                "pydoc_topics": {"documents": 300, "tokens": 40_000},
+            },
+        },
+        "tokenizer": {"name": "byte-bpe", "sha256": "cd" * 32},
+        "model": {"source": "fresh", "parameters": 1_100_000, "architecture": "LlamaForCausalLM"},
+        "threshold": 0.05,
+        "stages": [
+            {
+                "stage": 0,
+                "seeds": [0, 1, 2],
+                "before": {"reference_loss": 5.885, "domains": before},
+                "random": {"reference_loss": 5.865, "domains": random, "reference_loss_by_seed": [5.86, 5.87, 5.865]},
+                "selected": {"reference_loss": 5.71, "domains": selected, "reference_loss_by_seed": [5.70, 5.72, 5.71]},
+                "rounds": [
+                    {
+                        "round": position,
+                        "kind": "pilot" if position < 2 else "bandit",
+                        "arms": 5,
+                        "documents": 100,
+                        "tokens": 12_000,
+                        "mean_reward": 0.02 * math.log1p(position),
+                        "effective_arms": 20 - position,
+                        "accepted_tokens": 3_700 * position,
+                    }
+                    for position in range(14)
+                ],
+            }
+        ],
+        "arms": [
+            {
+                "arm": arm,
+                "documents": 160,
+                "tokens": 30_000 + 100 * arm,
+                "pulls": 1 + arm % 7,
+                "mean_reward": 0.02 * centre_K2[arm, 0],
+                "ucb_score": 0.03 * centre_K2[arm, 0],
+                "scored": 40,
+                "selected_tokens": max(0, int(4000 * centre_K2[arm, 0])),
+                "terms": ["object", "method", "returns", "attribute", f"term{arm}"],
+                "sources": {"stdlib_code": 100, "pydoc_topics": 50, "hex_noise": 10},
+            }
+            for arm in range(n_arms)
+        ],
+        "influence": {
+            "bin_edges": edges.tolist(),
+            "scored": np.histogram(influence_N[scored_N], edges)[0].tolist(),
+            "selected": np.histogram(influence_N[selected_N], edges)[0].tolist(),
+        },
+        "examples": {
+            kind: [
+                {
+                    "id": f"{kind}/{number}",
+                    "source": "pydoc_topics",
+                    "arm": number,
+                    "influence": 0.1 / (1 + number),
+                    "n_tokens": 120,
+                    "text": "The following table\n    keeps its  spaces\n" * 20,
+                }
+                for number in range(3)
+            ]
+            for kind in ("best", "borderline", "worst")
+        },
+        "map": {
+            "x": x.tolist(),
+            "y": y.tolist(),
+            "arm": arm_N.tolist(),
+            "influence": [value if seen else None for value, seen in zip(influence_N.tolist(), scored_N, strict=True)],
+            "selected": selected_N.tolist(),
+        },
+        "diversity": {
+            "selected": {"cluster_entropy": 2.4, "vendi_score": 31.0},
+            "random": {"cluster_entropy": 3.2, "vendi_score": 62.0},
+        },
+        "prediction": {"spearman": 0.63, "baseline_spearman": 0.41, "accepted": True},
+        "findings": [
+            {
+                "signature": "too_much_compute",
+                "severity": "info",
+                "evidence": {"scored_per_selected": 3.2},
+                "remedy": "Lower m.",
+            },
+            {
+                "signature": "too_little_diversity",
+                "severity": "severe",
+                "evidence": {"vendi_ratio": 0.5, "worst_domain": "code"},
+                "remedy": "Raise the share of random documents.",
+            },
+        ],
+        "time_s": {"ingest": 2.0, "embed": 14.0, "fit": 60.0, "score": 192.0, "train": 95.5},
+        "peak_memory_bytes": 1_610_612_736,
+    }
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and the text outside of script and style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.silent = 0
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.silent += tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self.silent -= tag in ("script", "style")
+
+    def handle_data(self, data):
+        if not self.silent:
+            self.text.append(data)
+
+
+def words(page: str) -> str:
+    return " ".join(" ".join(Elements(page).text).split())
+
+
+def section(page: str, name: str) -> str:
+    return words(re.search(rf'<section id="{name}".*?</section>', page, re.DOTALL)[0])
+
+
+def replace_everywhere(value, text):
+    """The same report with every string value, and the keys that are users' data, hostile."""
+    if isinstance(value, dict):
+        return {key: replace_everywhere(item, text) for key, item in value.items()}
+    if isinstance(value, list):
+        return [replace_everywhere(item, text) for item in value]
+    return text if isinstance(value, str) else value
+
+
+def paths_of(value, path=()):
+    """Paths of all keys of mappings, through the first element of a list."""
+    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, item in items:
+        if isinstance(value, dict):
+            yield (*path, key)
+        yield from paths_of(item, (*path, key))
+
+
+PATHS = list(paths_of(fake_report()))
+
+
+@pytest.fixture(scope="module")
+def page():
+    return render_page(fake_report())
+
+
+@pytest.fixture
+def no_drawings(monkeypatch):
+    monkeypatch.setattr("quad_tasks.report_figures.draw", lambda *_: "drawing")
+
+
+def test_headline_numbers_are_right_by_hand(page):
+    # 5.865 - 5.71; 160,000 of 1,000,000 tokens; (4 * 0.05 - 0.01) / 5; Student's t(2) = 4.3027, gains .16 .15 .155.
+    assert (
+        "The selection lowered the reference loss by 0.155 nats per token more than random tokens did "
+        "(95 % interval 0.143 to 0.167, 3 seeds), at the cost of scoring 16.0 % of the pool's tokens; the 5 other "
+        "held-out domains paid 0.038 bits per byte on average against random (most: code, +0.050)."
+    ) in section(page, "result")
+
+
+def test_a_selection_that_lost_says_so(no_drawings):
+    report = fake_report()
+    report["stages"][0]["selected"] |= {"reference_loss": 5.9, "reference_loss_by_seed": [5.9]}
+    assert "did not beat random: the reference loss is higher by 0.035 nats per token" in words(render_page(report))
+
+
+def test_one_seed_gives_no_interval(no_drawings):
+    report = fake_report()
+    for arm in ("random", "selected"):
+        report["stages"][0][arm]["reference_loss_by_seed"] = [5.8]
+    report["stages"][0]["seeds"] = [0]
+    assert "did (no interval: it needs two seeds), at the cost" in words(render_page(report))
+
+
+def test_a_run_without_control_claims_no_gain(no_drawings):
+    report = fake_report()
+    del report["stages"][0]["random"]
+    text = section(render_page(report), "result")
+    assert "from 5.885 to 5.710 nats per token" in text
+    assert "how much of it the selection earned is not known" in text
+
+
+def test_several_stages_are_listed_and_the_last_one_leads(no_drawings):
+    report = fake_report()
+    report["stages"].append(copy.deepcopy(report["stages"][0]) | {"stage": 1})
+    report["stages"][1]["selected"]["reference_loss"] = 5.665
+    text = section(render_page(report), "result")
+    assert "In the last of 2 stages the selection lowered the reference loss by 0.200" in text
+    assert "+0.1550" in text
+    assert "+0.2000" in text
+
+
+def test_counts_add_up_to_the_documents_in(page):
+    assert (
+        "5,000 documents in = 100 set aside + 3,500 in the pool unpulled + 1,000 scored and rejected + 400 selected."
+    ) in section(page, "counts")
+    assert "do not add up" not in page
+
+
+def test_counts_that_do_not_add_up_are_shown_as_such(no_drawings):
+    report = fake_report() | {"unpulled": 3493}
+    assert "These do not add up: 7 documents are unaccounted for." in section(render_page(report), "counts")
+
+
+def test_shares_by_source_are_right_by_hand(page):
+    assert "pydoc_topics 100,000 10.0 % 40,000 80.0 % 8.00" in section(page, "composition")
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in SECTIONS])
+def test_an_empty_report_names_what_each_section_lacks(name):
+    assert "the report holds no" in section(render_page({}), name)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: ".".join(map(str, path)))
+def test_any_key_may_be_absent_or_null(path, no_drawings):
+    for change in (lambda parent, key: parent.pop(key), lambda parent, key: parent.update({key: None})):
+        report = parent = fake_report(n_arms=2, n_documents=20)
+        for key in path[:-1]:
+            parent = parent[key]
+        change(parent, path[-1])
+        assert render_page(report).rstrip().endswith("</html>")
+
+
+def test_missing_values_inside_series_are_drawn_as_gaps():
+    report = fake_report()
+    for entry in report["stages"][0]["rounds"][3:5]:
+        entry["mean_reward"] = None
+    report["map"]["influence"] = [None] * len(report["map"]["x"])
+    report["influence"] |= {"scored": [0] * 40, "selected": [0] * 40}
+    assert "figure-map" in render_page(report)
+
+
+def test_hostile_text_is_escaped_everywhere():
+    report = replace_everywhere(fake_report(), HOSTILE)
+    for key, value in (("set_aside", 100), ("sources", {"documents": 5, "tokens": 1_000_000})):
+        report["pool"][key] = {HOSTILE: value}
+    report["selected"]["by_source"] = {HOSTILE: {"documents": 5, "tokens": 50_000}}
+    report["arms"][0]["sources"] = report["time_s"] = {HOSTILE: 3}
+    report["config"] = {HOSTILE: [HOSTILE, {HOSTILE: HOSTILE}]}
+    for arm in ("before", "random", "selected"):
+        report["stages"][0][arm]["domains"] = {HOSTILE: 1.0}
+    page = render_page(report)
+    tags = Elements(page).tags
+    assert escape("<script>alert('x')") in page
+    assert Counter(tag for tag, _ in tags)["script"] == 1
+    assert not [tag for tag, attributes in tags if tag == "img" or any(name.startswith("on") for name in attributes)]
+
+
+def test_nothing_is_loaded_from_outside(page):
+    loading = ("src", "href", "xlink:href", "action", "data", "poster", "srcset")
+    links = [value for _, attributes in Elements(page).tags for key, value in attributes.items() if key in loading]
+    assert {link.split(":")[0] if link.startswith("data:image/png") else link[0] for link in links} == {"#", "data"}
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert "default-src 'none'" in page
+
+
+def test_ids_are_unique_and_every_link_and_reference_finds_one(page):
+    tags = Elements(page).tags
+    ids = Counter(attributes["id"] for _, attributes in tags if "id" in attributes)
+    assert [name for name, n in ids.items() if n > 1] == []
+    links = {attributes["href"] for _, attributes in tags if attributes.get("href", "").startswith("#")}
+    labels = {attributes["aria-labelledby"] for _, attributes in tags if "aria-labelledby" in attributes}
+    assert {link[1:] for link in links} | labels | set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
+
+
+def test_tables_and_figures_are_labelled(page):
+    counts = Counter(tag for tag, _ in Elements(page).tags)
+    assert counts["caption"] == counts["table"] == 5
+    assert counts["figcaption"] == counts["figure"] == 6
+    assert all(attributes.get("scope") for tag, attributes in Elements(page).tags if tag == "th")
+    assert all(attributes["role"] == "img" for tag, attributes in Elements(page).tags if tag == "svg")
+
+
+def test_ten_thousand_arms_and_a_hundred_thousand_points_stay_under_five_megabytes():
+    report = fake_report(n_arms=10_000, n_documents=100_000)
+    page = render_page(report)
+    assert len(page.encode()) < 5_000_000
+    assert "The 100 best and the 100 worst of 10,000" in page
+
+
+def test_the_same_report_renders_to_the_same_page(page):
+    assert render_page(json.loads(json.dumps(fake_report()))) == page
+
+
+def test_whitespace_of_example_texts_is_kept(page):
+    assert "The following table\n    keeps its  spaces\n" in page
+
+
+def test_a_long_example_is_cut_and_says_by_how_much(no_drawings):
+    report = fake_report()
+    report["examples"]["best"][0]["text"] = "x" * 3_345
+    assert "2,145 more characters left out" in words(render_page(report))
+
+
+def test_findings_come_most_severe_first(page):
+    text = section(page, "findings")
+    assert text.index("too little diversity") < text.index("too much compute")
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=10000",
+    "--dump-dom",
+]
+PROBE = """
+addEventListener("load", () => {
+  const measured = [...document.querySelectorAll("iframe")].map(frame => {
+    const page = frame.contentDocument, table = page.querySelector("#source-table"), root = page.documentElement;
+    const buttons = table.querySelectorAll("thead button");
+    const order = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent);
+    const sorts = [1, 1, 0].map(column => {
+      buttons[column].click();
+      return [buttons[column].parentElement.getAttribute("aria-sort"), order()];
+    });
+    return {overflow: root.scrollWidth - root.clientWidth, sorts};
+  });
+  document.body.replaceChildren(JSON.stringify(measured));
+});
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+def test_a_browser_shows_it_without_errors_or_sideways_scrolling_and_sorts_its_tables(page, tmp_path: Path):
+    frames = [
+        f'<iframe style="width:{width}px;height:900px" srcdoc="{escape(page)}"></iframe>' for width in (375, 1440)
+    ]
+    harness = tmp_path / "harness.html"
+    harness.write_text(f"<!DOCTYPE html><body>{''.join(frames)}<script>{PROBE}</script>", encoding="utf-8")
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", harness.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in shown.stderr
+    measured = json.loads("".join(Elements(shown.stdout).text))
+    assert [frame["overflow"] for frame in measured] == [0, 0]
+    by_tokens = ["stdlib_code", "hex_noise", "pydoc_topics"]
+    for frame in measured:
+        assert frame["sorts"] == [
+            ["descending", by_tokens],
+            ["ascending", by_tokens[::-1]],
+            ["ascending", sorted(by_tokens)],
+        ]
