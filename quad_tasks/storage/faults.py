@@ -11,6 +11,7 @@ from time import sleep
 from typing import TypeVar
 
 from aiohttp import ClientError as HttpClientError
+from botocore.exceptions import ConnectionError as S3ConnectionError
 from botocore.exceptions import HTTPClientError as S3ClientError
 
 RETRY_ATTEMPTS = 7
@@ -84,7 +85,7 @@ def is_transient(error: BaseException) -> bool:
     status = http_status(error)
     if status is not None:
         return status in TRANSIENT_STATUS
-    return isinstance(error, (TimeoutError, ConnectionError, S3ClientError, HttpClientError))
+    return isinstance(error, (TimeoutError, ConnectionError, S3ConnectionError, S3ClientError, HttpClientError))
 
 
 def http_status(error: BaseException | None) -> int | None:

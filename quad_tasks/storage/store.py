@@ -3,7 +3,7 @@
 Owns how bytes reach storage: atomic writes, exclusive creation, retries, and what may stand in a key or an error
 message. Refuses keys that could leave the root, and stores that do not honour conditional creation (some S3 servers
 accept ``If-None-Match: *`` and ignore it). Decided: one retry policy, here; s3fs's and botocore's own are switched off,
-since retries under a conditional create would hide which attempt created the object.
+so that its bounds are the only ones.
 """
 
 import io
@@ -56,6 +56,8 @@ MAX_KEY_BYTES = 1024
 """S3's bound on an object's name."""
 UNSAFE_IN_KEY = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]")
 """Control characters, line separators, lone surrogates and the backslash."""
+WRITER_FIELD = "quad-writer"
+"""Names the S3 metadata entry that tells whose create an object is."""
 TEMPORARY_PREFIX = ".tmp-"
 """Starts the names of unfinished local files; no key part may start so, and no listing shows one."""
 
@@ -106,23 +108,21 @@ class Store:
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object unless one stands there already; of any number of racing writers exactly one succeeds.
 
-        When a try fails without an answer and the next one meets an object with exactly these bytes, that object is
-        taken for this call's own. Writers that must tell themselves apart put something unique into ``data``.
+        On S3 a create whose answer was lost is still known for its writer's own, by a token in the object's metadata.
+        On other remote stores such a create counts as another's: the caller stops, and nothing is written twice.
 
         Returns:
             True if this call created the object, False if one was there.
         """
-        tries = 0
+        token = uuid4().hex
 
         def create(files: Any, path: str) -> bool:
-            nonlocal tries
-            tries += 1
             try:
-                _create(files, path, data)
+                _create(files, path, data, token)
             except Exception as error:
                 if not (isinstance(error, FileExistsError) or http_status(error) in CONFLICT_STATUS):
                     raise
-                return tries > 1 and files.cat_file(path) == data
+                return _is_own(files, path, token)
             return True
 
         return self._call(key, create)
@@ -360,7 +360,7 @@ def check_conditional_create(store: Store) -> None:
         raise UnsupportedStore(f"{message}; use a store that honours it, e.g. AWS S3, MinIO, Ceph or a local folder")
 
 
-def _create(files: Any, path: str, data: bytes) -> None:
+def _create(files: Any, path: str, data: bytes, token: str) -> None:
     """Create a file or object exclusively, or raise FileExistsError or an HTTP conflict."""
     if isinstance(files, LocalFileSystem):
         _create_local(Path(path), data)
@@ -368,9 +368,21 @@ def _create(files: Any, path: str, data: bytes) -> None:
         mine = MemoryFile(files, path, data)
         if files.store.setdefault(path, mine) is not mine:
             raise FileExistsError(path)
+    elif "s3" in files.protocol:
+        # below 100 MB this is one PUT with If-None-Match; a multipart create overwrote silently on Ceph 16
+        files.pipe_file(path, data, mode="create", Metadata={WRITER_FIELD: token})
     else:
-        # s3fs sends one PUT with If-None-Match below 100 MB; a multipart create overwrote silently on Ceph 16.
         files.pipe_file(path, data, mode="create")
+
+
+def _is_own(files: Any, path: str, token: str) -> bool:
+    """Say whether the object in the way is this very write: aiohttp repeats a PUT whose connection broke, unasked."""
+    if "s3" not in files.protocol:
+        return False
+    try:
+        return bool(files.metadata(path).get(WRITER_FIELD) == token)
+    except FileNotFoundError:
+        return False
 
 
 def _create_local(path: Path, data: bytes) -> None:

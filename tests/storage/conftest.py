@@ -1,0 +1,178 @@
+"""Stores to test on: a local folder, fsspec's memory, moto's S3, and an S3 that fails as told."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from moto.server import ThreadedMotoServer
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A store's place, and ways to it that do not pass through the code under test."""
+
+    uri: str
+    plant: Callable[[str, bytes], None]
+    peek: Callable[[str], bytes | None]
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return request.getfixturevalue(f"{request.param}_backend")
+
+
+@pytest.fixture
+def local_backend(tmp_path: Path) -> Backend:
+    def plant(key: str, data: bytes) -> None:
+        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / key).write_bytes(data)
+
+    def peek(key: str) -> bytes | None:
+        return (tmp_path / key).read_bytes() if (tmp_path / key).is_file() else None
+
+    return Backend(str(tmp_path), plant, peek)
+
+
+@pytest.fixture
+def memory_backend() -> Iterator[Backend]:
+    files, root = MemoryFileSystem(), f"/{uuid4().hex}"
+
+    def peek(key: str) -> bytes | None:
+        return files.store[f"{root}/{key}"].getvalue() if f"{root}/{key}" in files.store else None
+
+    yield Backend(f"memory:/{root}", lambda key, data: files.pipe_file(f"{root}/{key}", data), peek)
+    files.store.clear()
+
+
+@pytest.fixture
+def s3_backend(s3_endpoint: str, s3_environment: pytest.MonkeyPatch) -> Iterator[Backend]:
+    s3_environment.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    client = boto3.client("s3")
+    bucket = f"bucket-{uuid4().hex}"
+    client.create_bucket(Bucket=bucket)
+
+    def peek(key: str) -> bytes | None:
+        try:
+            return client.get_object(Bucket=bucket, Key=f"some/prefix/{key}")["Body"].read()
+        except client.exceptions.NoSuchKey:
+            return None
+
+    def plant(key: str, data: bytes) -> None:
+        client.put_object(Bucket=bucket, Key=f"some/prefix/{key}", Body=data)
+
+    yield Backend(f"s3://{bucket}/some/prefix", plant, peek)
+    client.close()
+
+
+@dataclass
+class FaultyS3:
+    """One bucket over HTTP that answers the next requests with ``faults``.
+
+    A status is answered as it is, and ``served`` is no fault; ``reset`` drops the connection; ``lost 500`` and
+    ``lost reset`` do so after doing what a PUT asks.
+    """
+
+    objects: dict[str, bytes] = field(default_factory=dict)
+    writers: dict[str, str] = field(default_factory=dict)
+    faults: list[int | str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    ignores_conditions: bool = False
+
+    def answer(self, request: "_Request") -> None:
+        self.requests.append(request.command)
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        fault = self.faults.pop(0) if self.faults else None
+        if isinstance(fault, int):
+            request.reply(fault)
+            return
+        status, data = (0, b"") if fault == "reset" else self._serve(request, body)
+        if fault in ("reset", "lost reset"):
+            request.close_connection = True
+        else:
+            request.reply(500 if fault == "lost 500" else status, data)
+
+    def _serve(self, request: "_Request", body: bytes) -> tuple[int, bytes]:
+        path = request.path
+        if request.command == "PUT":
+            if request.headers.get("If-None-Match") and path in self.objects and not self.ignores_conditions:
+                return 412, b""
+            self.objects[path] = body
+            self.writers[path] = request.headers.get("x-amz-meta-quad-writer", "")
+        elif request.command == "DELETE":
+            self.objects.pop(path, None)
+        elif path not in self.objects:
+            return 404, b""
+        else:
+            return 200, self.objects[path]
+        return 200, b""
+
+
+class _Request(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.bucket.answer(self)  # type: ignore[attr-defined]
+
+    do_HEAD = do_PUT = do_DELETE = do_GET
+
+    def reply(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"etag"')
+        self.send_header("x-amz-meta-quad-writer", self.server.bucket.writers.get(self.path, ""))  # type: ignore[attr-defined]
+        self.send_header("Last-Modified", formatdate(usegmt=True))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def faulty_s3(s3_environment: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Request)
+    server.bucket = FaultyS3()  # type: ignore[attr-defined]
+    s3_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server.bucket  # type: ignore[attr-defined]
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Record the waits between tries instead of waiting."""
+    waited: list[float] = []
+    monkeypatch.setattr("quad_tasks.storage.faults.sleep", waited.append)
+    return waited
