@@ -13,6 +13,7 @@ import codecs
 import datetime
 import decimal
 import hashlib
+import io
 import json
 import math
 import re
@@ -102,6 +103,16 @@ def fingerprint(uri: str) -> str:
     return state.hexdigest()
 
 
+def input_size(uri: str) -> int:
+    """Return the size of a file in bytes, as stored.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    with _open(uri) as file:
+        return file.seek(0, io.SEEK_END)
+
+
 def read_documents(uri: str, fields: Fields | None = None) -> Iterator[Document | SetAside]:
     """Read a file's documents in order; each non-blank line or row gives exactly one result.
 
@@ -171,6 +182,9 @@ def _open(uri: str) -> BinaryIO:
 def _json_rows(uri: str, compression: str | None) -> Iterator[Row]:
     number = 0
     with _open(uri) as file:
+        if compression and file.seek(0, io.SEEK_END) == 0:
+            raise InputError(f"{redact(uri)}: expected a whole {compression} file, got an empty one")
+        file.seek(0)
         try:
             stream = pa.BufferedInputStream(pa.PythonFile(file, "r"), READ_BYTES)
             stream = pa.CompressedInputStream(stream, compression) if compression else stream
