@@ -104,7 +104,9 @@ def write_table_stream(
         schema: the columns.
         batches: rows in order, with the schema's columns and types that cast to its own without loss; their division
             into batches leaves no trace in the file.
-        row_group_rows: rows per row group, the last one excepted: the least that a reader must fetch.
+        row_group_rows: rows per row group, the last one excepted: the least that a reader must fetch. Each group adds
+            650 bytes to the footer, which every read fetches too: of 16,000 documents with 128-dimensional embeddings,
+            10 were read in 3-4 ms with groups of 32 to 1,024 rows, in 24 ms with groups of 10.
 
     Returns:
         The number of rows and the digest of the object's bytes.
@@ -114,7 +116,10 @@ def write_table_stream(
     """
     rows = 0
     with store.spool(key) as path:
-        with pq.ParquetWriter(path, schema, compression=COMPRESSION, compression_level=COMPRESSION_LEVEL) as writer:
+        # rows are found by number, so statistics (whole texts, per row group) would only swell the footer
+        with pq.ParquetWriter(
+            path, schema, compression=COMPRESSION, compression_level=COMPRESSION_LEVEL, write_statistics=False
+        ) as writer:
             for group in _row_groups(batches, row_group_rows):
                 writer.write_table(group.cast(schema), row_group_size=row_group_rows)
                 rows += group.num_rows
@@ -217,7 +222,7 @@ def read_array_rows(store: Store, key: str, start: int, n: int) -> npt.NDArray[A
 
     Raises:
         StoreKeyError: there is no such object.
-        ValueError: the object is no .npy file.
+        ValueError: the object is no .npy file or holds Python objects.
     """
     with store.open_input(key) as file:
         shape, dtype = _array_header(file)
@@ -247,6 +252,8 @@ def _array_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
     shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError(f"expected an array without Python objects, got dtype {dtype}")
     return shape, dtype
 
 
