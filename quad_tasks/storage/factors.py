@@ -43,7 +43,7 @@ def save_tensors(store: Store, key: str, arrays: Mapping[str, npt.NDArray[Any]],
         TypeError: an array has another dtype.
     """
     for name, array in arrays.items():
-        if array.dtype.name not in DTYPES:
+        if str(array.dtype) not in DTYPES:
             raise TypeError(f"array {name!r} for {key!r}: expected dtype {', '.join(DTYPES)}, got {array.dtype}")
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     with store.spool(key) as path:

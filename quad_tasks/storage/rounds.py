@@ -188,6 +188,17 @@ def list_rounds(store: Store, run: str, stage: int) -> list[RoundManifest]:
         return list(readers.map(functools.partial(_read_round, store), keys))
 
 
+def read_round(store: Store, run: str, stage: int, round: int) -> RoundManifest:
+    """Return one committed round.
+
+    Raises:
+        StoreKeyError: it is not committed.
+        InvalidManifest: its manifest cannot be read as one.
+        DigestMismatch: its manifest's content is not what its digest says.
+    """
+    return _read_round(store, f"{_stage_folder(run, stage)}/round-{round:05d}/manifest.json")
+
+
 def read_round_table(store: Store, manifest: RoundManifest, name: str) -> pa.Table:
     """Read one table of a committed round.
 
