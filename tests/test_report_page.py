@@ -99,7 +99,7 @@ def fake_report(n_arms: int = 30, n_documents: int = 600) -> dict:
                         "tokens": 12_000,
                         "mean_reward": 0.02 * math.log1p(position),
                         "effective_arms": 20 - position,
-                        "accepted_tokens": 3_700 * position,
+                        "accepted_tokens": 3_700,
                     }
                     for position in range(14)
                 ],
@@ -362,6 +362,19 @@ def test_ten_thousand_arms_and_a_hundred_thousand_points_stay_under_five_megabyt
 
 def test_the_same_report_renders_to_the_same_page(page):
     assert render_page(json.loads(json.dumps(fake_report()))) == page
+
+
+def test_accepted_tokens_of_the_rounds_are_added_up(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("quad_tasks.report_figures.draw", lambda *_: "drawing")
+    monkeypatch.setattr(
+        "quad_tasks.report_figures.over_rounds",
+        lambda name, _, values, *rest: drawn.update({name: (values, rest)}) or "",
+    )
+    render_page(fake_report())
+    values, rest = drawn["rounds-accepted-tokens"]
+    assert values == [3_700.0 * (position + 1) for position in range(14)]
+    assert rest == ([True] * 2 + [False] * 12, [], "accepted tokens so far", 50_000)
 
 
 def test_whitespace_of_example_texts_is_kept(page):
