@@ -80,25 +80,28 @@ def select_diverse(
     if redundancy < 0:
         raise ValueError(f"redundancy: expected >= 0, got {redundancy}")
     scale = redundancy * float(np.std(influence_N[order])) if len(order) else 0.0
-    likeness = dict.fromkeys(order.tolist(), 0.0)
-    seen = dict.fromkeys(order.tolist(), 0)  # taken documents of its arm that a row was compared with
-    taken_by_arm: dict[int, list[int]] = {arm: [] for arm in np.unique(arm_N[order]).tolist()}
-    heap = [(-float(influence_N[row]), rank, row) for rank, row in enumerate(order.tolist())]
+    likeness, seen = np.zeros(len(arm_N)), np.zeros(len(arm_N), dtype=np.int64)
+    arms, size = np.unique(arm_N[order], return_counts=True)
+    first = dict(zip(arms.tolist(), (np.cumsum(size) - size).tolist(), strict=True))
+    count = dict.fromkeys(arms.tolist(), 0)
+    taken_BD = np.empty((len(order), embeddings_ND.shape[1]), dtype=np.float32)  # an arm's from first[arm] on
+    heap = list(zip((-influence_N[order]).tolist(), range(len(order)), order.tolist(), strict=True))
     heapq.heapify(heap)
     taken, left = [], budget_tokens
     while heap:
         _, rank, row = heapq.heappop(heap)
         if n_tokens_N[row] > left:
             continue
-        likes = taken_by_arm[int(arm_N[row])]
-        if len(likes) > seen[row]:
-            cosines = embeddings_ND[likes[seen[row] :]] @ embeddings_ND[row]
-            seen[row] = len(likes)
-            likeness[row] = max(likeness[row], float(cosines.max()))
-            heapq.heappush(heap, (scale * likeness[row] - float(influence_N[row]), rank, row))
+        arm = int(arm_N[row])
+        if count[arm] > seen[row]:
+            cosines = taken_BD[first[arm] + seen[row] : first[arm] + count[arm]] @ embeddings_ND[row]
+            seen[row] = count[arm]
+            likeness[row] = max(likeness[row], cosines.max())
+            heapq.heappush(heap, (float(scale * likeness[row] - influence_N[row]), rank, row))
             continue
         taken.append(row)
-        likes.append(row)
+        taken_BD[first[arm] + count[arm]] = embeddings_ND[row]
+        count[arm] += 1
         left -= int(n_tokens_N[row])
     return np.array(taken, dtype=np.int64)
 
