@@ -4,7 +4,7 @@ Owns training on a sample (Lloyd's algorithm by faiss), flat or in two levels fo
 over shards. Refuses approximate search: a document's arm is its nearest centroid. Threads are the caller's affair
 (`faiss.omp_set_num_threads`); the same sample, seed and library versions give the same centroids.
 
-Shapes: N documents, D embedding, K arms (clusters).
+Shapes: N documents, D embedding, K arms (clusters), A arms that have documents.
 """
 
 from dataclasses import dataclass
@@ -21,17 +21,19 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over an arm's documents; add over shards, divide once.
+    """Sums over the documents of the arms that are present; they add over shards.
 
     Attributes:
-        count_K: int64, documents.
-        sum_KD: float64, sum of embeddings.
-        sum_squares_KD: float64, sum of squared coordinates.
+        arm_A: int64, the arms present, ascending.
+        count_A: int64, documents.
+        sum_AD: float64, sum of embeddings.
+        sum_squares_AD: float64, sum of squared coordinates.
     """
 
-    count_K: npt.NDArray[np.int64]
-    sum_KD: npt.NDArray[np.float64]
-    sum_squares_KD: npt.NDArray[np.float64]
+    arm_A: npt.NDArray[np.int64]
+    count_A: npt.NDArray[np.int64]
+    sum_AD: npt.NDArray[np.float64]
+    sum_squares_AD: npt.NDArray[np.float64]
 
 
 def train_centroids(
@@ -113,17 +115,20 @@ def assign_arms(embeddings_ND: FloatArray, centroids_KD: FloatArray) -> tuple[np
     return arm_N, distance_N
 
 
-def arm_moments(embeddings_ND: FloatArray, arm_N: npt.NDArray[np.int32], k: int) -> Moments:
+def arm_moments(embeddings_ND: FloatArray, arm_N: npt.NDArray[np.int32]) -> Moments:
     """Sum embeddings and their squares by arm, in float64."""
-    n = len(arm_N)
-    member_KN = csr_matrix((np.ones(n), (arm_N, np.arange(n))), shape=(k, n))
     wide_ND = embeddings_ND.astype(np.float64)
-    return Moments(np.bincount(arm_N, minlength=k), member_KN @ wide_ND, member_KN @ np.square(wide_ND))
+    return _group(arm_N, np.ones(len(arm_N), np.int64), wide_ND, np.square(wide_ND))
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Add the moments of two disjoint sets of documents."""
-    return Moments(a.count_K + b.count_K, a.sum_KD + b.sum_KD, a.sum_squares_KD + b.sum_squares_KD)
+    return _group(
+        np.concatenate([a.arm_A, b.arm_A]),
+        np.concatenate([a.count_A, b.count_A]),
+        np.concatenate([a.sum_AD, b.sum_AD]),
+        np.concatenate([a.sum_squares_AD, b.sum_squares_AD]),
+    )
 
 
 def arm_gaussians(
@@ -133,16 +138,18 @@ def arm_gaussians(
 
     Args:
         moments: of all the pool's documents.
-        centroids_KD: trained centroids; an empty arm keeps its own, with variance 0.
+        centroids_KD: trained centroids; an arm without documents keeps its own, with variance 0.
 
     Returns:
         Mean [K, D] and population variance [K, D], float64.
     """
-    empty_K1 = (moments.count_K == 0)[:, None]
-    count_K1 = np.maximum(moments.count_K, 1)[:, None]
-    mean_KD = moments.sum_KD / count_K1
-    variance_KD = np.maximum(moments.sum_squares_KD / count_K1 - np.square(mean_KD), 0)
-    return np.where(empty_K1, centroids_KD, mean_KD), np.where(empty_K1, 0, variance_KD)
+    mean_KD = centroids_KD.astype(np.float64)
+    variance_KD = np.zeros_like(mean_KD)
+    count_A1 = moments.count_A[:, None]
+    mean_KD[moments.arm_A] = moments.sum_AD / count_A1
+    variance_AD = moments.sum_squares_AD / count_A1 - np.square(mean_KD[moments.arm_A])
+    variance_KD[moments.arm_A] = np.maximum(variance_AD, 0)
+    return mean_KD, variance_KD
 
 
 def arm_radii(
@@ -157,6 +164,19 @@ def arm_radii(
     some_K = count_K > 0
     radius_K[some_K] = np.sqrt(squared_distance_N[order[(first_K + rank_K)[some_K]]])
     return radius_K
+
+
+def _group(
+    arm_N: npt.NDArray[np.integer],
+    count_N: npt.NDArray[np.int64],
+    sum_ND: npt.NDArray[np.float64],
+    sum_squares_ND: npt.NDArray[np.float64],
+) -> Moments:
+    """Add rows of the same arm."""
+    arm_A, group_N = np.unique(arm_N.astype(np.int64), return_inverse=True)
+    n = len(arm_N)
+    member_AN = csr_matrix((np.ones(n, np.int64), (group_N, np.arange(n))), shape=(len(arm_A), n))
+    return Moments(arm_A, member_AN @ count_N, member_AN @ sum_ND, member_AN @ sum_squares_ND)
 
 
 def _fill_empty(centroids_KD: FloatArray, sample_ND: FloatArray) -> FloatArray:
