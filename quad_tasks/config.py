@@ -112,6 +112,9 @@ class ModelConfig(_Frozen):
         256, description="Longest sequence scored or trained on; a longer document is split into windows."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of forward and backward.")
+    batch_tokens: Positive = Field(
+        2048, description="Tokens, padding included, of a batch that is fitted, scored or measured."
+    )
 
 
 class EmbeddingConfig(_Frozen):
@@ -170,7 +173,9 @@ class BanditConfig(_Frozen):
     oversample: Annotated[float, Field(ge=1)] = Field(
         2.0, description="Rounds go on until documents above τ hold this multiple of the stage's token budget."
     )
-    propagation: bool = Field(False, description="Pass rewards on to arms near in Wasserstein distance.")
+    propagation: Literal["none", "weights", "released"] | None = Field(
+        None, description="What arms near in Wasserstein distance hear of a pull; None: the preset's."
+    )
     discount: Share = Field(0.5, description="What arms' statistics of the stage before still count (γ).")
 
 
@@ -204,7 +209,6 @@ class ComputeConfig(_Frozen):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; auto: a GPU where there is one."
     )
-    batch_tokens: Positive = Field(2048, description="Tokens, padding included, of one scoring batch.")
 
 
 class RunConfig(_Frozen):

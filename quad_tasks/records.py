@@ -90,3 +90,42 @@ class BanditState:
     reward_sum: npt.NDArray[np.float64]
     reward_moments: npt.NDArray[np.float64]
     round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One input file, as it was when it was looked at.
+
+    Attributes:
+        uri: where it is.
+        sha256: digest of its bytes.
+        size_bytes: its size as stored.
+    """
+
+    uri: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What one stage of a run works on: the names of things in the workspace.
+
+    Attributes:
+        run: the run's name.
+        number: the stage's number, from 0.
+        version: key of the pool version's manifest.
+        checkpoint: key of the checkpoint whose data is chosen.
+        direction: key of the reference direction (iHVP) at a checkpoint.
+    """
+
+    run: str
+    number: int
+    version: str
+    checkpoint: str
+    direction: str
+
+    @property
+    def prefix(self) -> str:
+        """Key prefix of all the stage writes."""
+        return f"runs/{self.run}/stage-{self.number:02d}"

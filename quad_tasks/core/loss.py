@@ -130,11 +130,11 @@ def hidden_states(model: PreTrainedModel, documents: Documents) -> Tensor:
 def losses(hidden_NTD: Tensor, weight_VD: Tensor, documents: Documents) -> Tensor:
     """Compute -log p of every target, [M], in the accumulation dtype, with no gradient."""
     hidden_MD = hidden_NTD.detach().flatten(0, 1)[documents.positions_M].to(weight_VD.dtype)
-    parts = []
-    for chunk, logits, top in _logit_chunks(hidden_MD, weight_VD):
-        at_target = logits.gather(1, documents.targets_M[chunk, None]).squeeze(1)
-        parts.append(logits.sub_(top[:, None]).exp_().sum(dim=1).log_() + top - at_target)
-    return torch.cat(parts)
+    parts = [
+        torch.log_softmax(logits, dim=1).gather(1, documents.targets_M[chunk, None])
+        for chunk, logits in _logit_chunks(hidden_MD, weight_VD)
+    ]
+    return torch.cat(parts).squeeze(1).neg_()
 
 
 def loss_gradient(
@@ -154,15 +154,13 @@ def loss_gradient(
     """
     hidden_MD = hidden_NTD.detach().flatten(0, 1)[documents.positions_M].to(weight_VD.dtype)
     delta_MD = torch.empty_like(hidden_MD)
-    for chunk, logits, top in _logit_chunks(hidden_MD, weight_VD):
-        unnormalised = logits.sub_(top[:, None]).exp_()
-        total = unnormalised.sum(dim=1, keepdim=True)
+    for chunk, logits in _logit_chunks(hidden_MD, weight_VD):
+        p_MV = torch.softmax(logits, dim=1, out=logits)
         if uniforms_M is None:
             labels = documents.targets_M[chunk]
         else:
-            labels = _invert_distribution(unnormalised, uniforms_M[chunk, None])
-        # (softmax - onehot) W, without ever writing the softmax.
-        torch.mm(unnormalised, weight_VD, out=delta_MD[chunk]).div_(total).sub_(weight_VD[labels])
+            labels = _invert_distribution(p_MV, uniforms_M[chunk, None])
+        torch.mm(p_MV, weight_VD, out=delta_MD[chunk]).sub_(weight_VD[labels])
     delta_NTD = torch.zeros_like(hidden_NTD)
     delta_NTD.flatten(0, 1)[documents.positions_M] = delta_MD.to(hidden_NTD.dtype)
     return delta_NTD
@@ -197,15 +195,14 @@ def draw_uniforms(documents: Documents, fisher: Fisher, generator: torch.Generat
     return torch.rand(sum(documents.n_targets_N), generator=generator, dtype=torch.float64).to(documents.ids_NT.device)
 
 
-def _logit_chunks(hidden_MD: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield (targets, their logits, the largest logit of each); the buffer is reused: change it, do not keep it."""
+def _logit_chunks(hidden_MD: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of targets with their logits; one buffer serves all: change it, do not keep it."""
     budget = _CPU_CHUNK_BYTES if hidden_MD.device.type == "cpu" else _ACCELERATOR_CHUNK_BYTES
     n_rows = max(1, budget // (weight_VD.shape[0] * weight_VD.element_size()))
     buffer = hidden_MD.new_empty(min(n_rows, len(hidden_MD)), weight_VD.shape[0])
     for start in range(0, len(hidden_MD), n_rows):
         chunk = slice(start, min(start + n_rows, len(hidden_MD)))
-        logits = torch.mm(hidden_MD[chunk], weight_VD.T, out=buffer[: chunk.stop - start])
-        yield chunk, logits, logits.amax(dim=1)
+        yield chunk, torch.mm(hidden_MD[chunk], weight_VD.T, out=buffer[: chunk.stop - start])
 
 
 def _invert_distribution(weights_MV: Tensor, uniforms_M1: Tensor) -> Tensor:

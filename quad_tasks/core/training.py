@@ -64,7 +64,7 @@ def train(
     window_tokens: int,
     batch_tokens: int,
     generator: np.random.Generator,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> int:
     """Train one pass over tokenized documents in a random order of windows.
 
@@ -77,7 +77,7 @@ def train(
         window_tokens: longest sequence.
         batch_tokens: tokens in a step, padding included.
         generator: draws the order.
-        progress: called after each step with tokens trained in this call and the step's loss per target.
+        progress: called after each step with the step's tokens.
 
     Returns:
         Tokens trained so far, earlier ones included.
@@ -95,9 +95,10 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        tokens += int(batch["attention_mask"].sum())
+        step_tokens = int(batch["attention_mask"].sum())
+        tokens += step_tokens
         if progress is not None:
-            progress(tokens, float(loss.detach()))
+            progress(step_tokens)
     model.eval()
     return tokens_before + tokens
 

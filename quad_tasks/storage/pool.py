@@ -10,15 +10,14 @@ lists under ``parts`` as ``{"key": ..., "rows": ..., "sha256": ...}`` in order; 
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from quad_tasks.storage.manifest import read_manifest
 from quad_tasks.storage.store import Store
 
 COMPRESSION = "zstd"
@@ -153,42 +152,6 @@ def iter_batches(
         yield from parquet.iter_batches(batch_size=batch_rows, columns=None if columns is None else list(columns))
 
 
-def read_arm_rows(
-    store: Store,
-    pool_version_prefix: str,
-    arm_index_row: Mapping[str, Any],
-    cursor: int,
-    n: int,
-    columns: Sequence[str] | None = None,
-) -> pa.Table:
-    """Read documents [cursor, cursor + n) of an arm, cut off at the arm's end.
-
-    Args:
-        store: the workspace.
-        pool_version_prefix: as ``pools/<pool>/v<NNNN>``; its manifest lists the parts.
-        arm_index_row: the arm's row of the arm index: ``n_documents``, ``part`` and ``row`` are used.
-        cursor: documents of the arm already drawn.
-        n: documents wanted.
-        columns: of `arm_row_schema`; all by default.
-
-    Raises:
-        StoreKeyError: the manifest or a part is missing.
-    """
-    parts = read_manifest(store, f"{pool_version_prefix}/manifest.json")["parts"]
-    wanted = max(0, min(n, arm_index_row["n_documents"] - cursor))
-    part, row = arm_index_row["part"], arm_index_row["row"] + cursor
-    while row >= parts[part]["rows"] and part + 1 < len(parts):
-        row -= parts[part]["rows"]
-        part += 1
-    tables = [read_rows(store, parts[part]["key"], row, wanted, columns)]
-    missing = wanted - tables[0].num_rows
-    while missing > 0 and part + 1 < len(parts):
-        part += 1
-        tables.append(read_rows(store, parts[part]["key"], 0, missing, columns))
-        missing -= tables[-1].num_rows
-    return pa.concat_tables(tables)
-
-
 def write_array(store: Store, key: str, array: npt.NDArray[Any]) -> str:
     """Write an array in NumPy's .npy format, rows contiguous.
 
@@ -217,21 +180,6 @@ def read_array(store: Store, key: str) -> npt.NDArray[Any]:
         return cast(npt.NDArray[Any], np.load(path, mmap_mode=mode, allow_pickle=False))
 
 
-def read_array_rows(store: Store, key: str, start: int, n: int) -> npt.NDArray[Any]:
-    """Read rows [start, start + n) of a .npy object written by `write_array`, cut off at its end, and nothing else.
-
-    Raises:
-        StoreKeyError: there is no such object.
-        ValueError: the object is no .npy file or holds Python objects.
-    """
-    with store.open_input(key) as file:
-        shape, dtype = _array_header(file)
-        row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-        rows = max(0, min(n, shape[0] - start))
-        file.seek(start * row_bytes, 1)
-        return np.frombuffer(file.read(rows * row_bytes), dtype).reshape(rows, *shape[1:])
-
-
 def _row_groups(batches: Iterable[pa.RecordBatch | pa.Table], rows: int) -> Iterator[pa.Table]:
     """Cut batches into tables of exactly ``rows`` rows, the last one excepted."""
     pending: list[pa.Table] = []
@@ -246,15 +194,6 @@ def _row_groups(batches: Iterable[pa.RecordBatch | pa.Table], rows: int) -> Iter
             pending, count = [joined.slice(whole).combine_chunks()], count - whole
     if count:
         yield pa.concat_tables(pending).combine_chunks()
-
-
-def _array_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-    shape, _, dtype = read_header(file)
-    if dtype.hasobject:
-        raise ValueError(f"expected an array without Python objects, got dtype {dtype}")
-    return shape, dtype
 
 
 def _vector(size: int) -> pa.DataType:

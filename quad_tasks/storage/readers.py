@@ -114,6 +114,11 @@ def input_size(uri: str) -> int:
 
 
 def read_documents(uri: str, fields: Fields | None = None) -> Iterator[Document | SetAside]:
+    """Read a file's documents in order, as `number_documents` does, without their lines."""
+    return (record for _, record in number_documents(uri, fields))
+
+
+def number_documents(uri: str, fields: Fields | None = None) -> Iterator[tuple[int, Document | SetAside]]:
     """Read a file's documents in order; each non-blank line or row gives exactly one result.
 
     Args:
@@ -121,7 +126,7 @@ def read_documents(uri: str, fields: Fields | None = None) -> Iterator[Document 
         fields: names of the record's fields; by default id, text, source, metadata and domain.
 
     Yields:
-        A document, or a line set aside with its reason.
+        The 1-based line or row, and its document, or what was set aside with its reason.
 
     Raises:
         InputError: the suffix is unknown, or the file is missing, unreadable, truncated or corrupt.
@@ -136,9 +141,9 @@ def read_documents(uri: str, fields: Fields | None = None) -> Iterator[Document 
         document = record if isinstance(record, Rejection) else _to_document(record, given_id, fields, source)
         if isinstance(document, Rejection):
             known_id = str(given_id) if isinstance(given_id, (str, int)) else ""
-            yield SetAside(redact(uri), number, document.reason, document.detail, known_id)
+            yield number, SetAside(redact(uri), number, document.reason, document.detail, known_id)
         else:
-            yield document
+            yield number, document
 
 
 def _suffix(uri: str) -> str:

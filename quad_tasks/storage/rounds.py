@@ -1,9 +1,10 @@
 """The round ledger: what every round did, committed by one manifest, and the lease that lets one process drive a run.
 
-Owns ``runs/<run>/stage-<NN>/round-<NNNNN>/``. A round's tables are written first, into a folder named by a random
-attempt, then ``manifest.json`` is created only if absent: the round exists from that moment on, whole. Refuses a
-second commit of a round, a ledger with a gap, a table whose bytes are not those committed. A killed attempt leaves
-files that no manifest names; `orphaned_attempts` lists them.
+Owns ``runs/<run>/stage-<NN>/round-<NNNNN>/``. A round's tables are written first, under names that hold their own
+digests, then ``manifest.json`` is created only if absent: the round exists from that moment on, whole. Equal work thus
+gives equal keys and an equal manifest, and unequal work never meets. Refuses a second commit of a round, a ledger with
+a gap, a table whose bytes are not those committed. A killed attempt may leave tables that no manifest names;
+`orphaned_tables` lists them.
 
 The lease is ``runs/<run>/lease/<NNNNN>.json``, a numbered sequence of records of which the last one counts. Every
 change (claim, renew, release, take over) creates the next number only if absent, so that of several processes that
@@ -40,13 +41,14 @@ from quad_tasks.storage.manifest import (
     encode_manifest,
     read_manifest,
 )
-from quad_tasks.storage.pool import write_table_stream
+from quad_tasks.storage.pool import COMPRESSION, COMPRESSION_LEVEL
 from quad_tasks.storage.store import Store
 
 ROW_GROUP_ROWS = 65_536
 LISTING_THREADS = 8
 START_TOLERANCE_S = 60
 """Two readings of one process's start may differ by so much: the kernel counts it from the boot, whose time drifts."""
+DIGEST_CHARACTERS = 16
 LEASE_TTL_S = 300.0
 """A lease not renewed for this long is stale; far above the clock skew of machines that keep time."""
 
@@ -112,7 +114,6 @@ class RoundManifest(BaseModel):
     run: str
     stage: int
     round: int
-    attempt: str
     owner: Owner
     tables: dict[str, TableEntry]
     info: dict[str, Any]
@@ -152,21 +153,24 @@ def commit_round(
     Raises:
         RoundAlreadyCommitted: the round stands in the ledger; nothing of it has changed.
     """
-    attempt = uuid4().hex
     folder = f"{_stage_folder(run, stage)}/round-{round:05d}"
-    entries = {}
-    for name, table in tables.items():
-        key = f"{folder}/{attempt}/{name}.parquet"
-        rows, sha256 = write_table_stream(store, key, table.schema, [table], ROW_GROUP_ROWS)
-        entries[name] = TableEntry(key=key, rows=rows, sha256=sha256)
-    manifest = RoundManifest(
-        run=run, stage=stage, round=round, attempt=attempt, owner=this_process(), tables=entries, info=dict(info)
-    )
+    entries = {name: _write_table(store, folder, name, table) for name, table in tables.items()}
+    manifest = RoundManifest(run=run, stage=stage, round=round, owner=this_process(), tables=entries, info=dict(info))
     key = f"{folder}/manifest.json"
     if not store.put_if_absent(key, encode_manifest(_to_body(manifest))):
         owner = _read_round(store, key).owner
         raise RoundAlreadyCommitted(f"{key!r} in {store.uri}: expected no manifest, got one committed by {owner}")
     return manifest
+
+
+def _write_table(store: Store, folder: str, name: str, table: pa.Table) -> TableEntry:
+    file = io.BytesIO()
+    pq.write_table(table, file, compression=COMPRESSION, compression_level=COMPRESSION_LEVEL)
+    data = file.getvalue()
+    sha256 = hashlib.sha256(data).hexdigest()
+    key = f"{folder}/{name}-{sha256[:DIGEST_CHARACTERS]}.parquet"
+    store.put(key, data)
+    return TableEntry(key=key, rows=table.num_rows, sha256=sha256)
 
 
 def list_rounds(store: Store, run: str, stage: int) -> list[RoundManifest]:
@@ -212,17 +216,17 @@ def read_round_table(store: Store, manifest: RoundManifest, name: str) -> pa.Tab
     return pq.read_table(io.BytesIO(data))
 
 
-def orphaned_attempts(store: Store, run: str) -> list[str]:
+def orphaned_tables(store: Store, run: str) -> list[str]:
     """Return the keys of round tables that no manifest names.
 
-    Attempts still being written are among them: ask only while holding the run's lease.
+    Those still being written are among them: ask only while holding the run's lease.
     """
     keys = store.list(_run_folder(run))
     committed: set[str] = set()
     for key in keys:
         if re.search(r"/stage-\d+/round-\d+/manifest\.json$", key):
             committed.update(entry.key for entry in _read_round(store, key).tables.values())
-    return [key for key in keys if re.search(r"/stage-\d+/round-\d+/[0-9a-f]{32}/", key) and key not in committed]
+    return [key for key in keys if re.search(r"/stage-\d+/round-\d+/.+\.parquet$", key) and key not in committed]
 
 
 def claim_run(

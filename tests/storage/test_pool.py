@@ -12,15 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quad_tasks.storage.manifest import write_manifest
 from quad_tasks.storage.pool import (
     DOCUMENT_SCHEMA,
     arm_index_schema,
     arm_row_schema,
     iter_batches,
-    read_arm_rows,
     read_array,
-    read_array_rows,
     read_rows,
     text_hash,
     write_array,
@@ -176,53 +173,19 @@ def test_embeddings_and_moments_have_the_pools_dimension(local_store):
     assert arm_row_schema(384).field("embedding").type == pa.list_(pa.float32(), 384)
 
 
-@pytest.fixture
-def three_parts(local_store) -> Store:
-    """Rows 0..29 over parts of 12, 3 and 15; arm 0 is rows 0..9, arm 1 rows 10..24, arm 2 rows 25..29."""
-    parts = []
-    for i, (first, last) in enumerate([(0, 12), (12, 15), (15, 30)]):
-        written = write_table_stream(local_store, f"arms/part-{i}", NUMBERS, [numbers(first, last)], 4)
-        parts.append({"key": f"arms/part-{i}", "rows": written.rows, "sha256": written.sha256})
-    write_manifest(local_store, "pools/p/v0001/manifest.json", {"parts": parts})
-    return local_store
-
-
-ARMS = [
-    ({"n_documents": 10, "part": 0, "row": 0}, range(0, 10)),
-    ({"n_documents": 15, "part": 0, "row": 10}, range(10, 25)),
-    ({"n_documents": 5, "part": 2, "row": 10}, range(25, 30)),
-    ({"n_documents": 0, "part": 2, "row": 15}, range(0)),
-]
-
-
-@pytest.mark.parametrize(("arm", "rows"), ARMS)
-@pytest.mark.parametrize("n", [0, 1, 4, 100])
-def test_pulls_give_an_arms_documents_each_once_across_parts(three_parts, arm, rows, n):
-    for cursor in range(len(rows) + 2):
-        pulled = read_arm_rows(three_parts, "pools/p/v0001", arm, cursor, n, ["n"])
-        assert pulled["n"].to_pylist() == list(rows)[cursor : cursor + n]
-
-
-def test_an_arm_without_a_pool_version_is_a_missing_manifest(local_store):
-    with pytest.raises(StoreKeyError, match=r"not found: 'pools/p/v0009/manifest\.json'"):
-        read_arm_rows(local_store, "pools/p/v0009", ARMS[0][0], 0, 1)
-
-
 @pytest.mark.parametrize("array", [np.arange(12.0).reshape(4, 3), np.zeros((0, 3), np.float32), np.arange(4)])
-def test_arrays_come_back_whole_and_by_rows(backend, array):
+def test_arrays_come_back_whole(backend, array):
     store = open_store(backend.uri)
     digest = write_array(store, "a.npy", array)
     assert digest == hashlib.sha256(backend.peek("a.npy")).hexdigest()
     assert np.load(io.BytesIO(backend.peek("a.npy"))).dtype == array.dtype
     np.testing.assert_array_equal(read_array(store, "a.npy"), array)
-    for start, n in [(0, 2), (1, 2), (3, 9), (9, 1)]:
-        np.testing.assert_array_equal(read_array_rows(store, "a.npy", start, n), array[start : start + n])
 
 
 def test_rows_of_a_transposed_array_are_its_rows(local_store):
     array = np.arange(6.0).reshape(2, 3).T
     write_array(local_store, "a.npy", array)
-    np.testing.assert_array_equal(read_array_rows(local_store, "a.npy", 1, 1), array[1:2])
+    np.testing.assert_array_equal(read_array(local_store, "a.npy"), array)
 
 
 def test_a_local_array_is_mapped_and_read_only(local_store):
@@ -239,5 +202,3 @@ def test_objects_are_neither_written_nor_unpickled(local_store, tmp_path):
     np.save(tmp_path / "b.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"allow_pickle=False|Python objects"):
         read_array(local_store, "b.npy")
-    with pytest.raises(ValueError, match="expected an array without Python objects"):
-        read_array_rows(local_store, "b.npy", 0, 1)

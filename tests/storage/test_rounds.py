@@ -19,7 +19,7 @@ from quad_tasks.storage.rounds import (
     claim_run,
     commit_round,
     list_rounds,
-    orphaned_attempts,
+    orphaned_tables,
     read_round,
     read_round_table,
     release_run,
@@ -98,7 +98,7 @@ def test_rounds_are_kept_by_stage_and_in_order_of_number(local_store):
 def test_a_run_whose_name_starts_with_anothers_is_another_run(local_store):
     commit_round(local_store, "run-10", 0, 0, {}, {})
     assert list_rounds(local_store, "run-1", 0) == []
-    assert orphaned_attempts(local_store, "run-1") == []
+    assert orphaned_tables(local_store, "run-1") == []
 
 
 def test_a_second_commit_is_refused_and_names_the_first_committer(store):
@@ -137,8 +137,9 @@ def test_a_round_whose_writer_died_before_its_manifest_does_not_exist(local_stor
         with pytest.raises(KeyboardInterrupt, match="killed"):
             commit_round(local_store, "r", 0, 0, TABLES, {})
     assert list_rounds(local_store, "r", 0) == []
-    assert len(orphaned_attempts(local_store, "r")) == 3
+    assert len(orphaned_tables(local_store, "r")) == 3
     committed = commit_round(local_store, "r", 0, 0, TABLES, {})
+    assert orphaned_tables(local_store, "r") == []
     assert list_rounds(local_store, "r", 0) == [committed]
 
 
@@ -146,10 +147,10 @@ def test_orphans_are_the_tables_that_no_manifest_names(store):
     committed = commit_round(store, "r", 0, 0, TABLES, {})
     claim_run(store, "r")
     with pytest.raises(RoundAlreadyCommitted, match="expected no manifest"):
-        commit_round(store, "r", 0, 0, {"arms": TABLES["arms"]}, {})
-    (orphan,) = orphaned_attempts(store, "r")
+        commit_round(store, "r", 0, 0, {"arms": TABLES["arms"].slice(1)}, {})
+    (orphan,) = orphaned_tables(store, "r")
     assert orphan.startswith(FOLDER)
-    assert orphan.endswith("/arms.parquet")
+    assert "/arms-" in orphan
     assert orphan not in {entry.key for entry in committed.tables.values()}
 
 

@@ -1,0 +1,251 @@
+"""`quad`: a thin face over the flows.
+
+Exit codes: 0 done, 1 failed, 2 bad input or config. An error is one message, never a traceback, unless `--debug`.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+PREFECT_DEFAULTS = {
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+FAILED, BAD_INPUT = 1, 2
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n", 1)[0])
+pool_app = typer.Typer(no_args_is_help=True, help="The candidate pool.")
+app.add_typer(pool_app, name="pool")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: bandit.alpha=0.5.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show logs, and tracebacks of errors.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.")]
+Workspace = Annotated[str, typer.Option(help="Path or URI the run is kept under.")]
+
+
+@app.command()
+def run(
+    config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Choose data: the whole run, going on where an earlier attempt stopped.
+
+    Example: quad run config.yaml --set selection.budget_tokens=1_000_000
+    """
+    with _session(quiet, debug):
+        from quad_tasks.config import load_config
+
+        _select(load_config(config, overrides), as_json)
+
+
+@app.command()
+def resume(
+    run: RunName,
+    workspace: Workspace = "workspace",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Go on with an interrupted run from its last commit.
+
+    Example: quad resume lambada --workspace s3://bucket/quad
+    """
+    with _session(quiet, debug):
+        from quad_tasks.run import load_run
+
+        _select(load_run(workspace, run), as_json)
+
+
+@app.command()
+def demo(
+    workspace: Annotated[Path, typer.Option(help="Where the demo's corpus and run are kept.")] = Path("demo"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run the whole method on text every Python installation has.
+
+    Example: quad demo
+    """
+    with _session(quiet, debug):
+        from flows.demo import demo_config
+
+        _select(demo_config(workspace), as_json)
+
+
+@pool_app.command()
+def refresh(
+    config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Ingest, embed and cluster what is new; print the pool version.
+
+    Example: quad pool refresh config.yaml
+    """
+    with _session(quiet, debug):
+        from flows.refresh_pool import refresh_pool
+        from quad_tasks.config import load_config
+        from quad_tasks.storage.manifest import read_manifest
+        from quad_tasks.storage.store import open_store
+
+        settings = load_config(config, overrides)
+        version = _flow(refresh_pool, settings)
+        body = read_manifest(open_store(settings.workspace), version)
+        counts = {key: body[key] for key in ("documents", "tokens", "arms", "set_aside")}
+        _print({"version": version, **counts}, as_json)
+
+
+@app.command()
+def verify(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = False, debug: Debug = False) -> None:
+    """Check a run's digests and that documents in = set aside + unpulled + rejected + selected.
+
+    Example: quad verify lambada
+    """
+    with _session(True, debug):
+        from quad_tasks.run import load_run
+        from quad_tasks.verify import verify_run
+
+        result = verify_run(load_run(workspace, run))
+        if not as_json:
+            aside, rejected = sum(result["set_aside"].values()), sum(result["rejected"].values())
+            print(
+                f"{result['documents_in']:,} documents in = {aside:,} set aside + {result['unpulled']:,} unpulled"
+                f" + {rejected:,} rejected + {result['selected']:,} selected"
+            )
+        _print(result, as_json)
+        if not (result["balanced"] and result["scored_once"] and result["within_budget"]):
+            raise typer.Exit(FAILED)
+
+
+@app.command()
+def status(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = False, debug: Debug = False) -> None:
+    """Say how far a run is, from its ledger alone.
+
+    Example: quad status lambada
+    """
+    with _session(True, debug):
+        from quad_tasks.run import load_run, run_status
+
+        _print(run_status(load_run(workspace, run)), as_json)
+
+
+@app.command()
+def report(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = False, debug: Debug = False) -> None:
+    """Print a finished run's headline and the path of its report.
+
+    Example: quad report lambada
+    """
+    with _session(True, debug):
+        from quad_tasks.run import load_run
+
+        _print_report(load_run(workspace, run), as_json)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _select(config: Any, as_json: bool) -> None:
+    from flows.select_data import select_data
+
+    _flow(select_data, config)
+    _print_report(config, as_json)
+
+
+def _flow(flow: Callable[[Any], Any], config: Any) -> Any:
+    """Run a flow from the command line: no heartbeats, since nobody watches for zombies here."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        return flow(config)
+
+
+@contextmanager
+def _session(quiet: bool, debug: bool) -> Iterator[None]:
+    """Set up a command's process and turn errors into one message and an exit code."""
+    for name, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, "INFO" if debug and name.endswith("LOGGING_LEVEL") else value)
+    if quiet:
+        os.environ["QUAD_QUIET"] = "1"
+    if not debug:
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        _fail("interrupted; `quad resume` goes on from the last commit", FAILED)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(str(error) or type(error).__name__, _exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    from quad_tasks.config import ConfigError
+    from quad_tasks.core.blocks import UnsupportedLayer
+    from quad_tasks.core.model import ModelError
+    from quad_tasks.storage.faults import InvalidKey, StoreKeyError, UnsupportedStore
+    from quad_tasks.storage.manifest import ManifestMismatch
+    from quad_tasks.storage.readers import InputError
+
+    bad = (ConfigError, InputError, ModelError, UnsupportedLayer, UnsupportedStore, InvalidKey, StoreKeyError)
+    return BAD_INPUT if isinstance(error, (*bad, ManifestMismatch)) else FAILED
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"quad: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _print(body: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(body, indent=1))
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in body.items():
+        table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    Console().print(table)
+
+
+def _print_report(config: Any, as_json: bool) -> None:
+    from quad_tasks.storage.store import open_store
+
+    store = open_store(config.workspace)
+    key = f"runs/{config.run}/report"
+    body = json.loads(store.get(f"{key}/report.json"))
+    if as_json:
+        print(json.dumps(body))
+        return
+    last = body["stages"][-1]
+    rows: dict[str, Any] = {
+        "run": body["run"],
+        "pool": f"{body['pool']['documents']:,} documents, {body['pool']['tokens']:,} tokens",
+        "scored": f"{body['scored']['documents']:,} documents ({body['scored']['share']:.1%})",
+        "selected": f"{body['selected']['documents']:,} documents, {body['selected']['tokens']:,} tokens"
+        f" (budget {body['selected']['budget_tokens']:,})",
+        "reference loss": f"{last['before']['reference_loss']:.4f} before, {last['selected']['reference_loss']:.4f} selected"
+        + (f", {last['random']['reference_loss']:.4f} random" if "random" in last else ""),
+        "findings": ", ".join(f["signature"] for f in body["findings"]) or "none",
+        "time": f"{sum(body['time_s'].values()):.0f} s",
+        "peak memory": f"{body['peak_memory_bytes'] / 2**30:.2f} GiB",
+        "report": store.local_path(f"{key}/index.html") or f"{store.uri}/{key}/index.html",
+    }
+    _print(rows, False)

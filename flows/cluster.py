@@ -1,0 +1,46 @@
+"""The Dask cluster a flow computes on: one by address, or a local one for as long as the flow runs."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dask
+from distributed import Client, LocalCluster, default_client
+
+from quad_tasks.config import ComputeConfig
+
+ADDRESS_VARIABLE = "DASK_SCHEDULER_ADDRESS"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@contextmanager
+def dask_cluster(compute: ComputeConfig) -> Iterator[Client]:
+    """Give the flow a Dask client: the one a flow around it opened, else one by address, else a local cluster's.
+
+    Workers of a local cluster are processes of one task slot each, with `threads_per_worker` BLAS threads.
+    """
+    try:
+        yield default_client()
+        return
+    except ValueError:
+        pass
+    address = compute.dask_address or os.environ.get(ADDRESS_VARIABLE)
+    if address:
+        with Client(address) as client:
+            yield client
+        return
+    threads = {name: str(compute.threads_per_worker) for name in THREAD_VARIABLES}
+    settings = {
+        "distributed.nanny.pre-spawn-environ": threads,
+        "distributed.worker.memory.terminate": False,
+        "distributed.worker.daemon": True,
+        "logging.distributed": "critical",
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=compute.workers, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client

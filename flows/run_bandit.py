@@ -1,0 +1,27 @@
+"""Flow: rounds of the bandit until the stage's budget is met; each round is a subflow and commits itself."""
+
+from prefect import flow
+
+from flows.cluster import dask_cluster
+from quad_tasks.config import RunConfig
+from quad_tasks.publish import select_stage
+from quad_tasks.pull import choose_round, commit_round, rounds_committed, score_round, stop_reason
+from quad_tasks.records import Stage
+from quad_tasks.timing import timed
+
+
+@flow(name="bandit-round", flow_run_name="stage {stage.number} round {number}")
+def bandit_round(config: RunConfig, stage: Stage, number: int) -> None:
+    """Choose arms, score their next documents, commit."""
+    draws = choose_round(config, stage, number)
+    scores = score_round(config, stage, draws)
+    commit_round(config, stage, number, draws, scores)
+
+
+@flow(name="run-bandit")
+def run_bandit(config: RunConfig, stage: Stage) -> str:
+    """Run the rounds that are still to do, then choose the stage's documents; return the key of what was chosen."""
+    with dask_cluster(config.compute), timed(config.workspace, config.run, "bandit"):
+        while stop_reason(config, stage) is None:
+            bandit_round(config, stage, rounds_committed(config, stage))
+        return select_stage(config, stage)

@@ -1,0 +1,34 @@
+"""Flow: the whole run. Refresh the pool, then fit, pull and train, stage by stage; publish; report."""
+
+from prefect import flow
+
+from flows.cluster import dask_cluster
+from flows.fit_influence import fit_influence
+from flows.refresh_pool import refresh_pool
+from flows.run_bandit import run_bandit
+from flows.train_model import train_model
+from quad_tasks.config import RunConfig
+from quad_tasks.publish import publish_selection
+from quad_tasks.records import Stage
+from quad_tasks.reference import prepare_reference
+from quad_tasks.report import write_report
+from quad_tasks.run import driving, open_run, pin_pool, pinned_pool, starting_checkpoint
+from quad_tasks.timing import timed
+
+
+@flow(name="select-data", flow_run_name="{config.run}")
+def select_data(config: RunConfig) -> str:
+    """Run the whole selection, going on where an earlier attempt stopped; return the report's key."""
+    open_run(config)
+    with driving(config), dask_cluster(config.compute):
+        reference = prepare_reference(config)
+        version = pinned_pool(config) or pin_pool(config, refresh_pool(config))
+        checkpoint = starting_checkpoint(config, version)
+        for number in range(config.training.stages):
+            direction = fit_influence(config, version, checkpoint, reference)
+            stage = Stage(config.run, number, version, checkpoint, direction)
+            run_bandit(config, stage)
+            checkpoint = train_model(config, stage, reference)
+        with timed(config.workspace, config.run, "publish"):
+            publish_selection(config, version)
+        return write_report(config, version, reference)

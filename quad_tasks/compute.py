@@ -1,0 +1,81 @@
+"""How a stage runs: a Prefect task with one retry policy, its work spread over Dask, results in the items' order.
+
+The unit of work is what an item names (a shard, a pull, a chunk), never a worker's rank, so that any number of workers
+gives the same result. The ledger decides what a rerun skips; Prefect caches and persists nothing.
+"""
+
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from distributed import as_completed
+from distributed.comm import CommClosedError
+from distributed.scheduler import KilledWorker
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect_dask import get_dask_client
+
+from quad_tasks.progress import progress
+from quad_tasks.storage.faults import StoreUnavailable
+
+RETRIES = 2
+RETRY_DELAYS_S = [5.0, 30.0]
+TRANSIENT = (StoreUnavailable, KilledWorker, CommClosedError)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a function a stage's task: named, never cached, retried for transient faults only."""
+    return task(
+        name=name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=RETRIES,
+        retry_delay_seconds=RETRY_DELAYS_S,
+        retry_condition_fn=_is_transient,
+    )
+
+
+def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    return isinstance(state.result(raise_on_failure=False), TRANSIENT)
+
+
+def spread(function: Callable[..., Any], items: Sequence[tuple[Any, ...]], label: str, unit: str) -> list[Any]:
+    """Call `function(*item)` on the Dask cluster for every item and return the results in the items' order.
+
+    A result is small: keys, counts, a pull's scores. A failing call raises its own error here.
+
+    Args:
+        function: importable by workers; idempotent, since the work of a lost worker is done again.
+        items: positional arguments of each call.
+        label: shown as the step's name.
+        unit: what an item is, in the plural.
+    """
+    if not items:
+        return []
+    with get_dask_client() as client, progress(label, len(items), unit) as advance:
+        futures = [client.submit(function, *item, pure=False) for item in items]
+        for _ in as_completed(futures, raise_errors=True):
+            advance(1)
+        return list(client.gather(futures))
+
+
+def peak_memory_bytes() -> int:
+    """Return the sum of peak resident sizes of this process and the Dask cluster's workers."""
+    with get_dask_client() as client:
+        workers: dict[str, int] = client.run(_own_peak)
+    return sum(workers.values()) + _own_peak()
+
+
+def _own_peak() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss starts from the parent's size in a process that was forked
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,260 @@
+"""Stage: the run's report, `report.json` with every number and `index.html` made from it alone.
+
+Everything is read back from what the run committed; nothing is measured here but time and memory.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version as package_version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from sklearn.decomposition import PCA
+
+from quad_tasks.compute import peak_memory_bytes, step
+from quad_tasks.config import RunConfig
+from quad_tasks.core import bandit, diversity
+from quad_tasks.core.terms import telling_terms
+from quad_tasks.publish import chosen_positions, count_documents, read_chosen, read_scores
+from quad_tasks.pull import load_arms, load_state, policy
+from quad_tasks.records import Stage
+from quad_tasks.report_page import render_page
+from quad_tasks.storage import rounds
+from quad_tasks.storage.manifest import digest, read_manifest
+from quad_tasks.storage.positions import column_vectors, read_positions, read_table
+from quad_tasks.storage.store import Store, open_store
+from quad_tasks.timing import read_times
+
+MAP_DOCUMENTS = 2000
+DIVERSITY_DOCUMENTS = 1000
+TERM_ARMS = 200
+TERM_DOCUMENTS = 16
+TERMS = 6
+EXAMPLES = 5
+EXAMPLE_CHARACTERS = 600
+BINS = 60
+TAIL = 0.005  # share of the scored documents beyond the histogram's first and last bin
+
+
+@step("write report")
+def write_report(config: RunConfig, version: str, reference: str) -> str:
+    """Write `report.json` and the page, and return the page's key."""
+    store = open_store(config.workspace)
+    report = collect_report(config, version, reference)
+    key = f"runs/{config.run}/report"
+    store.put(f"{key}/report.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+    store.put(f"{key}/index.html", render_page(report).encode())
+    return f"{key}/index.html"
+
+
+def collect_report(config: RunConfig, version: str, reference: str) -> dict[str, Any]:
+    """Gather every number of a finished run; keys as the README's "The report" lists them."""
+    store = open_store(config.workspace)
+    pool = read_manifest(store, version)
+    model = read_manifest(store, f"{pool['model']}/manifest.json")
+    scores = read_scores(store, config.run, config.training.stages)
+    chosen = read_chosen(store, config.run, config.training.stages)
+    counts = count_documents(store, config, version)
+    documents = read_documents_index(store, version)
+    stages = [_stage(store, config, n) for n in range(config.training.stages)]
+    return {
+        "run": config.run,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "quad_version": package_version("quad-data"),
+        "config_digest": digest(config.identity()),
+        "config": config.model_dump(mode="json"),
+        "pool": {
+            "name": config.pool.name,
+            "version": version,
+            **{key: pool[key] for key in ("documents", "tokens", "bytes", "set_aside", "arms")},
+            "inputs": list(config.pool.inputs),
+            "sources": _by_source(documents),
+        },
+        "scored": {
+            "documents": scores.num_rows,
+            "tokens": int(scores["n_tokens"].to_numpy().sum()),
+            "share": scores.num_rows / pool["documents"],
+        },
+        "rejected": counts["rejected"],
+        "unpulled": counts["unpulled"],
+        "selected": {
+            "documents": chosen.num_rows,
+            "tokens": int(chosen["n_tokens"].to_numpy().sum()),
+            "budget_tokens": config.selection.budget_tokens,
+            "by_arm": {str(arm): n for arm, n in sorted(_sum_by(chosen, "arm").items())},
+            "by_source": _by_source(chosen),
+        },
+        "tokenizer": model["tokenizer"],
+        "model": {
+            "source": model["name"],
+            "architecture": model["architecture"],
+            "parameters": model["parameters"],
+        },
+        "reference": {"key": reference, "domain": config.heldout.reference_domain},
+        "threshold": stages[-1]["threshold"],
+        "stages": stages,
+        "arms": _arms(store, config, version, scores, chosen, documents),
+        "influence": _histogram(scores, chosen),
+        "examples": _examples(store, version, scores, stages[-1]["threshold"]),
+        "map": _map(store, config, version, scores, chosen),
+        "diversity": _diversity(store, config, version, chosen, documents),
+        "findings": [],
+        "time_s": read_times(store, config.run),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def read_documents_index(store: Store, version: str) -> pa.Table:
+    """Read arm, source and tokens of every document of a version, in arm order."""
+    parts = read_manifest(store, version)["parts"]
+    return pa.concat_tables([read_table(store, part["key"], ["arm", "source", "n_tokens"]) for part in parts])
+
+
+def _sum_by(table: pa.Table, column: str) -> dict[Any, int]:
+    grouped = table.group_by(column).aggregate([("n_tokens", "sum")])
+    return dict(zip(grouped[column].to_pylist(), grouped["n_tokens_sum"].to_pylist(), strict=True))
+
+
+def _by_source(table: pa.Table) -> dict[str, dict[str, int]]:
+    grouped = table.group_by("source").aggregate([("n_tokens", "sum"), ("n_tokens", "count")])
+    rows = sorted(grouped.to_pylist(), key=lambda row: -row["n_tokens_sum"])
+    return {row["source"]: {"documents": row["n_tokens_count"], "tokens": row["n_tokens_sum"]} for row in rows}
+
+
+def _stage(store: Store, config: RunConfig, number: int) -> dict[str, Any]:
+    """Collect a stage's losses, mean over seeds with each seed's reference loss, and its rounds."""
+    prefix = f"runs/{config.run}/stage-{number:02d}"
+    committed = rounds.list_rounds(store, config.run, number)
+    kinds = ["selected", *(["random"] if config.training.control else [])]
+    fields = ("kind", "arms", "documents", "tokens", "mean_reward", "effective_arms", "accepted_tokens")
+    return {
+        "stage": number,
+        "direction": committed[0].info["direction"],
+        "threshold": committed[0].info["threshold"],
+        "budget_tokens": read_manifest(store, f"{prefix}/selected.json")["budget_tokens"],
+        "seeds": list(range(config.training.seeds)),
+        "before": _losses(store, [f"{prefix}/trained/before"]),
+        **{k: _losses(store, [f"{prefix}/trained/{k}-{n}" for n in range(config.training.seeds)]) for k in kinds},
+        "rounds": [{"round": r.round, **{name: r.info[name] for name in fields}} for r in committed],
+    }
+
+
+def _losses(store: Store, keys: Sequence[str]) -> dict[str, Any]:
+    measured = [read_manifest(store, f"{key}/losses.json") for key in keys]
+    by_seed = [m["reference_loss"] for m in measured]
+    domains = measured[0]["domains"]
+    return {
+        "reference_loss": float(np.mean(by_seed)),
+        "reference_loss_by_seed": by_seed,
+        "domains": {name: float(np.mean([m["domains"][name] for m in measured])) for name in domains},
+    }
+
+
+def _arms(
+    store: Store, config: RunConfig, version: str, scores: pa.Table, chosen: pa.Table, documents: pa.Table
+) -> list[dict[str, Any]]:
+    """Describe every arm: its size, what the bandit knows of it, what was selected; terms for the most selected."""
+    last = config.training.stages - 1
+    committed = rounds.list_rounds(store, config.run, last)
+    stage = Stage(config.run, last, version, "", committed[0].info["direction"])
+    state = load_state(config, stage, len(committed))
+    arms = load_arms(config.workspace, version)
+    ucb = bandit.ucb_scores(state, policy(config))
+    selected = _sum_by(chosen, "arm")
+    scored = dict(zip(*np.unique(scores["arm"].to_numpy(), return_counts=True), strict=True))
+    first = np.argsort([-selected.get(arm, 0) for arm in range(arms.num_rows)], kind="stable")[:TERM_ARMS]
+    terms = dict(zip(first.tolist(), telling_terms(_arm_texts(store, version, arms, first), TERMS), strict=True))
+    rows = []
+    for arm, (n, tokens) in enumerate(zip(arms["n_documents"].to_pylist(), arms["n_tokens"].to_pylist(), strict=True)):
+        pulls = float(state.pulls[arm])
+        rows.append(
+            {
+                "arm": arm,
+                "documents": n,
+                "tokens": tokens,
+                "pulls": pulls,
+                "mean_reward": float(state.reward_sum[arm]) / pulls if pulls > 0 else None,
+                "ucb_score": float(ucb[arm]) if np.isfinite(ucb[arm]) else None,
+                "scored": int(scored.get(arm, 0)),
+                "selected_tokens": selected.get(arm, 0),
+                "terms": terms.get(arm, []),
+            }
+        )
+    by_arm: dict[int, dict[str, int]] = {}
+    grouped = documents.group_by(["arm", "source"]).aggregate([("n_tokens", "sum")])
+    for row in sorted(grouped.to_pylist(), key=lambda row: -row["n_tokens_sum"]):
+        by_arm.setdefault(row["arm"], {})[row["source"]] = row["n_tokens_sum"]
+    return [{**row, "sources": by_arm.get(row["arm"], {})} for row in rows]
+
+
+def _arm_texts(store: Store, version: str, arms: pa.Table, chosen: np.ndarray[Any, Any]) -> list[list[str]]:
+    """Read the first documents of each chosen arm: a random sample of it."""
+    starts, sizes = arms["position"].to_numpy()[chosen], arms["n_documents"].to_numpy()[chosen]
+    counts = np.minimum(sizes, TERM_DOCUMENTS)
+    positions = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
+    texts = read_positions(store, version, positions, ["text"])["text"].to_pylist()
+    bounds = np.cumsum([0, *counts])
+    return [texts[bounds[i] : bounds[i + 1]] for i in range(len(counts))]
+
+
+def _histogram(scores: pa.Table, chosen: pa.Table) -> dict[str, Any]:
+    values = scores["influence"].to_numpy()
+    low, high = np.quantile(values, [TAIL, 1 - TAIL])
+    edges = np.linspace(low, high if high > low else low + 1e-12, BINS + 1)
+    mask = np.isin(scores["position"].to_numpy(), chosen["position"].to_numpy())
+    return {
+        "bin_edges": edges.tolist(),
+        "scored": np.histogram(np.clip(values, low, high), edges)[0].tolist(),
+        "selected": np.histogram(np.clip(values[mask], low, high), edges)[0].tolist(),
+    }
+
+
+def _examples(store: Store, version: str, scores: pa.Table, threshold: float) -> dict[str, Any]:
+    values = scores["influence"].to_numpy()
+    order = np.argsort(-values, kind="stable")
+    border = np.argsort(np.abs(values - threshold), kind="stable")
+    groups = {"best": order[:EXAMPLES], "borderline": border[:EXAMPLES], "worst": order[::-1][:EXAMPLES]}
+    examples = {}
+    for name, rows in groups.items():
+        taken = scores.take(rows)
+        texts = read_positions(store, version, taken["position"].to_numpy(), ["text"])["text"].to_pylist()
+        described = taken.select(["id", "source", "arm", "influence", "n_tokens"]).to_pylist()
+        examples[name] = [{**d, "text": t[:EXAMPLE_CHARACTERS]} for d, t in zip(described, texts, strict=True)]
+    return examples
+
+
+def _map(store: Store, config: RunConfig, version: str, scores: pa.Table, chosen: pa.Table) -> dict[str, Any]:
+    """Project a random sample of the pool on the first two principal components of its embeddings."""
+    generator = np.random.default_rng([config.seed, 10])
+    n = read_manifest(store, version)["documents"]
+    positions = np.sort(generator.choice(n, min(n, MAP_DOCUMENTS), replace=False))
+    rows = read_positions(store, version, positions, ["arm", "embedding"])
+    plane = PCA(n_components=2, random_state=0).fit_transform(column_vectors(rows["embedding"]))
+    known = dict(zip(scores["position"].to_pylist(), scores["influence"].to_pylist(), strict=True))
+    return {
+        "x": np.round(plane[:, 0].astype(float), 4).tolist(),
+        "y": np.round(plane[:, 1].astype(float), 4).tolist(),
+        "arm": rows["arm"].to_pylist(),
+        "influence": [known.get(position) for position in positions.tolist()],
+        "selected": np.isin(positions, chosen["position"].to_numpy()).tolist(),
+    }
+
+
+def _diversity(
+    store: Store, config: RunConfig, version: str, chosen: pa.Table, documents: pa.Table
+) -> dict[str, dict[str, float]]:
+    """Measure diversity of a sample of the selection and of as many random documents."""
+    generator = np.random.default_rng([config.seed, 11])
+    selected = chosen_positions(store, config.run, config.training.stages)
+    n = min(DIVERSITY_DOCUMENTS, len(selected))
+    pool_counts = np.bincount(documents["arm"].to_numpy())
+    profiles = {}
+    for name, population in (("selected", selected), ("random", np.arange(documents.num_rows))):
+        sample = np.sort(generator.choice(population, n, replace=False))
+        rows = read_positions(store, version, sample, ["text", "arm", "embedding"])
+        counts = np.bincount(rows["arm"].to_numpy(), minlength=len(pool_counts))
+        vectors = column_vectors(rows["embedding"])
+        profiles[name] = diversity.diversity_profile(rows["text"].to_pylist(), vectors, counts, pool_counts)
+    return profiles

@@ -1,0 +1,112 @@
+"""Stage: train on what was chosen, beside a random control, and measure what it gained and what it cost.
+
+Every training of a stage starts from the stage's checkpoint with its optimizer state, under one learning-rate schedule
+over all stages. The model of the first seed is the checkpoint the next stage works on; the others show the interval.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from quad_tasks.checkpoints import load_checkpoint, restore_optimizer, save_checkpoint
+from quad_tasks.compute import spread, step
+from quad_tasks.config import RunConfig
+from quad_tasks.core import training
+from quad_tasks.core.model import encode, pick_device
+from quad_tasks.publish import draw_control
+from quad_tasks.records import Stage
+from quad_tasks.storage.manifest import read_manifest, write_manifest
+from quad_tasks.storage.positions import read_positions, read_table
+from quad_tasks.storage.store import open_store
+
+FIRST_SELECTED = "trained/selected-0"
+"""The checkpoint the next stage goes on from."""
+
+
+@step("train and measure")
+def train_stage(config: RunConfig, stage: Stage, reference: str) -> str:
+    """Train the selected and the random arms of a stage, measure them and the model before; return the next checkpoint.
+
+    Losses stand in `losses.json` under `<stage>/trained/`: `before`, `selected-<seed>` and `random-<seed>`.
+    """
+    settings = {
+        "training": config.training.model_dump(),
+        "window_tokens": config.model.window_tokens,
+        "batch_tokens": config.model.batch_tokens,
+        "budget_tokens": config.selection.budget_tokens,
+        "device": pick_device(config.compute.device),
+        "seed": config.seed,
+    }
+    common = (config.workspace, stage, reference, settings)
+    seeds = range(config.training.seeds)
+    items: list[tuple[Any, ...]] = [(*common, f"{stage.prefix}/selected", f"trained/selected-{n}", n) for n in seeds]
+    if config.training.control:
+        items += [(*common, draw_control(config, stage, n), f"trained/random-{n}", n) for n in seeds]
+    items.append((*common, None, "trained/before", 0))
+    spread(train_and_measure, items, "train and measure", "models")
+    return f"{stage.prefix}/{FIRST_SELECTED}"
+
+
+def train_and_measure(
+    workspace: str,
+    stage: Stage,
+    reference: str,
+    settings: dict[str, Any],
+    chosen: str | None,
+    name: str,
+    seed: int,
+) -> str:
+    """Train a copy of the stage's checkpoint on chosen documents (none: leave it as it is), measure it, commit."""
+    store = open_store(workspace)
+    key = f"{stage.prefix}/{name}"
+    if store.exists(f"{key}/losses.json"):
+        return key
+    load = load_checkpoint if chosen is None else load_checkpoint.__wrapped__
+    model, tokenizer = load(workspace, stage.checkpoint, "float32", settings["device"])
+    if chosen is not None:
+        rows = read_table(store, f"{chosen}.parquet", ["position"])["position"].to_numpy()
+        texts = read_positions(store, stage.version, np.sort(rows), ["text"])["text"].to_pylist()
+        optimizer = training.make_optimizer(model, settings["training"]["weight_decay"])
+        restore_optimizer(store, stage.checkpoint, optimizer)
+        before = read_manifest(store, f"{stage.checkpoint}/manifest.json").get("trained_tokens", 0)
+        trained = training.train(
+            model,
+            optimizer,
+            encode(tokenizer, texts),
+            _schedule(settings),
+            before,
+            settings["window_tokens"],
+            settings["training"]["batch_tokens"],
+            np.random.default_rng([settings["seed"], 9, stage.number, seed]),
+        )
+        if name == FIRST_SELECTED:
+            start = read_manifest(store, f"{stage.checkpoint}/manifest.json")
+            info = {k: start[k] for k in ("name", "architecture", "parameters", "tokenizer")}
+            save_checkpoint(store, key, model, tokenizer, {**info, "trained_tokens": trained}, optimizer)
+    losses = measure_model(workspace, reference, model, tokenizer, settings)
+    write_manifest(store, f"{key}/losses.json", losses)
+    return key
+
+
+def _schedule(settings: dict[str, Any]) -> training.Schedule:
+    total = settings["budget_tokens"]
+    return training.Schedule(settings["training"]["learning_rate"], settings["training"]["warmup_share"] * total, total)
+
+
+def measure_model(
+    workspace: str, reference: str, model: Any, tokenizer: Any, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Measure the held-out reference loss, nats per target token, and bits per byte of every held-out domain."""
+    store = open_store(workspace)
+    limits = (settings["window_tokens"], settings["batch_tokens"])
+    measured = read_table(store, f"{reference}/measured.parquet", ["text"])["text"].to_pylist()
+    nats, targets = training.measure(model, encode(tokenizer, measured), *limits)
+    heldout = read_table(store, f"{reference}/heldout.parquet", ["text", "domain"])
+    domains: dict[str, list[str]] = {}
+    for text, domain in zip(heldout["text"].to_pylist(), heldout["domain"].to_pylist(), strict=True):
+        domains.setdefault(domain, []).append(text)
+    per_byte = {}
+    for domain, texts in sorted(domains.items()):
+        domain_nats, _ = training.measure(model, encode(tokenizer, texts), *limits)
+        per_byte[domain] = training.bits_per_byte(domain_nats, sum(len(text.encode()) for text in texts))
+    return {"reference_loss": nats / targets, "domains": per_byte}
