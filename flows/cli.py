@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 failed, 2 bad input or config. An error is one message, ne
 """
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ PREFECT_DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DASK_LOGGING__DISTRIBUTED": "critical",
 }
 FAILED, BAD_INPUT = 1, 2
 
@@ -33,7 +33,9 @@ pool_app = typer.Typer(no_args_is_help=True, help="The candidate pool.")
 app.add_typer(pool_app, name="pool")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: bandit.alpha=0.5.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: bandit.alpha=0.5.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show logs, and tracebacks of errors.")]
@@ -43,7 +45,7 @@ Workspace = Annotated[str, typer.Option(help="Path or URI the run is kept under.
 
 @app.command()
 def run(
-    config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
+    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
 ) -> None:
     """Choose data: the whole run, going on where an earlier attempt stopped.
 
@@ -52,7 +54,7 @@ def run(
     with _session(quiet, debug):
         from quad_tasks.config import load_config
 
-        _select(load_config(config, overrides), as_json)
+        _select(load_config(config, overrides or ()), as_json)
 
 
 @app.command()
@@ -92,7 +94,7 @@ def demo(
 
 @pool_app.command()
 def refresh(
-    config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
+    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
 ) -> None:
     """Ingest, embed and cluster what is new; print the pool version.
 
@@ -104,7 +106,7 @@ def refresh(
         from quad_tasks.storage.manifest import read_manifest
         from quad_tasks.storage.store import open_store
 
-        settings = load_config(config, overrides)
+        settings = load_config(config, overrides or ())
         version = _flow(refresh_pool, settings)
         body = read_manifest(open_store(settings.workspace), version)
         counts = {key: body[key] for key in ("documents", "tokens", "arms", "set_aside")}
@@ -181,11 +183,9 @@ def _flow(flow: Callable[[Any], Any], config: Any) -> Any:
 def _session(quiet: bool, debug: bool) -> Iterator[None]:
     """Set up a command's process and turn errors into one message and an exit code."""
     for name, value in PREFECT_DEFAULTS.items():
-        os.environ.setdefault(name, "INFO" if debug and name.endswith("LOGGING_LEVEL") else value)
+        os.environ.setdefault(name, "INFO" if debug and "LOGGING" in name else value)
     if quiet:
         os.environ["QUAD_QUIET"] = "1"
-    if not debug:
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         yield
     except typer.Exit:
@@ -241,8 +241,9 @@ def _print_report(config: Any, as_json: bool) -> None:
         "scored": f"{body['scored']['documents']:,} documents ({body['scored']['share']:.1%})",
         "selected": f"{body['selected']['documents']:,} documents, {body['selected']['tokens']:,} tokens"
         f" (budget {body['selected']['budget_tokens']:,})",
-        "reference loss": f"{last['before']['reference_loss']:.4f} before, {last['selected']['reference_loss']:.4f} selected"
-        + (f", {last['random']['reference_loss']:.4f} random" if "random" in last else ""),
+        "reference loss": ", ".join(
+            f"{last[kind]['reference_loss']:.4f} {kind}" for kind in ("before", "selected", "random") if kind in last
+        ),
         "findings": ", ".join(f["signature"] for f in body["findings"]) or "none",
         "time": f"{sum(body['time_s'].values()):.0f} s",
         "peak memory": f"{body['peak_memory_bytes'] / 2**30:.2f} GiB",

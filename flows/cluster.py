@@ -34,12 +34,15 @@ def dask_cluster(compute: ComputeConfig) -> Iterator[Client]:
         "distributed.nanny.pre-spawn-environ": threads,
         "distributed.worker.memory.terminate": False,
         "distributed.worker.daemon": True,
-        "logging.distributed": "critical",
     }
     with (
         dask.config.set(settings),
         LocalCluster(
-            n_workers=compute.workers, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+            n_workers=compute.workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -4,7 +4,8 @@ Everything is read back from what the run committed; nothing is measured here bu
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from typing import Any
@@ -16,6 +17,7 @@ from sklearn.decomposition import PCA
 from quad_tasks.compute import peak_memory_bytes, step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import bandit, diversity
+from quad_tasks.core.diagnosis import Measured, diagnose
 from quad_tasks.core.terms import telling_terms
 from quad_tasks.publish import chosen_positions, count_documents, read_chosen, read_scores
 from quad_tasks.pull import load_arms, load_state, policy
@@ -59,6 +61,9 @@ def collect_report(config: RunConfig, version: str, reference: str) -> dict[str,
     counts = count_documents(store, config, version)
     documents = read_documents_index(store, version)
     stages = [_stage(store, config, n) for n in range(config.training.stages)]
+    profiles = _diversity(store, config, version, chosen, documents)
+    times = read_times(store, config.run)
+    measured = _measured(config, pool, scores, chosen, stages[-1], profiles, times)
     return {
         "run": config.run,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -99,9 +104,9 @@ def collect_report(config: RunConfig, version: str, reference: str) -> dict[str,
         "influence": _histogram(scores, chosen),
         "examples": _examples(store, version, scores, stages[-1]["threshold"]),
         "map": _map(store, config, version, scores, chosen),
-        "diversity": _diversity(store, config, version, chosen, documents),
-        "findings": [],
-        "time_s": read_times(store, config.run),
+        "diversity": profiles,
+        "findings": [asdict(f) for f in diagnose(measured)],
+        "time_s": times,
         "peak_memory_bytes": peak_memory_bytes(),
     }
 
@@ -110,6 +115,37 @@ def read_documents_index(store: Store, version: str) -> pa.Table:
     """Read arm, source and tokens of every document of a version, in arm order."""
     parts = read_manifest(store, version)["parts"]
     return pa.concat_tables([read_table(store, part["key"], ["arm", "source", "n_tokens"]) for part in parts])
+
+
+def _measured(
+    config: RunConfig,
+    pool: Mapping[str, Any],
+    scores: pa.Table,
+    chosen: pa.Table,
+    last: Mapping[str, Any],
+    profiles: Mapping[str, dict[str, float]],
+    times: Mapping[str, float],
+) -> Measured:
+    """Gather what the failure signatures are judged by; scores are those of the last stage."""
+    before, after = last["before"], last["selected"]
+    staged = scores.filter(pa.array(scores["stage"].to_numpy() == last["stage"]))
+    others = [d for d in before["domains"] if d != config.heldout.reference_domain]
+    return Measured(
+        selected_tokens=int(chosen["n_tokens"].to_numpy().sum()),
+        budget_tokens=config.selection.budget_tokens,
+        pool_tokens=pool["tokens"],
+        scored_tokens=int(scores["n_tokens"].to_numpy().sum()),
+        time_s=times,
+        influence_N=staged["influence"].to_numpy(),
+        arm_N=staged["arm"].to_numpy(),
+        round_N=staged["round"].to_numpy(),
+        n_arms=pool["arms"],
+        documents_per_pull=config.bandit.documents_per_pull,
+        selected=profiles["selected"],
+        random=profiles["random"],
+        reference_change=after["reference_loss"] / before["reference_loss"] - 1,
+        heldout_changes={d: after["domains"][d] / before["domains"][d] - 1 for d in others},
+    )
 
 
 def _sum_by(table: pa.Table, column: str) -> dict[Any, int]:

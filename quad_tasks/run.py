@@ -38,8 +38,9 @@ def load_run(workspace: str, run: str) -> RunConfig:
     """
     key = f"runs/{run}/config.json"
     body = read_manifest(open_store(workspace), key)
+    where = body.pop("volatile")
     del body["digest"]
-    return parse_config({**body, **body.pop("volatile"), "workspace": workspace}, key)
+    return parse_config({**body, **where, "workspace": workspace}, key)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Named arrays in one safetensors object: EK-FAC factors, the reference direction, bandit statistics.
 
-Owns the bytes: the same arrays and metadata give the same file. Refuses dtypes other than float32, float64 and int64,
+Owns the bytes: the same arrays and metadata give the same file. Refuses dtypes other than float32, float64, int64 and uint8,
 so that what is read back is what numpy computes with. Source of the format:
 https://huggingface.co/docs/safetensors.
 """
@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from quad_tasks.storage.faults import StorageError
 from quad_tasks.storage.store import Store
 
-DTYPES = ("float32", "float64", "int64")
+DTYPES = ("float32", "float64", "int64", "uint8")
 METADATA_FIELD = "quad"
 """One entry holds all metadata as JSON: safetensors writes several entries in an order that changes between runs."""
 
@@ -33,7 +33,7 @@ def save_tensors(store: Store, key: str, arrays: Mapping[str, npt.NDArray[Any]],
     Args:
         store: where to.
         key: the object's key.
-        arrays: name -> array of any shape; float32, float64 or int64.
+        arrays: name -> array of any shape; float32, float64, int64 or uint8.
         metadata: what the arrays are of, for people and checks.
 
     Returns:

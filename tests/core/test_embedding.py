@@ -32,10 +32,10 @@ from quad_tasks.core.model import FastTokenizer, LlamaSize, ModelError, fresh_ll
 CANDIDATES = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "candidate"
 FEATURES = 2**12
 TEXTS = [
-    "def area(radius):\n    return 3.14 * radius ** 2",
+    "for radius in range(1, 9):\n    print(3.14 * radius ** 2)",
     "for i in range(10):\n    print(i, end='')",
     "It was the best of times, it was the worst of times.",
-    "She looked at him for a long time and said nothing.",
+    "She looked at him for a long time, and it was the worst of looks.",
     "Die Würde des Menschen ist unantastbar.",
     "Alle Menschen sind vor dem Gesetz gleich.",
     "人人生而自由，在尊严和权利上一律平等。",
@@ -226,5 +226,5 @@ def test_ngram_arms_of_real_text_agree_with_its_domains() -> None:
         domains += [record["domain"] for record in records]
     vectors = embed_ngrams(fit_ngram_embedder(texts, 64), texts)
     arm, _ = assign_arms(vectors, train_centroids(vectors, 20, seed=0))
-    assert adjusted_mutual_info_score(domains, arm) > 0.6
+    assert adjusted_mutual_info_score(domains, arm) > 0.75
     assert math.isclose(float(np.linalg.norm(vectors, axis=1).min()), 1, rel_tol=1e-5)
