@@ -173,8 +173,9 @@ def too_little_diversity(
             lower); None: not measured.
         heldout_changes: the same by other domain.
     """
-    shares = {f"{name}_share": selected[name] / random[name] for name in ("effective_arms", "vendi_score")}
-    narrow = min(shares.values()) < NARROW_SHARE
+    compared = [name for name in ("effective_arms", "vendi_score") if name in selected and name in random]
+    shares = {f"{name}_share": selected[name] / random[name] for name in compared}
+    narrow = any(share < NARROW_SHARE for share in shares.values())
     rise = float(np.mean(list(heldout_changes.values()))) if heldout_changes else 0.0
     paid = reference_change is not None and reference_change < 0 and rise > HELDOUT_RISE
     if not narrow and not paid:

@@ -84,6 +84,8 @@ def test_what_was_not_measured_is_not_judged() -> None:
         influence_N=nothing,
         arm_N=nothing.astype(int),
         round_N=nothing.astype(int),
+        selected={},
+        random={},
         reference_change=None,
         heldout_changes={},
         rescored=None,
@@ -102,7 +104,7 @@ def test_every_planted_failure_is_found_the_severe_ones_first() -> None:
         arm_N=arm,
         round_N=rounds,
         influence_N=influence(arm, between=0.3, within=1.5),
-        rescored=(np.arange(100.0), np.random.default_rng(0).permutation(100.0)),
+        rescored=(np.arange(100.0), np.random.default_rng(0).permutation(np.arange(100.0))),
     )
     findings = diagnose(run)
     assert {f.signature for f in findings} == {
