@@ -1,8 +1,7 @@
 """Named arrays in one safetensors object: EK-FAC factors, the reference direction, bandit statistics.
 
-Owns the bytes: the same arrays and metadata give the same file. Refuses dtypes other than float32, float64, int64 and uint8,
-so that what is read back is what numpy computes with. Source of the format:
-https://huggingface.co/docs/safetensors.
+Owns the bytes: the same arrays and metadata give the same file. Refuses dtypes other than those of `DTYPES`, so that
+what is read back is what numpy computes with. Source of the format: https://huggingface.co/docs/safetensors.
 """
 
 import hashlib

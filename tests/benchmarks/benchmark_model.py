@@ -4,17 +4,16 @@ import gzip
 import json
 import random
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from quad_tasks.core.model import FastTokenizer, encode
+from quad_tasks.core.training import Schedule, make_optimizer, train
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 VOCABULARY = 8192
@@ -47,19 +46,9 @@ def corpus(n_per_file: int = 600) -> tuple[list[str], list[str]]:
     return pool, reference
 
 
-def train_tokenizer(texts: Sequence[str], vocabulary: int = VOCABULARY) -> Tokenizer:
-    """Train a byte-level BPE."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    trainer = BpeTrainer(vocab_size=vocabulary, show_progress=False, initial_alphabet=ByteLevel.alphabet())
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def token_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int = LENGTH) -> Tensor:
+def token_rows(tokenizer: FastTokenizer, texts: Sequence[str], length: int = LENGTH) -> Tensor:
     """Cut the texts, run together, into rows of equal length, [rows, length] int64."""
-    ids = [token for encoding in tokenizer.encode_batch(list(texts)) for token in encoding.ids]
+    ids = [token for document in encode(tokenizer, texts) for token in document]
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
 
 
@@ -88,18 +77,9 @@ def build_llama() -> PreTrainedModel:
     return LlamaForCausalLM(config).eval()
 
 
-def train(model: PreTrainedModel, ids_NT: Tensor, steps: int, batch_size: int, learning_rate: float) -> Iterator[float]:
-    """Train in place with AdamW and a linear decay to zero; yield each step's loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95))
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    generator = torch.Generator().manual_seed(0)
-    model.train()
-    for _ in range(steps):
-        ids = ids_NT[torch.randint(len(ids_NT), (batch_size,), generator=generator)]
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        decay.step()
-        yield float(loss)
-    model.eval()
+def train_on(model: PreTrainedModel, ids_NT: Tensor, batch_tokens: int = 2048, peak: float = 2e-3) -> None:
+    """Train in place, one pass over the rows."""
+    documents = ids_NT.tolist()
+    schedule = Schedule(peak=peak, warmup_tokens=0.1 * ids_NT.numel(), total_tokens=ids_NT.numel())
+    generator = np.random.default_rng(0)
+    train(model, make_optimizer(model, 0.0), documents, schedule, 0, ids_NT.shape[1], batch_tokens, generator)

@@ -70,8 +70,9 @@ class LanguageModelling(Task):
 class Peer:
     """A prepared model and the folder that the peer keeps its results in."""
 
-    def __init__(self, model: PreTrainedModel, modules: Sequence[str]) -> None:
-        """Wrap the model: it is the peer's from here on."""
+    def __init__(self, model: PreTrainedModel, modules: Sequence[str], dtype: torch.dtype = torch.float32) -> None:
+        """Wrap the model, which is the peer's from here on; ``dtype`` is that of all sums and products."""
+        self.dtype = dtype
         logging.disable(logging.WARNING)
         self.folder = TemporaryDirectory()
         task = LanguageModelling(modules)
@@ -86,7 +87,14 @@ class Peer:
             "factors",
             Rows(ids_NT),
             per_device_batch_size=batch_size,
-            factor_args=FactorArguments(strategy="ekfac", use_empirical_fisher=True),
+            factor_args=FactorArguments(
+                strategy="ekfac",
+                use_empirical_fisher=True,
+                activation_covariance_dtype=self.dtype,
+                gradient_covariance_dtype=self.dtype,
+                per_sample_gradient_dtype=self.dtype,
+                lambda_dtype=self.dtype,
+            ),
             overwrite_output_dir=True,
         )
 
@@ -99,7 +107,13 @@ class Peer:
             train_dataset=Rows(ids_NT),
             per_device_query_batch_size=len(reference_NT),
             per_device_train_batch_size=batch_size,
-            score_args=ScoreArguments(damping_factor=None, aggregate_query_gradients=True),
+            score_args=ScoreArguments(
+                damping_factor=None,
+                aggregate_query_gradients=True,
+                per_sample_gradient_dtype=self.dtype,
+                precondition_dtype=self.dtype,
+                score_dtype=self.dtype,
+            ),
             overwrite_output_dir=True,
         )
         scores: Tensor = self.analyzer.load_pairwise_scores("scores")["all_modules"]

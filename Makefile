@@ -1,0 +1,37 @@
+# Everything runs in .venv with the pinned versions of constraints.txt; where wheels come from is pip's own business.
+PYTHON ?= python3
+BIN := .venv/bin
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.PHONY: demo test lint check bench-influence bench-bandit clean
+
+demo: .venv/installed   ## the whole method on text this machine has already
+	$(BIN)/quad demo
+
+test: .venv/installed   ## every test
+	$(THREADS) $(BIN)/pytest -n 2
+
+lint: .venv/installed   ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test        ## what CI runs
+
+bench-influence: .venv/bench-installed   ## fit and scoring beside kronfluence
+	$(BIN)/python tests/benchmarks/bench_influence.py --json
+
+bench-bandit: .venv/installed   ## share of the achievable influence at 5, 10 and 16 % of documents scored
+	$(BIN)/python tests/benchmarks/bench_bandit.py --json
+
+clean:
+	rm -rf .venv demo
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+.venv/bench-installed: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
+	touch $@

@@ -1,0 +1,253 @@
+"""Time, memory and agreement of the influence engine beside kronfluence 1.0.1, in float32, on one model and one text.
+
+    pip install -e .[bench]
+    python tests/benchmarks/bench_influence.py [--json] [--quick] [--threads 2]
+
+The model is an 8.5M-parameter Llama trained here for a short while; documents are 256 tokens. Each side works at its
+best batch size (found on 16 documents); runs of the two sides alternate and medians are compared. A forward pass, the unit
+of cost, is the model's own at ITS best batch size, without gradient, loss included; `*_logits_units` leave the loss out.
+The peer's scoring starts from one reference document's gradient, and so does ours where the two are compared.
+
+Agreement is measured in float64, `split`, on the data's own labels: in float32 the order of summation already
+moves near-degenerate eigenvectors, and with them both sides' scores, by about 1e-3 (`max_rel_diff_float32`).
+Peak memory is each side's own process, from the first import to the last score.
+"""
+
+import argparse
+import copy
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmark_model import LENGTH, VOCABULARY, batches_of, build_llama, corpus, token_rows, train_on
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quad_tasks.core.blocks import find_blocks
+from quad_tasks.core.ekfac import Factors, apply_inverse, fit_factors
+from quad_tasks.core.influence import Scorer, calibrate, gradient_sums, reference_gradient, score_documents
+from quad_tasks.core.model import train_tokenizer
+
+BATCH_SIZES = (2, 4, 8)
+N_PROBE = 16
+N_REFERENCE = 32
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Time one run by the wall clock."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def forward(model: PreTrainedModel, ids_NT: Tensor, size: int, with_loss: bool) -> None:
+    """Run the model forward over all rows, as its users do."""
+    with torch.inference_mode():
+        for batch in batches_of(ids_NT, size):
+            ids = batch["input_ids"]
+            model(input_ids=ids, labels=ids if with_loss else None, use_cache=False)
+
+
+class Ours:
+    """Our side: a model, and the factors once fitted."""
+
+    def __init__(self, model: PreTrainedModel, attention: Any = "joint") -> None:
+        """Keep the model."""
+        self.model = model
+        self.attention = attention
+        self.factors: Factors | None = None
+
+    def fit(self, ids_NT: Tensor, size: int) -> None:
+        """Fit EK-FAC factors."""
+        self.factors = fit_factors(self.model, batches_of(ids_NT, size), self.attention, "empirical")
+
+    def direction(self, reference_NT: Tensor) -> dict[str, Tensor]:
+        """Take the iHVP of the reference's summed loss, as the peer does."""
+        assert self.factors is not None
+        blocks = list(self.factors.basis.blocks)
+        return apply_inverse(self.factors, gradient_sums(self.model, batches_of(reference_NT, 1), blocks)[0])
+
+    def score(self, reference_NT: Tensor, ids_NT: Tensor, size: int, scorer: Scorer = "exact") -> Tensor:
+        """Score rows [N] against the summed loss of the reference, from its gradient on."""
+        scores = score_documents(self.model, batches_of(ids_NT, size), self.direction(reference_NT), scorer)
+        return torch.from_numpy(scores.influence)
+
+
+def prepare(folder: Path, quick: bool) -> None:
+    """Train tokenizer and model; save the model's weights and the rows to measure on."""
+    pool, reference = corpus()
+    tokenizer = train_tokenizer(pool[:3000], VOCABULARY)
+    n_measured = 64 if quick else 256
+    rows_NT = token_rows(tokenizer, pool[: 4 * n_measured + 800])
+    model = build_llama()
+    train_on(model, rows_NT[n_measured : n_measured + (256 if quick else 640)])
+    torch.save(model.state_dict(), folder / "model.pt")
+    reference_NT = token_rows(tokenizer, reference[:400])[:N_REFERENCE]
+    torch.save({"documents": rows_NT[:n_measured], "reference": reference_NT}, folder / "rows.pt")
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, Tensor, Tensor]:
+    """Read what `prepare` saved: model, documents [N, T], reference [R, T]."""
+    model = build_llama()
+    model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+    rows = torch.load(folder / "rows.pt", weights_only=True)
+    return model, rows["documents"], rows["reference"]
+
+
+def peer_of(model: PreTrainedModel, double: bool = False) -> Any:
+    """Wrap a copy of the model for the peer."""
+    from kronfluence_side import Peer
+
+    modules = [block.name for block in find_blocks(model, "split")]
+    return Peer(copy.deepcopy(model), modules, torch.float64 if double else torch.float32)
+
+
+def best_sizes(works: Mapping[str, Callable[[int], object]]) -> dict[str, int]:
+    """Choose for each work the batch size at which it is fastest."""
+    return {
+        name: min(BATCH_SIZES, key=lambda size, work=work: seconds(lambda: work(size)))  # type: ignore[misc]
+        for name, work in works.items()
+    }
+
+
+def interleaved(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Run all works in turn, several times over, and take the median time of each."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            times[name].append(seconds(work))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure_times(
+    model: PreTrainedModel, ids_NT: Tensor, reference_NT: Tensor, repeats: Sequence[int]
+) -> dict[str, Any]:
+    """Time both sides on 64 documents and on all of them."""
+    ours, peer, one_NT = Ours(model), peer_of(model), reference_NT[:1]
+    works: dict[str, Callable[[Tensor, int], object]] = {
+        "forward": lambda ids, size: forward(model, ids, size, True),
+        "forward_logits": lambda ids, size: forward(model, ids, size, False),
+        "fit": ours.fit,
+        "peer_fit": peer.fit,
+        "exact": lambda ids, size: ours.score(one_NT, ids, size),
+        "low_rank": lambda ids, size: ours.score(one_NT, ids, size, "low_rank"),
+        "forward_only": lambda ids, size: ours.score(one_NT, ids, size, "forward_only"),
+        "peer_score": lambda ids, size: peer.score(one_NT, ids, size),
+    }
+    probe = ids_NT[:N_PROBE]
+    sizes = best_sizes({name: lambda size, work=work: work(probe, size) for name, work in works.items()})  # type: ignore[misc]
+    report: dict[str, Any] = {"batch_sizes": sizes}
+    for n, count in zip(sorted({64, len(ids_NT)}), repeats, strict=False):
+        chosen = {name: lambda name=name, n=n: works[name](ids_NT[:n], sizes[name]) for name in works}  # type: ignore[misc]
+        report[str(n)] = with_ratios(interleaved(chosen, count))
+    return report
+
+
+def with_ratios(times: dict[str, float]) -> dict[str, float]:
+    """Add ratios to the peer and costs in forward passes to the times, in seconds."""
+    derived = {f"{name}_s": value for name, value in times.items()}
+    for name in ("fit", "exact", "low_rank", "forward_only"):
+        derived[f"{name}_ratio"] = times[name] / times["peer_fit" if name == "fit" else "peer_score"]
+        derived[f"{name}_forward_units"] = times[name] / times["forward"]
+        derived[f"{name}_logits_units"] = times[name] / times["forward_logits"]
+    for name in ("peer_fit", "peer_score"):
+        derived[f"{name}_forward_units"] = times[name] / times["forward"]
+    return derived
+
+
+def measure_agreement(model: PreTrainedModel, ids_NT: Tensor, reference_NT: Tensor, double: bool) -> float:
+    """Compare document scores under aligned settings: largest difference over the largest score."""
+    model = copy.deepcopy(model).double() if double else model
+    ours, peer = Ours(model, "split"), peer_of(model, double)
+    ours.fit(ids_NT, 4)
+    peer.fit(ids_NT, 4)
+    a, b = ours.score(reference_NT[:1], ids_NT, 4), peer.score(reference_NT[:1], ids_NT, 4)
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def measure_spearman(model: PreTrainedModel, ids_NT: Tensor, reference_NT: Tensor) -> dict[str, Any]:
+    """Calibrate the approximate scorers on the trained model's true direction."""
+    factors = fit_factors(model, batches_of(ids_NT[:64], 4))
+    gradient = reference_gradient(model, batches_of(reference_NT, 4), list(factors.basis.blocks))
+    direction = apply_inverse(factors, gradient)
+    report: dict[str, Any] = {}
+    scorers: tuple[Scorer, ...] = ("low_rank", "forward_only")
+    for scorer in scorers:
+        calibration = calibrate(model, batches_of(ids_NT[:64], 4), direction, scorer)
+        report[f"spearman_{scorer}"] = calibration.spearman
+        report[f"settings_{scorer}"] = dict(calibration.settings)
+    return report
+
+
+def peak_memory_mb(side: str, folder: Path, threads: int) -> float:
+    """Run one side, fit and score, in a process of its own; its peak resident set in MB."""
+    command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--threads", str(threads)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def run_side(side: str, folder: Path) -> None:
+    """Fit and score with one side alone and print this process's peak resident set, MB."""
+    model, ids_NT, reference_NT = load(folder)
+    runner = Ours(model) if side == "ours" else peer_of(model)
+    runner.fit(ids_NT[:N_PROBE], 4)
+    runner.score(reference_NT[:1], ids_NT[:N_PROBE], 4)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def measure(quick: bool, threads: int) -> dict[str, Any]:
+    """Measure everything."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, quick)
+        model, ids_NT, reference_NT = load(folder)
+        memory = {side: peak_memory_mb(side, folder, threads) for side in ("ours", "peer")}
+        times = measure_times(model, ids_NT, reference_NT, repeats=(3, 1))
+        report = {
+            "threads": threads,
+            "document_tokens": LENGTH,
+            **times["64"],
+            "times": times,
+            **measure_spearman(model, ids_NT, reference_NT),
+            "max_rel_diff": measure_agreement(model, ids_NT[:N_PROBE], reference_NT, double=True),
+            "max_rel_diff_float32": measure_agreement(model, ids_NT[:N_PROBE], reference_NT, double=False),
+            "peak_memory_mb": memory,
+            "peak_memory_ratio": memory["ours"] / memory["peer"],
+        }
+    return report
+
+
+def main() -> None:
+    """Parse the command line and print the report."""
+    parser = argparse.ArgumentParser(description="Benchmark the influence engine beside kronfluence 1.0.1.")
+    parser.add_argument("--json", action="store_true", help="print JSON only")
+    parser.add_argument("--quick", action="store_true", help="64 documents only, a shorter training")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore")
+    if arguments.side:
+        run_side(arguments.side, arguments.folder)
+        return
+    report = measure(arguments.quick, arguments.threads)
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+        return
+    for key, value in report.items():
+        if isinstance(value, (int, float)):
+            print(f"{key:32} {np.format_float_positional(value, 4, fractional=False)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Shared by all tests: quiet settings, one Prefect server and Dask cluster a session, and one small finished run."""
+
+import os
+
+os.environ.setdefault("QUAD_QUIET", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+import pytest
+from small_pool import small_config, write_corpus
+
+
+@pytest.fixture(scope="session")
+def prefect_server():
+    """A Prefect API with a database of its own."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
+
+
+@pytest.fixture(scope="session")
+def dask_client():
+    """A Dask cluster inside this process, the default client of every flow."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def small_run(prefect_server, dask_client, corpus, tmp_path_factory):
+    """The configuration of a finished run of two stages."""
+    from flows.select_data import select_data
+    from quad_tasks.config import parse_config
+
+    config = parse_config(small_config(corpus, str(tmp_path_factory.mktemp("workspace"))), "small")
+    select_data(config)
+    return config

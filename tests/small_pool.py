@@ -1,0 +1,80 @@
+"""A small pool of three made-up topics, and the configuration of a run over it that takes seconds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+TOPICS = {
+    "weather": "rain cloud storm wind sunny warm cold snow forecast sky thunder mild breeze fog drizzle",
+    "kitchen": "bread flour oven butter sugar bake recipe spoon bowl salt pepper onion simmer taste dough",
+    "harbour": "ship sail anchor captain rope deck tide port crew cargo mast wave dock lantern gull",
+}
+DOCUMENTS_PER_TOPIC = 60
+BAD_LINES = (b'{"id": "broken", "text": "cut o', b'{"id": "no-text", "source": "x"}', b'{"id": "short", "text": "a"}')
+
+
+def write_jsonl(path: Path, records: list[dict[str, object]], bad_lines: tuple[bytes, ...] = ()) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(record).encode() for record in records] + list(bad_lines)
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+def topic_records(topic: str, n: int, seed: int) -> list[dict[str, object]]:
+    generator = np.random.default_rng([seed, len(topic)])
+    records = []
+    for i in range(n):
+        words = generator.choice(TOPICS[topic].split(), int(generator.integers(12, 60)))
+        records.append({"id": f"{topic}-{seed}-{i}", "text": " ".join(words), "source": topic, "domain": topic})
+    return records
+
+
+def write_corpus(directory: Path) -> Path:
+    """Write a pool of three topics with a duplicate and bad lines, a reference of one topic, held-out files of all."""
+    for topic in TOPICS:
+        records = topic_records(topic, DOCUMENTS_PER_TOPIC, seed=0)
+        bad = BAD_LINES if topic == "weather" else ()
+        extra = [{**records[3], "id": f"{topic}-copy"}] if topic == "kitchen" else []
+        write_jsonl(directory / "pool" / f"{topic}.jsonl", records + extra, bad)
+        write_jsonl(directory / "heldout" / f"{topic}.jsonl", topic_records(topic, 8, seed=1))
+    write_jsonl(directory / "reference" / "harbour.jsonl", topic_records("harbour", 24, seed=2))
+    return directory
+
+
+def small_config(corpus: Path, workspace: str, **changes: object) -> dict[str, object]:
+    """Return the configuration of a run of seconds; `changes` are dotted keys with `__` for the dot."""
+    body: dict[str, object] = {
+        "run": "small",
+        "workspace": workspace,
+        "pool": {"inputs": [f"{corpus}/pool/*.jsonl"]},
+        "reference": {"inputs": [f"{corpus}/reference/*.jsonl"]},
+        "heldout": {"inputs": [f"{corpus}/heldout/*.jsonl"], "reference_domain": "harbour"},
+        "model": {
+            "window_tokens": 64,
+            "batch_tokens": 512,
+            "fresh": {
+                "vocabulary": 320,
+                "width": 16,
+                "layers": 2,
+                "heads": 2,
+                "key_value_heads": 1,
+                "mlp_width": 32,
+                "train_tokens": 4000,
+            },
+        },
+        "embedding": {"dimension": 8},
+        "clustering": {"arms": 6},
+        "factors": {"sample_documents": 40},
+        "bandit": {"pilot_documents": 24, "arms_per_round": 2, "documents_per_pull": 4},
+        "selection": {"budget_tokens": 1500},
+        "training": {"stages": 2, "batch_tokens": 512},
+        "compute": {"device": "cpu"},
+    }
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("__")
+        target = body
+        for parent in parents:
+            target = target[parent]  # type: ignore[assignment]
+        target[last] = value
+    return body

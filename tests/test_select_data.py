@@ -1,0 +1,195 @@
+"""The whole path on a small pool: accounted for, within budget, the same every time, resumable."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from small_pool import BAD_LINES, DOCUMENTS_PER_TOPIC, TOPICS, small_config
+
+from flows import run_bandit
+from flows.select_data import select_data
+from quad_tasks.config import parse_config
+from quad_tasks.publish import read_scores
+from quad_tasks.pull import load_arms
+from quad_tasks.run import load_run, pinned_pool, run_status
+from quad_tasks.storage.manifest import ManifestMismatch, read_manifest
+from quad_tasks.storage.positions import read_table
+from quad_tasks.storage.rounds import RunInUse, claim_run, list_rounds, release_run
+from quad_tasks.storage.store import open_store
+from quad_tasks.verify import verify_run
+
+DOCUMENTS_IN = len(TOPICS) * DOCUMENTS_PER_TOPIC + 1 + len(BAD_LINES)
+REPORT_KEYS = {
+    "run", "pool", "scored", "selected", "tokenizer", "stages", "findings", "time_s", "peak_memory_bytes", "rejected",
+    "unpulled",
+}  # fmt: skip
+
+
+def selection_bytes(config) -> list[bytes]:
+    store = open_store(config.workspace)
+    manifest = read_manifest(store, f"runs/{config.run}/selection/manifest.json")
+    return [store.get(f"runs/{config.run}/selection/{part['name']}") for part in manifest["parts"]]
+
+
+def selection_table(config):
+    store = open_store(config.workspace)
+    manifest = read_manifest(store, f"runs/{config.run}/selection/manifest.json")
+    return manifest, read_table(store, f"runs/{config.run}/selection/{manifest['parts'][0]['name']}")
+
+
+def report_of(config):
+    return json.loads(open_store(config.workspace).get(f"runs/{config.run}/report/report.json"))
+
+
+def test_documents_in_are_set_aside_unpulled_rejected_or_selected(small_run):
+    result = verify_run(small_run)
+    assert result["documents_in"] == DOCUMENTS_IN
+    assert result["set_aside"] == {"duplicate_text": 1, "invalid_json": 1, "missing_text": 1, "too_short": 1}
+    assert result["balanced"]
+    assert result["scored_once"]
+    assert result["orphans"] == []
+
+
+def test_what_was_set_aside_names_file_line_and_reason(small_run):
+    store = open_store(small_run.workspace)
+    keys = store.list(f"pools/{small_run.pool.name}/set_aside")
+    rows = [row for key in keys for row in read_table(store, key).to_pylist()]
+    assert {(row["input"].rsplit("/", 1)[-1], row["line"], row["reason"]) for row in rows} == {
+        ("weather.jsonl", DOCUMENTS_PER_TOPIC + 1, "invalid_json"),
+        ("weather.jsonl", DOCUMENTS_PER_TOPIC + 2, "missing_text"),
+        ("weather.jsonl", DOCUMENTS_PER_TOPIC + 3, "too_short"),
+    }
+
+
+def test_selection_fills_the_budget_short_by_less_than_one_document(small_run):
+    manifest, table = selection_table(small_run)
+    tokens = table["n_tokens"].to_numpy()
+    assert tokens.sum() == manifest["n_tokens"] <= small_run.selection.budget_tokens
+    assert small_run.selection.budget_tokens - tokens.sum() < tokens.max()
+    assert len(set(table["id"].to_pylist())) == table.num_rows
+
+
+def test_selected_documents_were_scored_above_the_threshold_of_their_stage(small_run):
+    store = open_store(small_run.workspace)
+    _, table = selection_table(small_run)
+    for stage in range(small_run.training.stages):
+        threshold = list_rounds(store, small_run.run, stage)[0].info["threshold"]
+        influence = table.filter(np.asarray(table["stage"]) == stage)["influence"].to_numpy()
+        assert len(influence)
+        assert influence.min() > threshold
+
+
+def test_manifest_names_tokenizer_pool_and_configuration(small_run):
+    manifest, _ = selection_table(small_run)
+    assert manifest["tokenizer"]["name"] == "fresh byte-level BPE"
+    assert len(manifest["tokenizer"]["sha256"]) == 64
+    assert manifest["pool"] == pinned_pool(small_run)
+    assert sum(source["tokens"] for source in manifest["mixture"].values()) == manifest["n_tokens"]
+
+
+def test_pool_is_laid_out_by_arm_with_every_kept_document_once(small_run):
+    store = open_store(small_run.workspace)
+    version = pinned_pool(small_run)
+    parts = read_manifest(store, version)["parts"]
+    arm = np.concatenate([read_table(store, part["key"], ["arm"])["arm"].to_numpy() for part in parts])
+    ids = [i for part in parts for i in read_table(store, part["key"], ["id"])["id"].to_pylist()]
+    assert (np.diff(arm) >= 0).all()
+    assert len(set(ids)) == len(ids) == DOCUMENTS_IN - len(BAD_LINES) - 1
+    index = load_arms(small_run.workspace, version)
+    assert index["n_documents"].to_pylist() == np.bincount(arm, minlength=index.num_rows).tolist()
+
+
+def test_report_has_every_promised_number(small_run):
+    report = report_of(small_run)
+    assert report.keys() >= REPORT_KEYS
+    assert report["pool"].keys() >= {"documents", "tokens", "set_aside"}
+    assert report["selected"].keys() >= {"documents", "tokens", "budget_tokens", "by_arm"}
+    assert report["tokenizer"].keys() >= {"name", "sha256"}
+    assert len(report["stages"]) == 2
+    for stage in report["stages"]:
+        for kind in ("before", "selected", "random"):
+            assert stage[kind]["reference_loss"] > 0
+            assert set(stage[kind]["domains"]) == set(TOPICS)
+    page = open_store(small_run.workspace).get(f"runs/{small_run.run}/report/index.html").decode()
+    assert "<script" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_training_on_the_selection_lowers_the_reference_loss(small_run):
+    last = report_of(small_run)["stages"][-1]
+    assert last["selected"]["reference_loss"] < last["before"]["reference_loss"]
+
+
+def test_a_second_stage_goes_on_from_the_first_ones_checkpoint_and_optimizer(small_run):
+    store = open_store(small_run.workspace)
+    first, second = (
+        read_manifest(store, f"runs/small/stage-{n:02d}/trained/selected-0/manifest.json")["trained_tokens"]
+        for n in range(2)
+    )
+    assert 0 < first < second
+    assert store.exists("runs/small/stage-01/trained/selected-0/optimizer.safetensors")
+    assert report_of(small_run)["stages"][1]["direction"] != report_of(small_run)["stages"][0]["direction"]
+
+
+def test_status_and_configuration_are_read_back_from_the_workspace(small_run):
+    assert load_run(small_run.workspace, "small").identity() == small_run.identity()
+    status = run_status(small_run)
+    assert status["published"]
+    assert [stage["trained"] for stage in status["stages"]] == [True, True]
+
+
+def test_the_same_configuration_gives_the_same_bytes_in_another_workspace(small_run, corpus, tmp_path):
+    config = parse_config(small_config(corpus, str(tmp_path)), "again")
+    select_data(config)
+    assert selection_bytes(config) == selection_bytes(small_run)
+
+
+def test_a_run_interrupted_in_its_rounds_goes_on_to_the_same_selection(small_run, corpus, tmp_path, monkeypatch):
+    config = parse_config(small_config(corpus, str(tmp_path)), "interrupted")
+    commit = run_bandit.commit_round
+
+    def fail_in_round_two(config, stage, number, *rest):
+        if number == 2:
+            raise RuntimeError("power cut")
+        return commit(config, stage, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_bandit, "commit_round", fail_in_round_two)
+        with pytest.raises(RuntimeError, match="power cut"):
+            select_data(config)
+    assert run_status(config)["stages"][0]["rounds"] == 2
+    select_data(config)
+    assert selection_bytes(config) == selection_bytes(small_run)
+    scores = read_scores(open_store(config.workspace), config.run, 2)
+    assert len(set(scores["position"].to_pylist())) == scores.num_rows
+
+
+def test_a_finished_run_does_nothing_again(small_run):
+    store = open_store(small_run.workspace)
+    before = {key: store.get(key) for key in store.list("runs/small") if "/stage-" in key or "/selection/" in key}
+    select_data(small_run)
+    after = {key: store.get(key) for key in store.list("runs/small") if "/stage-" in key or "/selection/" in key}
+    assert after == before
+
+
+def test_another_configuration_under_the_same_name_is_refused_with_both_digests(small_run, corpus):
+    other = parse_config(small_config(corpus, small_run.workspace, selection__budget_tokens=900), "other")
+    with pytest.raises(ManifestMismatch, match=r"small/config.json.*expected digest [0-9a-f]{64}, got [0-9a-f]{64}"):
+        select_data(other)
+
+
+def test_a_run_that_another_process_drives_is_refused_with_its_name(small_run):
+    store = open_store(small_run.workspace)
+    lease = claim_run(store, "small")
+    try:
+        with pytest.raises(RunInUse, match=r"process \d+ on .*, started"):
+            select_data(small_run)
+    finally:
+        release_run(store, lease)
+
+
+def test_published_parts_are_parquet_anyone_can_read(small_run, tmp_path):
+    (tmp_path / "part.parquet").write_bytes(selection_bytes(small_run)[0])
+    table = pq.read_table(tmp_path / "part.parquet")
+    assert {"id", "source", "text", "n_tokens", "arm", "round", "influence"} <= set(table.column_names)
