@@ -156,7 +156,7 @@ def embed_encoder(
     texts: Sequence[str],
     pooling: Pooling = "mean",
     max_tokens: int = 256,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 2048,
 ) -> npt.NDArray[np.float32]:
     """Embed texts by an encoder's last hidden states.
 
@@ -181,7 +181,7 @@ def embed_hidden_states(
     tokenizer: FastTokenizer,
     texts: Sequence[str],
     max_tokens: int = 256,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 2048,
     layer: int | None = None,
 ) -> npt.NDArray[np.float32]:
     """Embed texts by a causal language model's mean hidden state, in the model's own precision.
