@@ -126,7 +126,9 @@ def embedder_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> NgramEmbedde
     shapes = {name: array.shape for name, array in arrays.items()}
     match shapes:
         case {"idf": (n_features,), "components": (rows, _)} if n_features == rows:
-            return NgramEmbedder(arrays["idf"].astype(np.float32), arrays["components"].astype(np.float32))
+            return NgramEmbedder(
+                arrays["idf"].astype(np.float32, copy=False), arrays["components"].astype(np.float32, copy=False)
+            )
     raise ValueError(f"n-gram embedder: expected arrays idf [F] and components [F, D], found {shapes}")
 
 
