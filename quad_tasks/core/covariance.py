@@ -131,10 +131,9 @@ def covariances_from_tensors(tensors: Mapping[str, Tensor]) -> Covariances:
     )
 
 
-def counted_rows(documents: Documents, x_PX: Tensor, dtype: torch.dtype, one: bool = False) -> Tensor:
-    """Take the positions that count, [M, X], in the accumulation dtype; ``one`` appends the constant coordinate."""
-    x_MX = x_PX[documents.positions_M].to(dtype)
-    return torch.cat([x_MX, x_MX.new_ones(len(x_MX), 1)], dim=1) if one else x_MX
+def with_constant(a_PI: Tensor, block: Block) -> Tensor:
+    """Append the constant coordinate to a block's inputs where its maps have a bias."""
+    return torch.cat([a_PI, a_PI.new_ones(len(a_PI), 1)], dim=1) if block.bias else a_PI
 
 
 def _zeros(
@@ -154,9 +153,10 @@ def _add_group(
     deltas_PO: list[Tensor],
 ) -> None:
     sum_II = activation[group[0].source]
-    _add_lower(sum_II, counted_rows(documents, a_PI, sum_II.dtype, one=group[0].bias))
+    _add_lower(sum_II, with_constant(a_PI[documents.positions_M].to(sum_II.dtype), group[0]))
     for block, delta_PO in zip(group, deltas_PO, strict=True):
-        _add_lower(gradient[block.name], counted_rows(documents, delta_PO, sum_II.dtype))
+        # No mask: a gradient is zero at every position that does not count.
+        _add_lower(gradient[block.name], delta_PO.to(sum_II.dtype))
 
 
 def _add_lower(sum_XX: Tensor, x_MX: Tensor) -> None:

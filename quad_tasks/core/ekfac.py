@@ -6,7 +6,7 @@
 Owns the eigenbasis, the corrected eigenvalues and the inverse. Normalisers differ on purpose: A and S are means over
 positions, Λ a mean over documents. Source: George et al. 2018, arXiv 1806.03884; Grosse et al. 2023, arXiv 2308.03296.
 
-Shape suffixes: P positions of a batch, N * T, M positions that count, I block inputs (the constant one included),
+Shape suffixes: P positions of a batch, N * T, I block inputs (the constant one included),
 O block outputs, X either.
 """
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from quad_tasks.core.blocks import Attention, Block, blocks_from_tensor, blocks_to_tensor, find_blocks
 from quad_tasks.core.capture import backward
-from quad_tasks.core.covariance import Covariances, accumulate_covariances, counted_rows
+from quad_tasks.core.covariance import Covariances, accumulate_covariances, with_constant
 from quad_tasks.core.loss import Batch, Documents, Fisher, draw_uniforms, frozen, head_weight, read_batch
 
 
@@ -281,21 +281,20 @@ def _add_squares(
     """Add each document's squared gradient in the eigenbasis.
 
     A side is rotated token by token or after the sum over tokens, whichever takes fewer products: T I^2 against
-    O I^2 for the inputs, T O^2 against O^2 I for the outputs, with T the mean number of positions.
+    O I^2 for the inputs, T O^2 against O^2 I for the outputs.
     """
     U_II = basis.activation[group[0].source]
-    n_tokens = len(documents.positions_M) / len(documents.lengths_N)
-    a_MI = counted_rows(documents, a_PI, U_II.dtype, one=group[0].bias)
+    n_tokens = documents.ids_NT.shape[1]
+    a_PI = with_constant(a_PI.to(U_II.dtype), group[0])
     early_a = n_tokens < sum(block.shape[0] for block in group)
-    a_MI = a_MI @ U_II if early_a else a_MI
+    a_PI = a_PI @ U_II if early_a else a_PI
     for block, delta_PO in zip(group, deltas_PO, strict=True):
         U_OO = basis.gradient[block.name]
-        delta_MO = counted_rows(documents, delta_PO, U_II.dtype)
         early_delta = n_tokens < block.shape[1]
-        delta_MO = delta_MO @ U_OO if early_delta else delta_MO
-        lengths = list(documents.n_targets_N)
-        for delta_TO, a_TI in zip(torch.split(delta_MO, lengths), torch.split(a_MI, lengths), strict=True):
-            gradient_OI = delta_TO.T @ a_TI
+        delta_PO = delta_PO.to(U_OO.dtype) @ U_OO if early_delta else delta_PO.to(U_OO.dtype)
+        for row, length in enumerate(documents.n_targets_N):
+            tokens = slice(row * n_tokens, row * n_tokens + length)
+            gradient_OI = delta_PO[tokens].T @ a_PI[tokens]
             gradient_OI = gradient_OI if early_a else gradient_OI @ U_II
             gradient_OI = gradient_OI if early_delta else U_OO.T @ gradient_OI
             squares[block.name].addcmul_(gradient_OI, gradient_OI)

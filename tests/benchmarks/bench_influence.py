@@ -4,8 +4,9 @@
     python tests/benchmarks/bench_influence.py [--json] [--quick] [--threads 2]
 
 The model is an 8.5M-parameter Llama trained here for a short while; documents are 256 tokens. Each side works at its
-best batch size (found on 16 documents); runs of the two sides alternate and medians are compared. A forward pass, the unit
-of cost, is the model's own at ITS best batch size, without gradient, loss included; `*_logits_units` leave the loss out.
+best batch size (found on 16 documents); runs of the two sides alternate and medians are compared. A forward pass, the
+unit of cost, is the model's own at ITS best batch size, without gradient, its loss included; `*_logits_units` leave the
+loss out.
 The peer's scoring starts from one reference document's gradient, and so does ours where the two are compared.
 
 Agreement is measured in float64, `split`, on the data's own labels: in float32 the order of summation already
@@ -24,6 +25,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +116,11 @@ def peer_of(model: PreTrainedModel, double: bool = False) -> Any:
 
 def best_sizes(works: Mapping[str, Callable[[int], object]]) -> dict[str, int]:
     """Choose for each work the batch size at which it is fastest."""
-    return {
-        name: min(BATCH_SIZES, key=lambda size, work=work: seconds(lambda: work(size)))  # type: ignore[misc]
-        for name, work in works.items()
-    }
+    best: dict[str, int] = {}
+    for name, work in works.items():
+        times = {size: seconds(partial(work, size)) for size in BATCH_SIZES}
+        best[name] = min(times, key=lambda size: times[size])
+    return best
 
 
 def interleaved(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -145,10 +148,10 @@ def measure_times(
         "peer_score": lambda ids, size: peer.score(one_NT, ids, size),
     }
     probe = ids_NT[:N_PROBE]
-    sizes = best_sizes({name: lambda size, work=work: work(probe, size) for name, work in works.items()})  # type: ignore[misc]
+    sizes = best_sizes({name: partial(work, probe) for name, work in works.items()})
     report: dict[str, Any] = {"batch_sizes": sizes}
     for n, count in zip(sorted({64, len(ids_NT)}), repeats, strict=False):
-        chosen = {name: lambda name=name, n=n: works[name](ids_NT[:n], sizes[name]) for name in works}  # type: ignore[misc]
+        chosen = {name: partial(work, ids_NT[:n], sizes[name]) for name, work in works.items()}
         report[str(n)] = with_ratios(interleaved(chosen, count))
     return report
 

@@ -1,4 +1,4 @@
-"""The model and the text that the influence benchmarks measure on: public text where it is, else Python's own sources."""
+"""The model and the text that the influence benchmarks measure on: public text, else Python's own sources."""
 
 import gzip
 import json

@@ -1,7 +1,7 @@
 """The peer's side of the influence benchmark: kronfluence 1.0.1 under its own interface, aligned with ours.
 
-Aligned means: summed losses, the data's own labels (empirical Fisher), an attention mask that drops each sequence's last
-position, damping None (0.1 of the mean corrected eigenvalue), float32, decoder layers only.
+Aligned means: summed losses, the data's own labels (empirical Fisher), an attention mask that drops each sequence's
+last position, damping None (0.1 of the mean corrected eigenvalue), float32, decoder layers only.
 """
 
 import logging
