@@ -19,11 +19,10 @@ def dask_cluster(compute: ComputeConfig) -> Iterator[Client]:
 
     Workers of a local cluster are processes of one task slot each, with `threads_per_worker` BLAS threads.
     """
-    try:
-        yield default_client()
+    existing = _current_client()
+    if existing is not None:
+        yield existing
         return
-    except ValueError:
-        pass
     address = compute.dask_address or os.environ.get(ADDRESS_VARIABLE)
     if address:
         with Client(address) as client:
@@ -47,3 +46,10 @@ def dask_cluster(compute: ComputeConfig) -> Iterator[Client]:
         Client(cluster) as client,
     ):
         yield client
+
+
+def _current_client() -> Client | None:
+    try:
+        return default_client()
+    except ValueError:  # distributed's way to say there is none
+        return None

@@ -14,6 +14,7 @@ Shape suffixes: N documents, D features, K arms, P coordinates of a feature map,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ Float64 = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.floating]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+Mixed = TypeVar("Mixed", float, Float64)
 
 CLIPPED_SHARE = 0.02
 """Share of scored documents, at either end, whose influence is drawn in before the fit: a few short documents lie ten
@@ -38,8 +40,14 @@ LANDMARKS = 600
 FIT_DOCUMENTS = 50_000
 """Scored documents fitted on at most; it bounds memory to 300 MB."""
 PREDICT_BLOCK = 8192
-LEAST_DOCUMENTS = 20
-"""Scored documents below which no regression is tried."""
+LINEAR_SHARES = (0.0, 0.5, 1.0)
+"""Weights the linear regression may have beside the kernel one."""
+RANK_TOLERANCE = 1e-10
+"""Eigenvalues below this share of the largest are rounding."""
+LEAST_FREEDOM = 1e-6
+"""Least that 1 less a document's leverage is taken for: a document that alone decides its prediction."""
+LARGEST_RATIO = 1e6
+"""Variance within arms over that between them, at most: arms that do not differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +77,9 @@ class Predictor:
         n_fitted: documents fitted on.
         centre_D: [D] features' means.
         scale_D: [D] features' standard deviations.
-        linear_D: [D] weights of the standardised features, the average's half included, as below.
+        linear_D: [D] weights of the standardised features, its share in the average included.
         landmarks_MD: [M, D] standardised features of the landmarks.
-        kernel_M: [M] weights of the kernel at the landmarks.
+        kernel_M: [M] weights of the kernel at the landmarks, its share included.
         squared_width: of the kernel.
         intercept: influence where all else is 0.
         arm_effect_K: [K] what the regression misses of each arm.
@@ -94,14 +102,26 @@ class Predictor:
 
 @dataclass(frozen=True, slots=True)
 class _Ridge:
-    """A ridge regression and its leave-one-out predictions, both of centred targets."""
+    """A ridge regression: weights, intercept, and what it says of each document had it been left out."""
 
     weights_P: Float64
+    intercept: float
     left_out_N: Float64
-    error: float
 
 
-def document_features(embeddings_ND: Floats, n_tokens_N: Int64, n_bytes_N: Int64, more: Sequence[Floats] = ()) -> Float64:
+@dataclass(frozen=True, slots=True)
+class _KernelRidge:
+    """A ridge regression in a kernel, and the same as weights of the kernel at landmarks."""
+
+    ridge: _Ridge
+    landmarks_MD: Float64
+    squared_width: float
+    weights_M: Float64
+
+
+def document_features(
+    embeddings_ND: Floats, n_tokens_N: Int64, n_bytes_N: Int64, more: Sequence[Floats] = ()
+) -> Float64:
     """Put an embedding and what is cheap to know of a document side by side.
 
     Args:
@@ -143,7 +163,7 @@ def shrunken_means(value_N: Float64, arm_N: Int32, n_arms: int) -> tuple[Float64
 
 def fit_predictor(
     features_ND: Floats, influence_N: Float64, arm_N: Int32, n_arms: int, generator: np.random.Generator
-) -> Predictor | None:
+) -> Predictor:
     """Fit influence on the scored documents' features.
 
     Args:
@@ -154,5 +174,185 @@ def fit_predictor(
         generator: draws the landmarks, and the documents fitted on where there are too many.
 
     Returns:
-        The predictor; None with too few documents to tell.
+        The predictor, accepted or not.
+
+    Raises:
+        ValueError: fewer than two documents.
     """
+    if len(influence_N) < 2:
+        raise ValueError(f"scored documents: expected at least 2 to fit on, got {len(influence_N)}")
+    fitted = np.sort(generator.permutation(len(influence_N))[:FIT_DOCUMENTS])
+    arm_N, y_N = arm_N[fitted], _clip(influence_N[fitted])
+    x_ND, centre_D, scale_D = _standardise(features_ND[fitted])
+    linear = _fit_ridge(x_ND, y_N)
+    kernel = _fit_kernel(x_ND, y_N, generator)
+    share = min(LINEAR_SHARES, key=lambda a: _squared_error(y_N, _mix(a, linear.left_out_N, kernel.ridge.left_out_N)))
+    left_out_N = _mix(share, linear.left_out_N, kernel.ridge.left_out_N)
+    effect_K, effect_N = shrunken_means(y_N - left_out_N, arm_N, n_arms)
+    mean_K, mean_N = shrunken_means(y_N, arm_N, n_arms)
+    quality = _quality(y_N, left_out_N + effect_N, mean_N)
+    return Predictor(
+        accepted=quality.explained > quality.baseline_explained and quality.spearman > quality.baseline_spearman,
+        quality=quality,
+        n_fitted=len(fitted),
+        centre_D=centre_D,
+        scale_D=scale_D,
+        linear_D=share * linear.weights_P,
+        landmarks_MD=kernel.landmarks_MD,
+        kernel_M=(1 - share) * kernel.weights_M,
+        squared_width=kernel.squared_width,
+        intercept=_mix(share, linear.intercept, kernel.ridge.intercept),
+        arm_effect_K=effect_K,
+        arm_mean_K=mean_K,
+    )
+
+
+def predict(predictor: Predictor, features_ND: Floats, arm_N: Int32) -> Float64:
+    """Predict documents' influence per token.
+
+    Args:
+        predictor: from `fit_predictor`.
+        features_ND: [N, D] the same features as it was fitted on.
+        arm_N: [N] the documents' arms.
+
+    Returns:
+        [N]; arms' shrunken means where the predictor was not accepted.
+    """
+    if not predictor.accepted:
+        return predictor.arm_mean_K[arm_N]
+    predicted_N = predictor.intercept + predictor.arm_effect_K[arm_N]
+    for start in range(0, len(arm_N), PREDICT_BLOCK):
+        rows = slice(start, start + PREDICT_BLOCK)
+        x_ND = (features_ND[rows] - predictor.centre_D) / predictor.scale_D
+        predicted_N[rows] += x_ND @ predictor.linear_D
+        predicted_N[rows] += _kernel(x_ND, predictor.landmarks_MD, predictor.squared_width) @ predictor.kernel_M
+    return predicted_N
+
+
+def active_draw(
+    predicted_N: Float64, n_documents: int, random_share: float, generator: np.random.Generator
+) -> tuple[Int64, npt.NDArray[np.bool_]]:
+    """Choose which unscored documents, of an arm or of the pool, to score next: some at random, the rest predicted best.
+
+    Documents drawn for what is predicted of them say nothing fair of their arm: estimate its mean, and its pull's
+    reward, on those drawn at random alone.
+
+    Args:
+        predicted_N: [N] predicted influence of the unscored documents.
+        n_documents: how many to draw; all of them where fewer are left.
+        random_share: share drawn at random, in [0, 1], rounded up to whole documents.
+        generator: draws them, first, so that the best are taken among the others.
+
+    Returns:
+        Row numbers, those at random first; and for each whether it was drawn at random.
+
+    Raises:
+        ValueError: a share outside [0, 1].
+    """
+    if not 0 <= random_share <= 1:
+        raise ValueError(f"random_share: expected a share in [0, 1], got {random_share}")
+    n_documents = min(n_documents, len(predicted_N))
+    n_random = int(np.ceil(random_share * n_documents))
+    shuffled = generator.permutation(len(predicted_N))
+    at_random, others = shuffled[:n_random], np.sort(shuffled[n_random:])
+    best = others[np.argsort(-predicted_N[others], kind="stable")[: n_documents - n_random]]
+    return np.concatenate((at_random, best)), np.arange(n_documents) < n_random
+
+
+def _clip(influence_N: Float64) -> Float64:
+    low, high = np.quantile(influence_N, [CLIPPED_SHARE, 1 - CLIPPED_SHARE])
+    return np.clip(influence_N, low, high)
+
+
+def _standardise(features_ND: Floats) -> tuple[Float64, Float64, Float64]:
+    """Scale features to mean 0 and deviation 1, constant ones to 0; with the means and deviations used."""
+    centre_D = features_ND.mean(axis=0, dtype=np.float64)
+    deviation_D = features_ND.std(axis=0, dtype=np.float64)
+    scale_D = np.where(deviation_D > 0, deviation_D, 1.0)
+    return (features_ND - centre_D) / scale_D, centre_D, scale_D
+
+
+def _fit_ridge(map_NP: Float64, y_N: Float64) -> _Ridge:
+    """Regress on a feature map, the penalty being that of least leave-one-out error."""
+    centre_P, mean = map_NP.mean(axis=0), float(y_N.mean())
+    z_NP = map_NP - centre_P
+    eigenvalues_R, left_NR = _left_singular(z_NP)
+    moment_R = left_NR.T @ (y_N - mean)
+    penalties_A = np.array(PENALTIES) * max(float(eigenvalues_R.mean()), np.finfo(np.float64).tiny)
+    shrink_RA = eigenvalues_R[:, None] / (eigenvalues_R[:, None] + penalties_A)
+    residual_NA = (y_N - mean)[:, None] - left_NR @ (shrink_RA * moment_R[:, None])
+    leverage_NA = left_NR**2 @ shrink_RA + 1 / len(y_N)
+    residual_NA /= np.maximum(1 - leverage_NA, LEAST_FREEDOM)
+    best = int(np.argmin(np.mean(residual_NA**2, axis=0)))
+    weights_P = z_NP.T @ (left_NR @ (moment_R / (eigenvalues_R + penalties_A[best])))
+    return _Ridge(weights_P, mean - float(centre_P @ weights_P), y_N - residual_NA[:, best])
+
+
+def _left_singular(z_NP: Float64) -> tuple[Float64, Float64]:
+    """Squared singular values above rounding, and left singular vectors, by way of the smaller Gram matrix."""
+    n_rows, n_columns = z_NP.shape
+    if n_rows <= n_columns:
+        eigenvalues, vectors = linalg.eigh(z_NP @ z_NP.T, check_finite=False)
+    else:
+        eigenvalues, vectors = linalg.eigh(z_NP.T @ z_NP, check_finite=False)
+    kept = eigenvalues > RANK_TOLERANCE * max(float(eigenvalues[-1]), np.finfo(np.float64).tiny)
+    eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
+    return eigenvalues, vectors if n_rows <= n_columns else z_NP @ vectors / np.sqrt(eigenvalues)
+
+
+def _fit_kernel(x_ND: Float64, y_N: Float64, generator: np.random.Generator) -> _KernelRidge:
+    """Regress on the Gaussian kernel's Nyström features, of the width of least leave-one-out error."""
+    landmarks_MD = x_ND[np.sort(generator.permutation(len(x_ND))[:LANDMARKS])]
+    typical = float(np.median(pdist(landmarks_MD, "sqeuclidean"))) or 1.0  # all alike: no width matters
+    fits = [_fit_kernel_of_width(x_ND, y_N, landmarks_MD, width * typical) for width in WIDTHS]
+    return min(fits, key=lambda fit: _squared_error(y_N, fit.ridge.left_out_N))
+
+
+def _fit_kernel_of_width(x_ND: Float64, y_N: Float64, landmarks_MD: Float64, squared_width: float) -> _KernelRidge:
+    eigenvalues, vectors = linalg.eigh(_kernel(landmarks_MD, landmarks_MD, squared_width), check_finite=False)
+    kept = eigenvalues > RANK_TOLERANCE * eigenvalues[-1]
+    whitening_MP = vectors[:, kept] / np.sqrt(eigenvalues[kept])
+    ridge = _fit_ridge(_kernel(x_ND, landmarks_MD, squared_width) @ whitening_MP, y_N)
+    return _KernelRidge(ridge, landmarks_MD, squared_width, whitening_MP @ ridge.weights_P)
+
+
+def _kernel(x_ND: Float64, landmarks_MD: Float64, squared_width: float) -> Float64:
+    kernel_NM: Float64 = np.exp(-cdist(x_ND, landmarks_MD, "sqeuclidean") / squared_width)
+    return kernel_NM
+
+
+def _variance_ratio(value_N: Float64, arm_N: Int32, count_K: Int64, sum_K: Float64) -> float:
+    """Variance within arms over variance between them, by the moments of the analysis of variance."""
+    seen = count_K > 0
+    n_documents, n_seen = len(value_N), int(np.count_nonzero(seen))
+    mean_K = sum_K / np.maximum(count_K, 1)
+    within = float(np.sum((value_N - mean_K[arm_N]) ** 2)) / max(n_documents - n_seen, 1)
+    spread = float(np.sum(count_K * (mean_K - value_N.mean()) ** 2)) - (n_seen - 1) * within
+    effective = n_documents - float(np.sum(count_K.astype(np.float64) ** 2)) / n_documents
+    between = spread / effective if effective > 0 else 0.0
+    return within / max(between, within / LARGEST_RATIO) if within > 0 else 0.0
+
+
+def _mix(share: float, linear: Mixed, kernel: Mixed) -> Mixed:
+    return share * linear + (1 - share) * kernel
+
+
+def _squared_error(y_N: Float64, predicted_N: Float64) -> float:
+    return float(np.mean((y_N - predicted_N) ** 2))
+
+
+def _quality(y_N: Float64, predicted_N: Float64, baseline_N: Float64) -> Quality:
+    variance = float(y_N.var()) or 1.0  # all alike: nothing to explain
+    return Quality(
+        spearman=_spearman(y_N, predicted_N),
+        explained=1 - _squared_error(y_N, predicted_N) / variance,
+        baseline_spearman=_spearman(y_N, baseline_N),
+        baseline_explained=1 - _squared_error(y_N, baseline_N) / variance,
+    )
+
+
+def _spearman(a_N: Float64, b_N: Float64) -> float:
+    """Rank correlation; 0 where one side is constant."""
+    if np.ptp(a_N) == 0 or np.ptp(b_N) == 0:
+        return 0.0
+    return float(spearmanr(a_N, b_N).statistic)

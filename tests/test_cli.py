@@ -1,0 +1,118 @@
+"""The command line: what it prints, its exit codes, one message for bad input and nothing left to trust."""
+
+import json
+import re
+
+import pytest
+import yaml
+from small_pool import small_config, topic_records, write_jsonl
+from typer.testing import CliRunner
+
+from flows.cli import app
+from quad_tasks.storage.store import open_store
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def config_file(corpus, tmp_path):
+    """Write a run's configuration with changes and return its path."""
+
+    def write(**changes: object) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(small_config(corpus, str(tmp_path / "workspace"), **changes)))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("bandit.alhpa=1", r"config.yaml: bandit.alhpa: unknown key; did you mean alpha"),
+        ("bandit.alpha=high", r"config.yaml: bandit.alpha: expected a valid number, .*found 'high'"),
+        ("selection.budget_tokens=-5", r"config.yaml: selection.budget_tokens: expected greater than 0, found -5"),
+        ("selection.budget_tokens", r"--set selection.budget_tokens: expected key=value"),
+        ("workspace=s3://key:secret@bucket/x", r"config.yaml: workspace: expected a URI without credentials"),
+        ("run=../up", r"config.yaml: run: expected .*pattern.*found '../up'"),
+    ],
+)
+def test_a_bad_configuration_is_one_message_naming_file_and_key(config_file, override, message):
+    result = invoke("run", config_file(), "--set", override)
+    assert result.exit_code == 2, result.stderr
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert re.search(message, result.stderr)
+    assert "secret" not in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pool__inputs": ["/nowhere/*.jsonl"]}, "/nowhere/*.jsonl"),
+        ({"selection__budget_tokens": 10**9}, "selection.budget_tokens: expected at most the pool's"),
+        ({"model__source": "/nowhere/model"}, "/nowhere/model: expected a causal language model"),
+        ({"heldout__reference_domain": "harbor"}, "heldout.reference_domain: expected one of"),
+    ],
+)
+def test_an_input_that_cannot_work_is_one_message_and_no_pool_version(
+    prefect_server, dask_client, config_file, tmp_path, changes, message
+):
+    result = invoke("run", config_file(**changes), "--quiet")
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not [key for key in open_store(str(tmp_path / "workspace")).list() if key.endswith("v0001/manifest.json")]
+
+
+@pytest.mark.parametrize("which", ["pool", "reference"])
+def test_inputs_without_a_usable_document_are_named(prefect_server, dask_client, config_file, tmp_path, which):
+    empty = write_jsonl(tmp_path / "empty.jsonl", [{"id": "a", "other": "no text"}])
+    result = invoke("run", config_file(**{f"{which}__inputs": [str(empty)]}), "--quiet")
+    assert result.exit_code == 2, result.stderr
+    assert f"{which}.inputs: expected documents" in result.stderr
+
+
+def test_an_unreadable_file_is_named(prefect_server, dask_client, config_file, tmp_path):
+    (tmp_path / "cut.jsonl.gz").write_bytes(b"\x1f\x8b\x08\x00 not gzip")
+    result = invoke("run", config_file(pool__inputs=[str(tmp_path / "cut.jsonl.gz")]), "--quiet")
+    assert result.exit_code == 2, result.stderr
+    assert "cut.jsonl.gz" in result.stderr
+
+
+def test_a_model_without_supported_blocks_is_named(prefect_server, dask_client, config_file, tmp_path):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    from quad_tasks.core.model import train_tokenizer
+
+    texts = [str(record["text"]) for record in topic_records("harbour", 20, seed=9)]
+    tokenizer = train_tokenizer(texts, 300)
+    BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=16, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path / "bloom"
+    )
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    result = invoke("run", config_file(model__source=str(tmp_path / "bloom")), "--quiet")
+    assert result.exit_code == 2, result.stderr
+    assert "bloom" in result.stderr.lower()
+    assert "supported" in result.stderr
+
+
+def test_verify_prints_the_sum_of_all_documents(small_run):
+    result = invoke("verify", "small", "--workspace", small_run.workspace)
+    assert result.exit_code == 0
+    assert "documents in =" in result.stdout
+
+
+def test_json_results_are_json(small_run):
+    for command in ("verify", "status", "report"):
+        result = invoke(command, "small", "--workspace", small_run.workspace, "--json")
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)
+
+
+def test_a_run_that_does_not_exist_is_named(tmp_path):
+    result = invoke("status", "absent", "--workspace", str(tmp_path))
+    assert result.exit_code == 2, result.stderr
+    assert "runs/absent/config.json" in result.stderr
