@@ -3,8 +3,8 @@
 from prefect import flow
 
 from flows.cluster import dask_cluster
+from quad_tasks.choose import select_stage
 from quad_tasks.config import RunConfig
-from quad_tasks.publish import select_stage
 from quad_tasks.pull import choose_round, commit_round, rounds_committed, score_round, stop_reason
 from quad_tasks.records import Stage
 from quad_tasks.timing import timed

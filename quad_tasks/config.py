@@ -169,7 +169,11 @@ class BanditConfig(_Frozen):
         256, description="Documents scored at random first, each stage."
     )
     max_rounds: Positive = Field(10_000, description="Rounds of one stage at most.")
-    max_scored_share: Share = Field(1.0, description="Share of the pool's documents that may be scored, all stages.")
+    max_scored_share: Share | None = Field(
+        None,
+        description="Share of the pool's documents that may be scored, all stages; None: 0.1 where unscored documents "
+        "may be selected, else all.",
+    )
     oversample: Annotated[float, Field(ge=1)] = Field(
         2.0, description="Rounds go on until documents above τ hold this multiple of the stage's token budget."
     )
@@ -183,6 +187,21 @@ class SelectionConfig(_Frozen):
     """What is published."""
 
     budget_tokens: Positive = Field(description="Tokens to select, all stages together.")
+    mode: Literal["predicted", "instance", "cluster"] = Field(
+        "predicted",
+        description="Rank scored documents and what a regression predicts of the others, scored documents alone, or "
+        "scored documents and then the rest of good arms.",
+    )
+    near_duplicate_cosine: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        0.95, description="Drop a document this similar to a better one of its arm; None: keep all."
+    )
+    per_arm_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Largest share of a stage's targeted tokens from one arm; None: any."
+    )
+    general_share: Share = Field(
+        0.0,
+        description="Share of the budget drawn from the rest of the pool, arms in proportion, to hold other domains.",
+    )
     part_bytes: Positive = Field(256 * 2**20, description="Text bytes after which a new output part starts.")
 
 

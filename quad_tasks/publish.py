@@ -14,27 +14,15 @@ from uuid import UUID
 import numpy as np
 import pyarrow as pa
 
+from quad_tasks.choose import read_chosen
 from quad_tasks.compute import step
 from quad_tasks.config import RunConfig
-from quad_tasks.core.selection import Candidates, random_control, select
-from quad_tasks.records import Stage
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage import rounds
 from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
-from quad_tasks.storage.positions import read_column, read_positions, read_table
+from quad_tasks.storage.positions import read_positions, read_table
 from quad_tasks.storage.store import Store, open_store
 
-CHOSEN_SCHEMA = pa.schema(
-    [
-        ("position", pa.int64()),
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("arm", pa.int32()),
-        ("n_tokens", pa.int64()),
-        ("round", pa.int32()),
-        ("influence", pa.float64()),
-    ]
-)
 SELECTION_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -46,87 +34,10 @@ SELECTION_SCHEMA = pa.schema(
         ("stage", pa.int32()),
         ("round", pa.int32()),
         ("influence", pa.float64()),
+        ("scored", pa.bool_()),
     ]
 )
 BLOCK_ROWS = 1024
-REJECTIONS = ("below_threshold", "over_budget")
-
-
-@step("select")
-def select_stage(config: RunConfig, stage: Stage) -> str:
-    """Choose the stage's documents from all that were scored against its direction; return their key.
-
-    Scores of earlier stages count as long as they were measured against the same direction.
-    """
-    store = open_store(config.workspace)
-    key = f"{stage.prefix}/selected"
-    if store.exists(f"{key}.json"):
-        return key
-    scores, threshold = _comparable_scores(store, stage)
-    taken = chosen_positions(store, stage.run, stage.number)
-    scores = scores.filter(pa.array(~np.isin(scores["position"].to_numpy(), taken)))
-    candidates = Candidates(
-        id=np.array(scores["id"].to_pylist(), dtype=object),
-        arm=scores["arm"].to_numpy(),
-        n_tokens=scores["n_tokens"].to_numpy(),
-        influence=scores["influence"].to_numpy(),
-        scored=np.ones(scores.num_rows, dtype=bool),
-    )
-    budget = stage_budget(config, stage.number) - sum(_chosen_tokens(store, stage.run, stage.number))
-    rows = select(candidates, budget, threshold)
-    chosen = scores.take(rows).select(CHOSEN_SCHEMA.names).cast(CHOSEN_SCHEMA)
-    _write_chosen(store, key, chosen, {"budget_tokens": budget, "threshold": threshold, "direction": stage.direction})
-    return key
-
-
-def stage_budget(config: RunConfig, number: int) -> int:
-    """Return the tokens all stages up to and including `number` may select."""
-    return config.selection.budget_tokens * (number + 1) // config.training.stages
-
-
-@step("draw control")
-def draw_control(config: RunConfig, stage: Stage, seed: int) -> str:
-    """Draw the random control of the stage: uniform documents of the pool, as many tokens as were selected."""
-    store = open_store(config.workspace)
-    key = f"{stage.prefix}/random-{seed}"
-    if store.exists(f"{key}.json"):
-        return key
-    n_tokens = read_column(store, stage.version, "n_tokens").astype(np.int64)
-    budget = read_manifest(store, f"{stage.prefix}/selected.json")["tokens"]
-    rows = random_control(n_tokens, budget, np.random.default_rng([config.seed, 6, stage.number, seed]))
-    documents = read_positions(store, stage.version, rows, ["id", "source", "arm"])
-    chosen = pa.table(
-        {
-            "position": rows,
-            "id": documents["id"],
-            "source": documents["source"],
-            "arm": documents["arm"],
-            "n_tokens": n_tokens[rows],
-            "round": pa.nulls(len(rows), pa.int32()),
-            "influence": pa.nulls(len(rows), pa.float64()),
-        }
-    ).cast(CHOSEN_SCHEMA)
-    _write_chosen(store, key, chosen, {"budget_tokens": budget, "seed": seed})
-    return key
-
-
-def _write_chosen(store: Store, key: str, chosen: pa.Table, info: dict[str, Any]) -> None:
-    _, sha256 = tables.write_table_stream(store, f"{key}.parquet", CHOSEN_SCHEMA, [chosen], BLOCK_ROWS)
-    tokens = int(chosen["n_tokens"].to_numpy().sum())
-    write_manifest(store, f"{key}.json", {**info, "documents": chosen.num_rows, "tokens": tokens, "sha256": sha256})
-
-
-def _comparable_scores(store: Store, stage: Stage) -> tuple[pa.Table, float]:
-    """Read all scores measured against the stage's direction, and its τ."""
-    pieces = []
-    threshold = 0.0
-    for number in range(stage.number + 1):
-        for committed in rounds.list_rounds(store, stage.run, number):
-            if committed.info["direction"] == stage.direction:
-                table = rounds.read_round_table(store, committed, "scores")
-                pieces.append(table.append_column("round", pa.array(np.full(len(table), committed.round, np.int32))))
-                threshold = committed.info["threshold"]
-    return pa.concat_tables(pieces), threshold
 
 
 def read_scores(store: Store, run: str, stages: int) -> pa.Table:
@@ -139,25 +50,6 @@ def read_scores(store: Store, run: str, stages: int) -> pa.Table:
         for committed in rounds.list_rounds(store, run, number)
     ]
     return pa.concat_tables(pieces)
-
-
-def read_chosen(store: Store, run: str, stages: int) -> pa.Table:
-    """Read what a run's first `stages` stages chose, with `stage`."""
-    pieces = [CHOSEN_SCHEMA.append(pa.field("stage", pa.int32())).empty_table()]
-    for number in range(stages):
-        table = read_table(store, f"runs/{run}/stage-{number:02d}/selected.parquet")
-        pieces.append(table.append_column("stage", pa.array(np.full(table.num_rows, number, np.int32))))
-    return pa.concat_tables(pieces)
-
-
-def chosen_positions(store: Store, run: str, stages: int) -> np.ndarray[Any, Any]:
-    """Return the positions of what a run's first `stages` stages chose."""
-    positions: np.ndarray[Any, Any] = read_chosen(store, run, stages)["position"].to_numpy()
-    return positions
-
-
-def _chosen_tokens(store: Store, run: str, stages: int) -> list[int]:
-    return [read_manifest(store, f"runs/{run}/stage-{n:02d}/selected.json")["tokens"] for n in range(stages)]
 
 
 @step("publish selection")
@@ -243,18 +135,30 @@ def count_documents(store: Store, config: RunConfig, version: str) -> dict[str, 
     """Count every document that came in, by where it is now."""
     pool = read_manifest(store, version)
     scores = read_scores(store, config.run, config.training.stages)
-    chosen = chosen_positions(store, config.run, config.training.stages)
-    rejected = scores.filter(pa.array(~np.isin(scores["position"].to_numpy(), chosen)))
-    accepted = rejected["accepted"].to_numpy(zero_copy_only=False)
-    counts = dict(zip(REJECTIONS, [int((~accepted).sum()), int(accepted.sum())], strict=True))
-    touched = np.union1d(scores["position"].to_numpy(), chosen)
+    chosen = read_chosen(store, config.run, config.training.stages)["position"].to_numpy()
+    scored = scores["position"].to_numpy()
+    accepted = scores["accepted"].to_numpy(zero_copy_only=False)
+    left = ~np.isin(scored, chosen)
+    alike = np.isin(scored, _near_duplicates(store, config)) & left
+    reasons = {
+        "below_threshold": left & ~alike & ~accepted,
+        "over_budget": left & ~alike & accepted,
+        "near_duplicate": alike,
+    }
+    touched = np.union1d(scored, chosen)
     return {
         "documents_in": pool["documents"] + sum(pool["set_aside"].values()),
         "set_aside": pool["set_aside"],
         "unpulled": pool["documents"] - len(touched),
-        "rejected": {reason: n for reason, n in counts.items() if n},
+        "rejected": {reason: int(mask.sum()) for reason, mask in reasons.items() if mask.any()},
         "selected": len(chosen),
     }
+
+
+def _near_duplicates(store: Store, config: RunConfig) -> list[int]:
+    stages = range(config.training.stages)
+    manifests = [read_manifest(store, f"runs/{config.run}/stage-{n:02d}/selected.json") for n in stages]
+    return [position for manifest in manifests for position in manifest["near_duplicates"]]
 
 
 def _json(body: Any) -> bytes:

@@ -52,6 +52,8 @@ PULL_SCHEMA = pa.schema(
         ("ucb_score", pa.float64()),
     ]
 )
+PREDICTED_SCORED_SHARE = 0.1
+"""Share of the pool scored where a regression ranks the rest: beyond it a pilot's regression gained little."""
 Draw = tuple[int, int, int]
 """One pull before it is scored: arm, cursor, documents."""
 
@@ -280,5 +282,7 @@ def stop_reason(config: RunConfig, stage: Stage) -> str | None:
     if len(committed) >= config.bandit.max_rounds:
         return "max_rounds"
     scored = float(state.cursor.sum()) / float(state.n_documents.sum())
-    stages_share = config.bandit.max_scored_share * (stage.number + 1) / config.training.stages
-    return "max_scored" if scored >= stages_share else None
+    share = config.bandit.max_scored_share
+    if share is None:
+        share = 1.0 if config.selection.mode == "instance" else PREDICTED_SCORED_SHARE
+    return "max_scored" if scored >= share * (stage.number + 1) / config.training.stages else None

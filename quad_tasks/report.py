@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 from sklearn.decomposition import PCA
 
+from quad_tasks.choose import read_chosen
 from quad_tasks.compute import peak_memory_bytes, step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import bandit, diversity
 from quad_tasks.core.diagnosis import Measured, diagnose
 from quad_tasks.core.terms import telling_terms
-from quad_tasks.publish import chosen_positions, count_documents, read_chosen, read_scores
+from quad_tasks.publish import count_documents, read_scores
 from quad_tasks.pull import load_arms, load_state, policy
 from quad_tasks.records import Stage
 from quad_tasks.report_page import render_page
@@ -105,6 +106,7 @@ def collect_report(config: RunConfig, version: str, reference: str) -> dict[str,
         "examples": _examples(store, version, scores, stages[-1]["threshold"]),
         "map": _map(store, config, version, scores, chosen),
         "diversity": profiles,
+        "prediction": stages[-1].pop("prediction"),
         "findings": [asdict(f) for f in diagnose(measured)],
         "time_s": times,
         "peak_memory_bytes": peak_memory_bytes(),
@@ -164,12 +166,14 @@ def _stage(store: Store, config: RunConfig, number: int) -> dict[str, Any]:
     prefix = f"runs/{config.run}/stage-{number:02d}"
     committed = rounds.list_rounds(store, config.run, number)
     kinds = ["selected", *(["random"] if config.training.control else [])]
+    chosen = read_manifest(store, f"{prefix}/selected.json")
     fields = ("kind", "arms", "documents", "tokens", "mean_reward", "effective_arms", "accepted_tokens")
     return {
         "stage": number,
         "direction": committed[0].info["direction"],
         "threshold": committed[0].info["threshold"],
-        "budget_tokens": read_manifest(store, f"{prefix}/selected.json")["budget_tokens"],
+        "budget_tokens": chosen["budget_tokens"],
+        "prediction": chosen.get("prediction"),
         "seeds": list(range(config.training.seeds)),
         "before": _losses(store, [f"{prefix}/trained/before"]),
         **{k: _losses(store, [f"{prefix}/trained/{k}-{n}" for n in range(config.training.seeds)]) for k in kinds},
@@ -283,7 +287,7 @@ def _diversity(
 ) -> dict[str, dict[str, float]]:
     """Measure diversity of a sample of the selection and of as many random documents."""
     generator = np.random.default_rng([config.seed, 11])
-    selected = chosen_positions(store, config.run, config.training.stages)
+    selected = chosen["position"].to_numpy()
     n = min(DIVERSITY_DOCUMENTS, len(selected))
     pool_counts = np.bincount(documents["arm"].to_numpy())
     profiles = {}

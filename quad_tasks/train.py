@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from quad_tasks.checkpoints import load_checkpoint, restore_optimizer, save_checkpoint
+from quad_tasks.choose import draw_control
 from quad_tasks.compute import spread, step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import training
 from quad_tasks.core.model import encode, pick_device
-from quad_tasks.publish import draw_control
 from quad_tasks.records import Stage
 from quad_tasks.storage.manifest import read_manifest, write_manifest
 from quad_tasks.storage.positions import read_positions, read_table

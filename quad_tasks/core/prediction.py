@@ -4,8 +4,8 @@ Owns the regression, its check against what the arms' means alone would say, and
 Two ridge regressions are averaged, one linear and one in a Gaussian kernel (Nyström features; Williams and Seeger
 2001), and what they miss of an arm is added as a shrunken arm effect. Everything out of sample is leave-one-out in
 closed form (ridge: Hastie, Tibshirani and Friedman 2009, equation 7.64), so that no fold is drawn. Error is measured on
-influence, not on ranks: regressions of ranks correlate better and select worse. Decided against, on 16,000 scored documents:
-gradient-boosted trees, which cost ten times as much and choose a little worse.
+influence, not on ranks: regressions of ranks correlate better and select worse. Gradient-boosted trees were decided
+against: ten times the cost, and a little less influence selected.
 
 Influence is per target token; > 0: training on it lowers the reference loss.
 
@@ -40,6 +40,8 @@ LANDMARKS = 600
 FIT_DOCUMENTS = 50_000
 """Scored documents fitted on at most; it bounds memory to 300 MB."""
 PREDICT_BLOCK = 8192
+ACCEPTED_DEVIATIONS = 2.0
+"""Standard errors by which the regression's squared error must lie below the arm means'."""
 LINEAR_SHARES = (0.0, 0.5, 1.0)
 """Weights the linear regression may have beside the kernel one."""
 RANK_TOLERANCE = 1e-10
@@ -72,7 +74,7 @@ class Predictor:
     """A fitted regression: plain arrays, nothing else.
 
     Attributes:
-        accepted: whether it beat the arm means; if not, `predict` gives those.
+        accepted: whether it beat the arm means out of sample; if not, `predict` gives those.
         quality: out of sample, of both.
         n_fitted: documents fitted on.
         centre_D: [D] features' means.
@@ -153,11 +155,11 @@ def shrunken_means(value_N: Float64, arm_N: Int32, n_arms: int) -> tuple[Float64
         arm had it been left out.
     """
     count_K = np.bincount(arm_N, minlength=n_arms)
-    sum_K = np.bincount(arm_N, weights=value_N, minlength=n_arms)
+    sum_K = np.bincount(arm_N, weights=value_N, minlength=n_arms).astype(np.float64)
     mean = float(value_N.mean())
     ratio = _variance_ratio(value_N, arm_N, count_K, sum_K)
     deviation_K = sum_K - count_K * mean
-    left_out_N = mean + (deviation_K[arm_N] - (value_N - mean)) / (count_K[arm_N] - 1 + ratio)
+    left_out_N: Float64 = mean + (deviation_K[arm_N] - (value_N - mean)) / (count_K[arm_N] - 1 + ratio)
     return mean + deviation_K / (count_K + ratio), left_out_N
 
 
@@ -192,7 +194,7 @@ def fit_predictor(
     mean_K, mean_N = shrunken_means(y_N, arm_N, n_arms)
     quality = _quality(y_N, left_out_N + effect_N, mean_N)
     return Predictor(
-        accepted=quality.explained > quality.baseline_explained and quality.spearman > quality.baseline_spearman,
+        accepted=_beats(y_N, left_out_N + effect_N, mean_N),
         quality=quality,
         n_fitted=len(fitted),
         centre_D=centre_D,
@@ -229,19 +231,38 @@ def predict(predictor: Predictor, features_ND: Floats, arm_N: Int32) -> Float64:
     return predicted_N
 
 
-def active_draw(
-    predicted_N: Float64, n_documents: int, random_share: float, generator: np.random.Generator
-) -> tuple[Int64, npt.NDArray[np.bool_]]:
-    """Choose which unscored documents, of an arm or of the pool, to score next: some at random, the rest predicted best.
-
-    Documents drawn for what is predicted of them say nothing fair of their arm: estimate its mean, and its pull's
-    reward, on those drawn at random alone.
+def selection_cut(influence_N: Float64, n_tokens_N: Int64, budget_tokens: int) -> float:
+    """Find the influence at which the budget would be full, were the best taken first.
 
     Args:
-        predicted_N: [N] predicted influence of the unscored documents.
+        influence_N: [N] influence per token, measured or predicted, N > 0.
+        n_tokens_N: [N] tokens.
+        budget_tokens: tokens to be selected.
+
+    Returns:
+        The influence of the last document that fits, or of the least one where all fit.
+    """
+    order = np.argsort(-influence_N, kind="stable")
+    filled = np.searchsorted(np.cumsum(n_tokens_N[order]), budget_tokens, side="right")
+    return float(influence_N[order[min(max(int(filled), 1), len(order)) - 1]])
+
+
+def active_draw(
+    predicted_N: Float64, cut: float, n_documents: int, random_share: float, generator: np.random.Generator
+) -> tuple[Int64, npt.NDArray[np.bool_]]:
+    """Choose which unscored documents to score next: some at random, the rest those predicted nearest the cut.
+
+    A score is worth most where it may change what is selected. Drawing those predicted best instead spends scores on
+    what is selected anyway: it reached .75 of the achievable influence at 5 % scored, where random draws reached .83
+    and these .86. Documents drawn for what is predicted of them say nothing fair of their arm: estimate its mean, and
+    its pull's reward, on those drawn at random alone.
+
+    Args:
+        predicted_N: [N] predicted influence of the unscored documents, of an arm or of the pool.
+        cut: influence at which the selection would end (`selection_cut`), or τ.
         n_documents: how many to draw; all of them where fewer are left.
         random_share: share drawn at random, in [0, 1], rounded up to whole documents.
-        generator: draws them, first, so that the best are taken among the others.
+        generator: draws them, first, so that the others are taken among the rest.
 
     Returns:
         Row numbers, those at random first; and for each whether it was drawn at random.
@@ -255,8 +276,8 @@ def active_draw(
     n_random = int(np.ceil(random_share * n_documents))
     shuffled = generator.permutation(len(predicted_N))
     at_random, others = shuffled[:n_random], np.sort(shuffled[n_random:])
-    best = others[np.argsort(-predicted_N[others], kind="stable")[: n_documents - n_random]]
-    return np.concatenate((at_random, best)), np.arange(n_documents) < n_random
+    nearest = others[np.argsort(np.abs(predicted_N[others] - cut), kind="stable")[: n_documents - n_random]]
+    return np.concatenate((at_random, nearest)), np.arange(n_documents) < n_random
 
 
 def _clip(influence_N: Float64) -> Float64:
@@ -278,7 +299,7 @@ def _fit_ridge(map_NP: Float64, y_N: Float64) -> _Ridge:
     z_NP = map_NP - centre_P
     eigenvalues_R, left_NR = _left_singular(z_NP)
     moment_R = left_NR.T @ (y_N - mean)
-    penalties_A = np.array(PENALTIES) * max(float(eigenvalues_R.mean()), np.finfo(np.float64).tiny)
+    penalties_A = np.array(PENALTIES) * eigenvalues_R.sum() / max(len(eigenvalues_R), 1)
     shrink_RA = eigenvalues_R[:, None] / (eigenvalues_R[:, None] + penalties_A)
     residual_NA = (y_N - mean)[:, None] - left_NR @ (shrink_RA * moment_R[:, None])
     leverage_NA = left_NR**2 @ shrink_RA + 1 / len(y_N)
@@ -339,6 +360,12 @@ def _mix(share: float, linear: Mixed, kernel: Mixed) -> Mixed:
 
 def _squared_error(y_N: Float64, predicted_N: Float64) -> float:
     return float(np.mean((y_N - predicted_N) ** 2))
+
+
+def _beats(y_N: Float64, predicted_N: Float64, baseline_N: Float64) -> bool:
+    """Whether squared errors are below the baseline's by more than chance would have it."""
+    gain_N = (y_N - baseline_N) ** 2 - (y_N - predicted_N) ** 2
+    return bool(gain_N.mean() > ACCEPTED_DEVIATIONS * gain_N.std() / np.sqrt(len(gain_N)))
 
 
 def _quality(y_N: Float64, predicted_N: Float64, baseline_N: Float64) -> Quality:

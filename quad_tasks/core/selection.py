@@ -35,14 +35,14 @@ class Candidates:
     """Documents that may be taken, as parallel arrays.
 
     Attributes:
-        id: [N] str, unique.
+        id: [N] unique and ordered: names, or positions.
         arm: [N] int32.
         n_tokens: [N] int64, > 0, in the run's tokenizer.
         influence: [N] float64 per target token, measured or predicted; NaN where neither.
         scored: [N] bool, whether the influence was measured.
     """
 
-    id: npt.NDArray[np.str_] | npt.NDArray[np.object_]
+    id: npt.NDArray[np.generic]
     arm: npt.NDArray[np.int32]
     n_tokens: npt.NDArray[np.int64]
     influence: npt.NDArray[np.float64]

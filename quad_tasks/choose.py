@@ -1,0 +1,252 @@
+"""Stage: choose a stage's documents: measured influence, predicted influence, and what may not be taken twice.
+
+A document is named by its position in the pool version. What a stage chose becomes visible by a manifest written last,
+which holds how well the prediction did on scored documents it had not seen.
+"""
+
+import functools
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from quad_tasks.compute import spread, step
+from quad_tasks.config import RunConfig
+from quad_tasks.core import prediction, redundancy, selection
+from quad_tasks.pull import load_arms
+from quad_tasks.records import Stage
+from quad_tasks.storage import pool as tables
+from quad_tasks.storage import rounds
+from quad_tasks.storage.manifest import read_manifest, write_manifest
+from quad_tasks.storage.positions import column_vectors, read_column, read_positions, read_table
+from quad_tasks.storage.store import Store, open_store
+
+CHOSEN_SCHEMA = pa.schema(
+    [
+        ("position", pa.int64()),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("arm", pa.int32()),
+        ("n_tokens", pa.int64()),
+        ("round", pa.int32()),
+        ("influence", pa.float64()),
+        ("scored", pa.bool_()),
+    ]
+)
+NO_SCORES = pa.schema([("position", pa.int64()), ("influence", pa.float64()), ("round", pa.int32())]).empty_table()
+BLOCK_ROWS = 1024
+PREDICT_ROWS = 8192
+LOOKAHEAD = 3.0  # near-duplicates are looked for among the best documents of this many budgets
+FEATURE_COLUMNS = ("embedding", "n_tokens", "n_bytes", "arm")
+
+
+@step("select")
+def select_stage(config: RunConfig, stage: Stage) -> str:
+    """Choose the stage's documents and return their key.
+
+    Scores of earlier stages count as long as they were measured against the same direction. What was measured against
+    another one counts as unseen, and what an earlier stage chose is not chosen again.
+    """
+    store = open_store(config.workspace)
+    key = f"{stage.prefix}/selected"
+    if store.exists(f"{key}.json"):
+        return key
+    scores, threshold = _read_scores(store, stage)
+    taken = read_chosen(store, stage.run, stage.number)
+    candidates = _measured_candidates(store, stage, scores)
+    info: dict[str, Any] = {"threshold": threshold, "direction": stage.direction}
+    if config.selection.mode == "predicted":
+        unseen = np.setdiff1d(np.flatnonzero(~candidates.scored), taken["position"].to_numpy())
+        info["prediction"] = _predict(config, stage, scores, candidates, threshold, unseen)
+    budget = stage_budget(config, stage.number) - int(taken["n_tokens"].to_numpy().sum())
+    allowed = np.ones(len(candidates.arm), dtype=bool)
+    allowed[taken["position"].to_numpy()] = False
+    means = _arm_means(scores, len(load_arms(config.workspace, stage.version)))
+    ranked = functools.partial(selection.rank, threshold=threshold, mode=config.selection.mode, arm_mean_K=means)
+    dropped = _near_duplicates(config, stage, candidates, allowed, ranked, budget, taken)
+    allowed[dropped] = False
+    rows = np.flatnonzero(allowed)
+    chosen = rows[
+        selection.select(
+            _take(candidates, rows),
+            budget,
+            threshold,
+            config.selection.mode,
+            means,
+            config.selection.per_arm_share,
+            config.selection.general_share,
+            np.random.default_rng([config.seed, 12, stage.number]),
+        )
+    ]
+    info |= {"budget_tokens": budget, "near_duplicates": np.sort(dropped).tolist()}
+    _write_chosen(store, key, _describe(store, stage, candidates, chosen, scores), info)
+    return key
+
+
+def stage_budget(config: RunConfig, number: int) -> int:
+    """Return the tokens all stages up to and including `number` may select."""
+    return config.selection.budget_tokens * (number + 1) // config.training.stages
+
+
+def _measured_candidates(store: Store, stage: Stage, scores: pa.Table) -> selection.Candidates:
+    """Lay out the whole pool version by position, with influence where it was measured."""
+    arm = read_column(store, stage.version, "arm")
+    influence = np.full(len(arm), np.nan)
+    scored = np.zeros(len(arm), dtype=bool)
+    position = scores["position"].to_numpy()
+    influence[position] = scores["influence"].to_numpy()
+    scored[position] = True
+    n_tokens = read_column(store, stage.version, "n_tokens").astype(np.int64)
+    return selection.Candidates(np.arange(len(arm)), arm, n_tokens, influence, scored)
+
+
+def _take(candidates: selection.Candidates, rows: np.ndarray[Any, Any]) -> selection.Candidates:
+    fields = (candidates.id, candidates.arm, candidates.n_tokens, candidates.influence, candidates.scored)
+    return selection.Candidates(*(values[rows] for values in fields))
+
+
+def _predict(
+    config: RunConfig,
+    stage: Stage,
+    scores: pa.Table,
+    candidates: selection.Candidates,
+    threshold: float,
+    unseen: np.ndarray[Any, Any],
+) -> dict[str, Any]:
+    """Fill in what a regression on the scored documents predicts of the unseen ones, inside plausible arms.
+
+    An arm is plausible where its best scored document, or the mean of all it was never asked for, is above τ.
+    """
+    store = open_store(config.workspace)
+    position = scores["position"].to_numpy()
+    n_arms = len(load_arms(config.workspace, stage.version))
+    features, arms = _features(store, stage.version, position)
+    generator = np.random.default_rng([config.seed, 13, stage.number])
+    predictor = prediction.fit_predictor(features, scores["influence"].to_numpy(), arms, n_arms, generator)
+    best = np.full(n_arms, np.inf)
+    best[np.unique(arms)] = -np.inf
+    np.maximum.at(best, arms, scores["influence"].to_numpy())
+    asked = unseen[best[candidates.arm[unseen]] > threshold]
+    blocks = [asked[start : start + PREDICT_ROWS] for start in range(0, len(asked), PREDICT_ROWS)]
+    items = [(config.workspace, stage.version, predictor, block) for block in blocks]
+    for block, predicted in zip(blocks, spread(predict_block, items, "predict", "blocks"), strict=True):
+        candidates.influence[block] = predicted
+    return {**asdict(predictor.quality), "accepted": predictor.accepted, "predicted_documents": len(asked)}
+
+
+def predict_block(
+    workspace: str, version: str, predictor: prediction.Predictor, positions: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """Predict the influence per token of the documents at `positions`."""
+    features, arms = _features(open_store(workspace), version, positions)
+    return prediction.predict(predictor, features, arms)
+
+
+def _features(
+    store: Store, version: str, positions: np.ndarray[Any, Any]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rows = read_positions(store, version, positions, FEATURE_COLUMNS)
+    vectors = column_vectors(rows["embedding"])
+    features = prediction.document_features(vectors, rows["n_tokens"].to_numpy(), rows["n_bytes"].to_numpy())
+    return features, rows["arm"].to_numpy()
+
+
+def _arm_means(scores: pa.Table, n_arms: int) -> np.ndarray[Any, Any]:
+    """Return each arm's mean measured influence, NaN where nothing was measured."""
+    arm = scores["arm"].to_numpy()
+    count = np.bincount(arm, minlength=n_arms)
+    total = np.bincount(arm, weights=scores["influence"].to_numpy(), minlength=n_arms)
+    return np.divide(total, count, out=np.full(n_arms, np.nan), where=count > 0)
+
+
+def _near_duplicates(
+    config: RunConfig,
+    stage: Stage,
+    candidates: selection.Candidates,
+    allowed: np.ndarray[Any, Any],
+    ranked: functools.partial[Any],
+    budget: int,
+    taken: pa.Table,
+) -> np.ndarray[Any, Any]:
+    """Find documents too like a better one of their arm, or one taken before, among the best of a few budgets."""
+    cosine = config.selection.near_duplicate_cosine
+    if cosine is None:
+        return np.empty(0, dtype=np.int64)
+    rows = np.flatnonzero(allowed)
+    order = rows[ranked(_take(candidates, rows))]
+    order = order[np.cumsum(candidates.n_tokens[order]) <= LOOKAHEAD * budget + candidates.n_tokens.max()]
+    looked = np.concatenate([taken["position"].to_numpy(), order])
+    if not len(looked):
+        return np.empty(0, dtype=np.int64)
+    vectors = column_vectors(
+        read_positions(open_store(config.workspace), stage.version, looked, ["embedding"])["embedding"]
+    )
+    drop = redundancy.near_duplicates(vectors, candidates.arm[looked], np.arange(len(looked)), cosine)
+    drop[: taken.num_rows] = False
+    dropped: np.ndarray[Any, Any] = looked[drop]
+    return dropped
+
+
+def _describe(
+    store: Store,
+    stage: Stage,
+    candidates: selection.Candidates,
+    chosen: np.ndarray[Any, Any],
+    scores: pa.Table,
+) -> pa.Table:
+    """Name the chosen documents, with the round that scored each; none for a document taken unscored."""
+    round_of = dict(zip(scores["position"].to_pylist(), scores["round"].to_pylist(), strict=True))
+    influence = candidates.influence[chosen]
+    return (
+        read_positions(store, stage.version, chosen, ["id", "source", "arm", "n_tokens"])
+        .append_column("position", pa.array(chosen))
+        .append_column("round", pa.array([round_of.get(position) for position in chosen.tolist()], pa.int32()))
+        .append_column("influence", pa.array(influence, mask=np.isnan(influence)))
+        .append_column("scored", pa.array(candidates.scored[chosen]))
+        .select(CHOSEN_SCHEMA.names)
+        .cast(CHOSEN_SCHEMA)
+    )
+
+
+@step("draw control")
+def draw_control(config: RunConfig, stage: Stage, seed: int) -> str:
+    """Draw the random control of the stage: uniform documents of the pool, as many tokens as were selected."""
+    store = open_store(config.workspace)
+    key = f"{stage.prefix}/random-{seed}"
+    if store.exists(f"{key}.json"):
+        return key
+    candidates = _measured_candidates(store, stage, NO_SCORES)
+    budget = read_manifest(store, f"{stage.prefix}/selected.json")["tokens"]
+    generator = np.random.default_rng([config.seed, 6, stage.number, seed])
+    rows = selection.random_control(candidates.n_tokens, budget, generator)
+    chosen = _describe(store, stage, candidates, rows, NO_SCORES)
+    _write_chosen(store, key, chosen, {"budget_tokens": budget, "seed": seed})
+    return key
+
+
+def _write_chosen(store: Store, key: str, chosen: pa.Table, info: dict[str, Any]) -> None:
+    _, sha256 = tables.write_table_stream(store, f"{key}.parquet", CHOSEN_SCHEMA, [chosen], BLOCK_ROWS)
+    tokens = int(chosen["n_tokens"].to_numpy().sum())
+    write_manifest(store, f"{key}.json", {**info, "documents": chosen.num_rows, "tokens": tokens, "sha256": sha256})
+
+
+def _read_scores(store: Store, stage: Stage) -> tuple[pa.Table, float]:
+    """Read the scores measured against the stage's direction, and its τ."""
+    current = []
+    for number in range(stage.number + 1):
+        for committed in rounds.list_rounds(store, stage.run, number):
+            if committed.info["direction"] == stage.direction:
+                table = rounds.read_round_table(store, committed, "scores")
+                current.append(table.append_column("round", pa.array(np.full(len(table), committed.round, np.int32))))
+                threshold = float(committed.info["threshold"])
+    return pa.concat_tables(current), threshold
+
+
+def read_chosen(store: Store, run: str, stages: int) -> pa.Table:
+    """Read what a run's first `stages` stages chose, with `stage`."""
+    pieces = [CHOSEN_SCHEMA.append(pa.field("stage", pa.int32())).empty_table()]
+    for number in range(stages):
+        table = read_table(store, f"runs/{run}/stage-{number:02d}/selected.parquet")
+        pieces.append(table.append_column("stage", pa.array(np.full(table.num_rows, number, np.int32))))
+    return pa.concat_tables(pieces)

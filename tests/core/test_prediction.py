@@ -1,0 +1,185 @@
+"""The regression against refitting without each document, dense kernel ridge, and what a selection gains by it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
+
+from quad_tasks.core.prediction import (
+    PENALTIES,
+    Predictor,
+    _fit_kernel_of_width,
+    _fit_ridge,
+    active_draw,
+    document_features,
+    fit_predictor,
+    predict,
+    selection_cut,
+    shrunken_means,
+)
+
+N_ARMS = 12
+
+
+def pool(n: int, seed: int = 0, arms_only: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, influence and arms; influence depends on arms, and unless `arms_only` on the features inside them."""
+    generator = np.random.default_rng(seed)
+    arm_N = generator.integers(0, N_ARMS, n).astype(np.int32)
+    arm_mean_K = generator.normal(size=N_ARMS)
+    x_ND = generator.normal(size=(n, 5))
+    inside_N = np.zeros(n) if arms_only else x_ND[:, 0] + np.sin(2 * x_ND[:, 1])
+    return x_ND, arm_mean_K[arm_N] + inside_N + 0.5 * generator.normal(size=n), arm_N
+
+
+def fitted(n: int = 300, seed: int = 0, arms_only: bool = False) -> Predictor:
+    return fit_predictor(*pool(n, seed, arms_only), N_ARMS, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("shape", [(30, 4), (12, 40)])
+def test_left_out_predictions_equal_refitting_without_each_document(shape: tuple[int, int]) -> None:
+    generator = np.random.default_rng(0)
+    z_NP = generator.normal(size=shape)
+    z_NP -= z_NP.mean(axis=0)
+    y_N = z_NP[:, 0] + generator.normal(size=shape[0])
+    ridge = _fit_ridge(z_NP, y_N)
+    eigenvalues = np.linalg.eigvalsh(z_NP @ z_NP.T)
+    mean_eigenvalue = eigenvalues[eigenvalues > 1e-9].mean()
+
+    def left_out(penalty: float) -> np.ndarray:
+        rows = range(len(y_N))
+        models = [Ridge(alpha=penalty).fit(np.delete(z_NP, i, 0), np.delete(y_N, i)) for i in rows]
+        return np.array([model.predict(z_NP[[i]])[0] for i, model in zip(rows, models, strict=True)])
+
+    trials = [left_out(share * mean_eigenvalue) for share in PENALTIES]
+    best = min(trials, key=lambda trial: float(np.mean((trial - y_N) ** 2)))
+    assert ridge.left_out_N == pytest.approx(best, rel=1e-6)
+
+
+def test_the_kernel_regression_with_all_documents_as_landmarks_is_dense_kernel_ridge() -> None:
+    x_ND, y_N, _ = pool(40)
+    fit = _fit_kernel_of_width(x_ND, y_N, x_ND, squared_width=3.0)
+    kernel_NN = np.exp(-((x_ND[:, None] - x_ND[None]) ** 2).sum(-1) / 3.0)
+    ours_N = fit.ridge.intercept + kernel_NN @ fit.weights_M
+    centred_NN = kernel_NN - kernel_NN.mean(0) - kernel_NN.mean(1)[:, None] + kernel_NN.mean()
+    penalties = np.array(PENALTIES) * np.linalg.eigvalsh(centred_NN)[1:].mean()
+    theirs = [
+        KernelRidge(alpha=a, kernel="precomputed").fit(centred_NN, y_N - y_N.mean()).predict(centred_NN) + y_N.mean()
+        for a in penalties
+    ]
+    assert min(np.abs(ours_N - their_N).max() for their_N in theirs) < 1e-5
+
+
+def test_shrunken_means_left_out_equal_those_without_the_document() -> None:
+    generator = np.random.default_rng(0)
+    value_N, arm_N = generator.normal(size=30) + 5, generator.integers(0, 4, 30).astype(np.int32)
+    value_N += arm_N
+    mean_K, left_out_N = shrunken_means(value_N, arm_N, 5)
+    count_K, sum_K = np.bincount(arm_N, minlength=5), np.bincount(arm_N, value_N, minlength=5)
+    mean = value_N.mean()
+    ratio = (sum_K[0] - count_K[0] * mean_K[0]) / (mean_K[0] - mean)
+    assert mean_K == pytest.approx((sum_K + ratio * mean) / (count_K + ratio))
+    assert left_out_N[3] == pytest.approx(
+        (sum_K[arm_N[3]] - value_N[3] + ratio * mean) / (count_K[arm_N[3]] - 1 + ratio)
+    )
+
+
+def test_arms_that_do_not_differ_share_one_mean() -> None:
+    value_N = np.tile([0.0, 1.0], 50)
+    mean_K, _ = shrunken_means(value_N, np.repeat(np.arange(10), 10).astype(np.int32), 11)
+    assert mean_K == pytest.approx(np.full(11, 0.5), abs=1e-3)
+
+
+def test_a_regression_that_beats_the_arm_means_is_accepted_and_predicts_new_documents() -> None:
+    predictor = fitted()
+    x_ND, y_N, arm_N = pool(3000)
+    explained = 1 - np.var(y_N[300:] - predict(predictor, x_ND, arm_N)[300:]) / np.var(y_N[300:])
+    assert predictor.accepted
+    assert explained > predictor.quality.baseline_explained + 0.2
+
+
+def test_out_of_sample_quality_agrees_with_new_documents() -> None:
+    x_ND, y_N, arm_N = pool(4000)
+    predictor = fit_predictor(x_ND[:400], y_N[:400], arm_N[:400], N_ARMS, np.random.default_rng(0))
+    explained = 1 - np.mean((y_N[400:] - predict(predictor, x_ND[400:], arm_N[400:])) ** 2) / np.var(y_N[400:])
+    assert explained == pytest.approx(predictor.quality.explained, abs=0.06)
+
+
+def test_features_that_tell_nothing_are_not_accepted_and_arm_means_are_predicted() -> None:
+    predictor = fitted(arms_only=True)
+    arms = np.arange(N_ARMS, dtype=np.int32)
+    assert not predictor.accepted
+    assert predict(predictor, np.zeros((N_ARMS, 5)), arms).tolist() == predictor.arm_mean_K.tolist()
+
+
+def test_constant_influence_is_predicted_as_it_is() -> None:
+    x_ND, _, arm_N = pool(50)
+    predictor = fit_predictor(x_ND, np.full(50, 0.25), arm_N, N_ARMS, np.random.default_rng(0))
+    assert predict(predictor, x_ND, arm_N) == pytest.approx(np.full(50, 0.25))
+
+
+def test_a_constant_feature_and_equal_documents_do_no_harm() -> None:
+    y_N = np.array([0.1, 0.2, 0.3])
+    predictor = fit_predictor(np.ones((3, 2)), y_N, np.zeros(3, dtype=np.int32), 1, np.random.default_rng(0))
+    assert np.isfinite(predict(predictor, np.ones((1, 2)), np.zeros(1, dtype=np.int32))).all()
+
+
+def test_one_wild_document_does_not_turn_the_predictions() -> None:
+    x_ND, y_N, arm_N = pool(300)
+    wild_N = y_N.copy()
+    wild_N[0] = 1e3
+    tame, wild = (fit_predictor(x_ND, y, arm_N, N_ARMS, np.random.default_rng(0)) for y in (y_N, wild_N))
+    assert np.corrcoef(predict(tame, x_ND, arm_N), predict(wild, x_ND, arm_N))[0, 1] > 0.99
+
+
+def test_the_same_generator_gives_the_same_predictor() -> None:
+    x_ND, _, arm_N = pool(300)
+    assert predict(fitted(), x_ND, arm_N).tolist() == predict(fitted(), x_ND, arm_N).tolist()
+
+
+def test_one_scored_document_is_refused() -> None:
+    with pytest.raises(ValueError, match="scored documents: expected at least 2 to fit on, got 1"):
+        fit_predictor(np.ones((1, 2)), np.ones(1), np.zeros(1, dtype=np.int32), 1, np.random.default_rng(0))
+
+
+def test_features_stand_side_by_side() -> None:
+    more = [np.array([7.0, 8.0]), np.ones((2, 3))]
+    built_ND = document_features(np.zeros((2, 4), dtype=np.float32), np.array([10, 100]), np.array([40, 200]), more)
+    assert built_ND[:, 4] == pytest.approx(np.log([10, 100]))
+    assert built_ND[:, 5] == pytest.approx(np.log([0.25, 0.5]))
+    assert built_ND[:, 6:].tolist() == [[7, 1, 1, 1], [8, 1, 1, 1]]
+
+
+def test_the_cut_is_the_influence_of_the_last_document_that_fits() -> None:
+    influence_N, n_tokens_N = np.array([0.1, 0.4, 0.3, 0.2]), np.array([10, 10, 10, 10])
+    assert [selection_cut(influence_N, n_tokens_N, budget) for budget in (0, 10, 25, 99)] == [0.4, 0.4, 0.3, 0.1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 50), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_a_draw_holds_no_document_twice_and_its_random_share(n: int, count: int, share: float, seed: int) -> None:
+    predicted_N = np.random.default_rng(seed).normal(size=n)
+    rows, at_random = active_draw(predicted_N, 0.0, count, share, np.random.default_rng(seed))
+    assert len(rows) == len(set(rows.tolist())) == len(at_random) == min(n, count)
+    assert at_random.sum() == np.ceil(share * min(n, count))
+
+
+def test_what_is_not_drawn_at_random_is_nearest_the_cut() -> None:
+    predicted_N = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    rows, at_random = active_draw(predicted_N, 3.2, 3, 0.0, np.random.default_rng(0))
+    assert rows.tolist() == [3, 4, 2]
+    assert not at_random.any()
+
+
+def test_the_random_part_is_unbiased() -> None:
+    predicted_N = np.arange(10.0)
+    generator = np.random.default_rng(0)
+    rows = [active_draw(predicted_N, 9.0, 4, 0.5, generator) for _ in range(2000)]
+    means = [predicted_N[row[at_random]].mean() for row, at_random in rows]
+    assert np.mean(means) == pytest.approx(4.5, abs=0.15)
+
+
+def test_a_random_share_above_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"random_share: expected a share in \[0, 1\], got 2"):
+        active_draw(np.zeros(3), 0.0, 1, 2, np.random.default_rng(0))
