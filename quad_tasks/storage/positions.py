@@ -50,7 +50,7 @@ def read_positions(store: Store, version: str, positions: npt.NDArray[np.int64],
     pieces = [
         _take_rows(store, part["key"], ascending[bounds[p] : bounds[p + 1]] - starts[p], columns)
         for p, part in enumerate(parts)
-        if bounds[p] < bounds[p + 1]
+        if bounds[p] < bounds[p + 1] or (p == 0 and not len(positions))  # no position: no row, but the columns
     ]
     back = np.empty_like(order)
     back[order] = np.arange(len(order))

@@ -1,4 +1,4 @@
-"""How much of the achievable influence is reached when only a share of the pool is scored.
+"""How much of the achievable influence is reached when only a share of the pool is scored, and how fast a round is.
 
 The truth: every document of a sample of the shared data scored once, by a small Llama trained on a part of it, against
 LAMBADA passages. A strategy sees the truth of the documents it pays for and predicts the rest; the best eighth of the
@@ -6,9 +6,11 @@ pool by measured or predicted influence is its selection.
 
     share = (mean influence of the selection - mean of the pool) / (mean of the true best eighth - mean of the pool)
 
-    python tests/benchmarks/bench_bandit.py --cache /tmp/quad-truth [--json]
+    python tests/benchmarks/bench_bandit.py --cache DIRECTORY [--json]
 
-The truth is built once (about 15 minutes on one core) and kept under --cache.
+Strategies: the plain names draw a part at random and the rest near the selection's cut, refitting between draws;
+`random` draws all at random; `ngrams` is `random` without the model's hidden states; `arm_means` ranks the unscored by
+their arm alone. The truth is built once (about 10 minutes on one idle core) and kept under --cache.
 
 Shape suffixes: N documents, D features, K arms.
 """
@@ -17,9 +19,8 @@ import argparse
 import gzip
 import json
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from quad_tasks.core.bandit import choose_arms, contextual_policy, initial_state, paper_policy, update
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.ekfac import apply_inverse, fit_factors
+from quad_tasks.core.embedding import embed_ngrams, fit_ngram_embedder
 from quad_tasks.core.influence import reference_gradient, score_documents
+from quad_tasks.core.kmeans import assign_arms, train_centroids
 from quad_tasks.core.loss import frozen
-from quad_tasks.core.model import LlamaSize, encode, fresh_llama, make_batches, train_tokenizer
+from quad_tasks.core.model import Batch, LlamaSize, encode, fresh_llama, make_batches, train_tokenizer
+from quad_tasks.core.prediction import active_draw, document_features, fit_predictor, predict
 from quad_tasks.core.training import Schedule, make_optimizer, train
+from quad_tasks.records import Pull
+
+Arrays = dict[str, npt.NDArray[Any]]
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 N_DOCUMENTS = 16_000
@@ -44,6 +52,12 @@ BATCH_TOKENS = 1024
 VOCABULARY = 4096
 SIZE = LlamaSize(width=160, layers=3, heads=5, key_value_heads=5, mlp_width=432)
 PEAK_RATE = 3e-3
+N_ARMS = 100
+SELECTED_SHARE = 1 / 8
+SCORED_SHARES = (0.05, 0.10, 0.16)
+FIRST_SHARE = 1 / 3
+REFITS = 6
+SEEDS = 5
 
 
 def read_texts(folder: Path) -> list[str]:
@@ -55,14 +69,14 @@ def read_texts(folder: Path) -> list[str]:
     return texts
 
 
-def build_truth(seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+def build_truth(seed: int = 0) -> Arrays:
     """Train the model, score every document, and keep what a strategy may use as features."""
     generator = np.random.default_rng(seed)
     pool = read_texts(DATA / "candidate")
     texts = [pool[i] for i in generator.choice(len(pool), size=N_DOCUMENTS, replace=False)]
-    reference = read_texts(DATA / "reference")[:N_REFERENCE]
     tokenizer = train_tokenizer(texts[:N_TRAINED], VOCABULARY)
     ids = [tokens[:WINDOW] for tokens in encode(tokenizer, texts)]
+    reference = [tokens[:WINDOW] for tokens in encode(tokenizer, read_texts(DATA / "reference")[:N_REFERENCE])]
     model = fresh_llama(SIZE, len(tokenizer), WINDOW, seed)
     n_tokens = sum(len(tokens) for tokens in ids[:N_TRAINED])
     schedule = Schedule(PEAK_RATE, 0.05 * n_tokens, n_tokens)
@@ -70,43 +84,158 @@ def build_truth(seed: int = 0) -> dict[str, npt.NDArray[Any]]:
     log(f"trained on {n_tokens} tokens")
     factor_batches, _ = make_batches(ids[-N_FACTORS:], WINDOW, BATCH_TOKENS)
     factors = fit_factors(model, factor_batches, generator=torch.Generator().manual_seed(seed))
-    reference_ids = [tokens[:WINDOW] for tokens in encode(tokenizer, reference)]
-    blocks = find_blocks(model)
-    direction = apply_inverse(factors, reference_gradient(model, make_batches(reference_ids, WINDOW, BATCH_TOKENS)[0], blocks))
+    reference_batches, _ = make_batches(reference, WINDOW, BATCH_TOKENS)
+    direction = apply_inverse(factors, reference_gradient(model, reference_batches, find_blocks(model)))
     log("fitted the direction")
     batches, owners = make_batches(ids, WINDOW, BATCH_TOKENS)
     scores = score_documents(model, batches, direction)
-    influence = np.empty(N_DOCUMENTS)
-    influence[owners.numpy()] = scores.influence / scores.n_tokens
     log("scored every document")
-    states, losses = states_and_losses(model, batches)
-    hidden, loss = np.empty_like(states), np.empty_like(losses)
-    hidden[owners.numpy()], loss[owners.numpy()] = states, losses
+    rows = np.argsort(owners.numpy())
+    embeddings = embed_ngrams(fit_ngram_embedder(texts), texts)
     return {
-        "influence": influence,
-        "hidden": hidden,
-        "loss": loss,
+        "influence": (scores.influence / scores.n_tokens)[rows],
+        "hidden": hidden_states(model, batches)[rows],
+        "embedding": embeddings,
+        "arm": assign_arms(embeddings, train_centroids(embeddings, N_ARMS, seed))[0],
         "n_tokens": np.array([len(tokens) for tokens in ids]),
         "n_bytes": np.array([len(text.encode()) for text in texts]),
-        "texts": np.array(texts),
     }
 
 
-def states_and_losses(model: Any, batches: Sequence[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Mean final hidden state and mean loss per target of each document, one forward pass."""
-    states, losses = [], []
+def hidden_states(model: Any, batches: Sequence[Batch]) -> npt.NDArray[np.float32]:
+    """Mean final hidden state of each document, one forward pass, rows in batch order."""
+    states = []
     with torch.inference_mode(), frozen(model):
         for batch in batches:
-            output = model(**batch, output_hidden_states=True, use_cache=False)
+            state = model.model(**batch, use_cache=False).last_hidden_state
             mask = batch["attention_mask"]
-            states.append((output.hidden_states[-1] * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
-            nll = torch.nn.functional.cross_entropy(
-                output.logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten(), reduction="none"
-            ).view(mask.shape[0], -1)
-            losses.append((nll * mask[:, 1:]).sum(1) / mask[:, 1:].sum(1))
-    return torch.cat(states).numpy(), torch.cat(losses).double().numpy()
+            states.append((state * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
+    return torch.cat(states).numpy()
+
+
+def load_truth(cache: Path) -> Arrays:
+    """The truth, built where the cache does not hold it."""
+    path = cache / "truth.npz"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        np.savez(path, allow_pickle=False, **build_truth())
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def share_reached(truth: Arrays, estimate_N: npt.NDArray[np.float64]) -> float:
+    """Share of the achievable influence that the best eighth by an estimate reaches."""
+    influence_N = truth["influence"]
+    n_selected = int(SELECTED_SHARE * len(influence_N))
+    selected = np.argsort(-estimate_N, kind="stable")[:n_selected]
+    mean, best = influence_N.mean(), np.sort(influence_N)[-n_selected:].mean()
+    return float((influence_N[selected].mean() - mean) / (best - mean))
+
+
+def estimate(
+    truth: Arrays, features_ND: npt.NDArray[np.float64], scored: npt.NDArray[np.int64], generator: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Influence as measured where scored, else as predicted."""
+    influence_N, arm_N = truth["influence"], truth["arm"]
+    predictor = fit_predictor(features_ND[scored], influence_N[scored], arm_N[scored], N_ARMS, generator)
+    estimate_N = predict(predictor, features_ND, arm_N)
+    estimate_N[scored] = influence_N[scored]
+    return estimate_N
+
+
+def random_share(
+    truth: Arrays, features_ND: npt.NDArray[np.float64], n_scored: int, generator: np.random.Generator
+) -> float:
+    """Score documents at random."""
+    scored = generator.choice(len(features_ND), size=n_scored, replace=False)
+    return share_reached(truth, estimate(truth, features_ND, scored, generator))
+
+
+def active_share(
+    truth: Arrays, features_ND: npt.NDArray[np.float64], n_scored: int, generator: np.random.Generator
+) -> float:
+    """Score a part at random, the rest near the cut of the selection so far, refitted before each draw."""
+    scored = generator.choice(len(features_ND), size=int(FIRST_SHARE * n_scored), replace=False)
+    n_selected = int(SELECTED_SHARE * len(features_ND))
+    for count in np.diff(np.linspace(len(scored), n_scored, REFITS + 1).astype(int)):
+        estimate_N = estimate(truth, features_ND, scored, generator)
+        cut = float(np.partition(estimate_N, -n_selected)[-n_selected])
+        unscored = np.setdiff1d(np.arange(len(features_ND)), scored)
+        drawn, _ = active_draw(estimate_N[unscored], cut, int(count), 0.0, generator)
+        scored = np.concatenate((scored, unscored[drawn]))
+    return share_reached(truth, estimate(truth, features_ND, scored, generator))
+
+
+def arm_mean_share(
+    truth: Arrays, features_ND: npt.NDArray[np.float64], n_scored: int, generator: np.random.Generator
+) -> float:
+    """Score at random and rank the unscored by their arm's shrunken mean."""
+    return random_share(truth, np.zeros((len(features_ND), 1)), n_scored, generator)
+
+
+def measure_shares(truth: Arrays) -> dict[str, float]:
+    """Every strategy's share at every budget, mean over seeds; `active`'s under the plain names."""
+    documents = truth["embedding"], truth["n_tokens"], truth["n_bytes"]
+    plain_ND = document_features(*documents)
+    full_ND = document_features(*documents, [truth["hidden"]])
+    strategies: dict[str, tuple[Callable[..., float], npt.NDArray[np.float64]]] = {
+        "": (active_share, full_ND),
+        "random_": (random_share, full_ND),
+        "ngrams_": (random_share, plain_ND),
+        "arm_means_": (arm_mean_share, plain_ND),
+    }
+    shares = {}
+    for name, (strategy, features_ND) in strategies.items():
+        for scored_share in SCORED_SHARES:
+            n_scored = int(scored_share * len(features_ND))
+            runs = [strategy(truth, features_ND, n_scored, np.random.default_rng(seed)) for seed in range(SEEDS)]
+            shares[f"{name}share_at_{round(100 * scored_share):02d}"] = round(float(np.mean(runs)), 4)
+            log(f"{name}share_at_{round(100 * scored_share):02d} {np.mean(runs):.3f}")
+    return shares
+
+
+def measure_rounds() -> dict[str, float]:
+    """Milliseconds to choose and update, the fastest of five rounds of 50 pulls."""
+    generator = np.random.default_rng(0)
+    contextual_KD = generator.normal(size=(10_000, 34))
+    return {
+        "paper_round_ms_10k_arms": round_ms(10_000, paper_policy(arms_per_round=50)),
+        "paper_round_ms_1m_arms": round_ms(1_000_000, paper_policy(arms_per_round=50)),
+        "contextual_round_ms_10k_arms": round_ms(10_000, contextual_policy(arms_per_round=50), contextual_KD),
+    }
+
+
+def round_ms(n_arms: int, policy: Any, features_KD: npt.NDArray[np.float64] | None = None) -> float:
+    """Milliseconds of the fastest of five rounds."""
+    generator, state, times = np.random.default_rng(0), initial_state(np.full(n_arms, 1000)), []
+    for _ in range(5):
+        start = time.perf_counter()
+        arms = choose_arms(state, policy, generator, features_KD)
+        chosen = time.perf_counter()
+        pulls = [Pull(int(a), int(state.cursor[a]), 16, 1000, float(generator.normal()), 0.0) for a in arms]
+        drawn = time.perf_counter()
+        state = update(state, pulls, policy)
+        times.append(chosen - start + time.perf_counter() - drawn)
+    return round(1000 * min(times), 2)
 
 
 def log(message: str) -> None:
     """Say on stderr what was done, and when."""
     print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run all of it and print the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cache", type=Path, required=True, help="directory that keeps the truth")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    numbers = measure_shares(load_truth(arguments.cache)) | measure_rounds()
+    if arguments.json:
+        print(json.dumps(numbers))
+    else:
+        print("\n".join(f"{name:32} {value}" for name, value in numbers.items()))
+
+
+if __name__ == "__main__":
+    main()

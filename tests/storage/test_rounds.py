@@ -166,7 +166,8 @@ def test_a_changed_table_is_refused_with_its_key_and_both_digests(local_store, l
     entry = manifest.tables["scores"]
     local_backend.plant(entry.key, b"other bytes")
     with pytest.raises(
-        DigestMismatch, match=rf"scores-[0-9a-f]{{16}}\.parquet' in .*expected digest {entry.sha256}, got [0-9a-f]{{64}}"
+        DigestMismatch,
+        match=rf"scores-[0-9a-f]{{16}}\.parquet' in .*expected digest {entry.sha256}, got [0-9a-f]{{64}}",
     ):
         read_round_table(local_store, manifest, "scores")
 
