@@ -48,8 +48,8 @@ RANK_TOLERANCE = 1e-10
 """Eigenvalues below this share of the largest are rounding."""
 LEAST_FREEDOM = 1e-6
 """Least that 1 less a document's leverage is taken for: a document that alone decides its prediction."""
-LARGEST_RATIO = 1e6
-"""Variance within arms over that between them, at most: arms that do not differ."""
+RATIO_RANGE = (1e-6, 1e6)
+"""Variance within arms over that between them: from documents that do not differ to arms that do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,6 @@ class Predictor:
     Attributes:
         accepted: whether it beat the arm means out of sample; if not, `predict` gives those.
         quality: out of sample, of both.
-        n_fitted: documents fitted on.
         centre_D: [D] features' means.
         scale_D: [D] features' standard deviations.
         linear_D: [D] weights of the standardised features, its share in the average included.
@@ -90,7 +89,6 @@ class Predictor:
 
     accepted: bool
     quality: Quality
-    n_fitted: int
     centre_D: Float64
     scale_D: Float64
     linear_D: Float64
@@ -196,7 +194,6 @@ def fit_predictor(
     return Predictor(
         accepted=_beats(y_N, left_out_N + effect_N, mean_N),
         quality=quality,
-        n_fitted=len(fitted),
         centre_D=centre_D,
         scale_D=scale_D,
         linear_D=share * linear.weights_P,
@@ -344,14 +341,16 @@ def _kernel(x_ND: Float64, landmarks_MD: Float64, squared_width: float) -> Float
 
 def _variance_ratio(value_N: Float64, arm_N: Int32, count_K: Int64, sum_K: Float64) -> float:
     """Variance within arms over variance between them, by the moments of the analysis of variance."""
-    seen = count_K > 0
-    n_documents, n_seen = len(value_N), int(np.count_nonzero(seen))
+    n_documents, n_seen = len(value_N), int(np.count_nonzero(count_K))
+    if n_documents == n_seen:  # no arm has two: nothing tells an arm from its document
+        return RATIO_RANGE[1]
     mean_K = sum_K / np.maximum(count_K, 1)
-    within = float(np.sum((value_N - mean_K[arm_N]) ** 2)) / max(n_documents - n_seen, 1)
+    within = float(np.sum((value_N - mean_K[arm_N]) ** 2)) / (n_documents - n_seen)
     spread = float(np.sum(count_K * (mean_K - value_N.mean()) ** 2)) - (n_seen - 1) * within
+    if spread <= 0:
+        return RATIO_RANGE[1]
     effective = n_documents - float(np.sum(count_K.astype(np.float64) ** 2)) / n_documents
-    between = spread / effective if effective > 0 else 0.0
-    return within / max(between, within / LARGEST_RATIO) if within > 0 else 0.0
+    return float(np.clip(within * effective / spread, *RATIO_RANGE))
 
 
 def _mix(share: float, linear: Mixed, kernel: Mixed) -> Mixed:

@@ -91,6 +91,18 @@ def test_arms_that_do_not_differ_share_one_mean() -> None:
     assert mean_K == pytest.approx(np.full(11, 0.5), abs=1e-3)
 
 
+@pytest.mark.parametrize("values", [[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 2.0, 2.0]])
+def test_arms_of_one_document_and_arms_of_none_have_finite_means(values: list[float]) -> None:
+    mean_K, left_out_N = shrunken_means(np.array(values), np.arange(4, dtype=np.int32), 6)
+    assert np.concatenate((mean_K, left_out_N)) == pytest.approx(np.full(10, np.mean(values)), abs=1e-4)
+
+
+def test_documents_equal_inside_arms_keep_their_arms_mean() -> None:
+    mean_K, left_out_N = shrunken_means(np.array([1.0, 1.0, 5.0, 5.0]), np.array([0, 0, 1, 1], dtype=np.int32), 3)
+    assert mean_K == pytest.approx([1, 5, 3], abs=1e-4)
+    assert left_out_N == pytest.approx([1, 1, 5, 5], abs=1e-4)
+
+
 def test_a_regression_that_beats_the_arm_means_is_accepted_and_predicts_new_documents() -> None:
     predictor = fitted()
     x_ND, y_N, arm_N = pool(3000)
