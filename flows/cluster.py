@@ -12,6 +12,8 @@ from quad_tasks.config import ComputeConfig
 ADDRESS_VARIABLE = "DASK_SCHEDULER_ADDRESS"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
+ALLOCATOR = {"MALLOC_ARENA_MAX": "2"}  # glibc keeps an arena per thread: scoring then holds twice what it uses
+
 
 @contextmanager
 def dask_cluster(compute: ComputeConfig) -> Iterator[Client]:
@@ -28,9 +30,9 @@ def dask_cluster(compute: ComputeConfig) -> Iterator[Client]:
         with Client(address) as client:
             yield client
         return
-    threads = {name: str(compute.threads_per_worker) for name in THREAD_VARIABLES}
+    environment = {name: str(compute.threads_per_worker) for name in THREAD_VARIABLES} | ALLOCATOR
     settings = {
-        "distributed.nanny.pre-spawn-environ": threads,
+        "distributed.nanny.pre-spawn-environ": environment,
         "distributed.worker.memory.terminate": False,
         "distributed.worker.daemon": True,
     }

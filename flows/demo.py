@@ -22,12 +22,7 @@ def demo_config(directory: Path) -> RunConfig:
         },
         "model": {
             "fresh": {
-                "vocabulary": 2048,
-                "width": 128,
                 "layers": 2,
-                "heads": 4,
-                "key_value_heads": 4,
-                "mlp_width": 344,
                 "train_tokens": 500_000,
             }
         },

@@ -157,7 +157,8 @@ def _arm_means(scores: pa.Table, n_arms: int) -> np.ndarray[Any, Any]:
     arm = scores["arm"].to_numpy()
     count = np.bincount(arm, minlength=n_arms)
     total = np.bincount(arm, weights=scores["influence"].to_numpy(), minlength=n_arms)
-    return np.divide(total, count, out=np.full(n_arms, np.nan), where=count > 0)
+    means: np.ndarray[Any, Any] = np.divide(total, count, out=np.full(n_arms, np.nan), where=count > 0)
+    return means
 
 
 def _near_duplicates(

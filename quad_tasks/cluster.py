@@ -5,6 +5,7 @@ arm are one sequential read and a uniform sample of it. The tables are built und
 version of the pool by one manifest, so that a half-built version is never seen and a running bandit keeps its own.
 """
 
+import functools
 import hashlib
 from collections import Counter
 from typing import Any
@@ -221,22 +222,19 @@ def write_part(workspace: str, build: str, part: int, pieces: list[tuple[str, in
     key = f"{build}/arms/part-{part:05d}.parquet"
     rows, sha256 = tables.write_table_stream(store, key, table.schema, table.to_batches(), ROW_GROUP_ROWS)
     arm = table["arm"].to_numpy()
-    present, first, counts = np.unique(arm, return_index=True, return_counts=True)
-    embeddings = column_vectors(table["embedding"]).astype(np.float64)
+    present, first = np.unique(arm, return_index=True)
     tokens = table["n_tokens"].to_numpy().astype(np.int64)
     return {
         "key": key,
         "rows": rows,
         "sha256": sha256,
-        "part": part,
         "tokens": int(tokens.sum()),
         "bytes": int(table["n_bytes"].to_numpy().sum()),
+        "part": part,
         "arm": present,
         "first": first,
-        "count": counts,
         "arm_tokens": np.add.reduceat(tokens, first),
-        "sum": np.add.reduceat(embeddings, first),
-        "sum_squares": np.add.reduceat(embeddings**2, first),
+        "moments": kmeans.arm_moments(column_vectors(table["embedding"]), arm),
     }
 
 
@@ -245,16 +243,12 @@ def _arm_index(summaries: list[dict[str, Any]], centroids: np.ndarray[Any, Any])
     k, dimension = centroids.shape
     n_documents, n_tokens = np.zeros(k, np.int64), np.zeros(k, np.int64)
     part, row = np.zeros(k, np.int32), np.zeros(k, np.int64)
-    total, squares = np.zeros((k, dimension)), np.zeros((k, dimension))
     for s in reversed(summaries):  # an arm's first part is written last and stays
         part[s["arm"]], row[s["arm"]] = s["part"], s["first"]
-        n_documents[s["arm"]] += s["count"]
         n_tokens[s["arm"]] += s["arm_tokens"]
-        total[s["arm"]] += s["sum"]
-        squares[s["arm"]] += s["sum_squares"]
-    count = np.maximum(n_documents, 1)[:, None]
-    mean = np.where(n_documents[:, None] > 0, total / count, centroids)
-    variance = np.maximum(squares / count - mean**2, 0.0) * (n_documents[:, None] > 0)
+    moments = functools.reduce(kmeans.merge_moments, [s["moments"] for s in summaries])
+    n_documents[moments.arm_A] = moments.count_A
+    mean, variance = kmeans.arm_gaussians(moments, centroids)
     return pa.table(
         {
             "arm": np.arange(k, dtype=np.int32),

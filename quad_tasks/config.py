@@ -83,14 +83,14 @@ class HeldoutConfig(_Frozen):
 class FreshModelConfig(_Frozen):
     """The small Llama trained on a sample of the pool when `model.source` is `fresh`."""
 
-    vocabulary: Annotated[int, Field(ge=300)] = Field(4096, description="Entries of the byte-level BPE tokenizer.")
-    width: Positive = Field(160, description="Hidden size; a multiple of `heads`.")
+    vocabulary: Annotated[int, Field(ge=300)] = Field(2048, description="Entries of the byte-level BPE tokenizer.")
+    width: Positive = Field(128, description="Hidden size; a multiple of `heads`.")
     layers: Positive = Field(3, description="Transformer layers.")
-    heads: Positive = Field(5, description="Attention heads.")
-    key_value_heads: Positive = Field(5, description="Key/value heads; divides `heads`.")
-    mlp_width: Positive = Field(432, description="Inner size of the gated MLP.")
-    train_tokens: Positive = Field(1_000_000, description="Tokens of pool text it is pretrained on.")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="Peak learning rate of pretraining.")
+    heads: Positive = Field(4, description="Attention heads.")
+    key_value_heads: Positive = Field(4, description="Key/value heads; divides `heads`.")
+    mlp_width: Positive = Field(344, description="Inner size of the gated MLP.")
+    train_tokens: Positive = Field(1_500_000, description="Tokens of pool text it is pretrained on.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(6e-3, description="Peak learning rate of pretraining.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "FreshModelConfig":

@@ -4,9 +4,12 @@ An embedding belongs to a shard's content and an embedder, not to a pool version
 new. The n-gram embedder is fitted on a sample of the pool and kept; an encoder and the model's own states need none.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from quad_tasks.checkpoints import load_checkpoint
 from quad_tasks.compute import spread, step
@@ -20,7 +23,7 @@ from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
 from quad_tasks.storage.store import Store, open_store
 
 BLOCK_ROWS = 1024
-BATCH_TOKENS = 8192
+Vectors = npt.NDArray[np.float32]
 
 
 @step("fit embedder")
@@ -59,21 +62,26 @@ def embed_shard(workspace: str, pool: str, name: str, embedder_key: str, dtype: 
     key = embeddings_key(pool, embedder_key, name)
     if store.exists(key):
         return
+    embed = _embedding_function(workspace, embedder_key, dtype, device)
+    batches = tables.iter_batches(store, documents_key(pool, name), ["text"], BLOCK_ROWS)
+    blocks = [embed(batch["text"].to_pylist()) for batch in batches]
+    tables.write_array(store, key, np.concatenate(blocks))
+
+
+@functools.lru_cache(maxsize=1)
+def _embedding_function(workspace: str, embedder_key: str, dtype: str, device: str) -> Callable[[list[str]], Vectors]:
+    """Load what an embedder needs, once a process, and return texts -> [N, D] float32 unit rows."""
+    store = open_store(workspace)
     manifest = read_manifest(store, f"{embedder_key}/manifest.json")
     settings = EmbeddingConfig(**manifest["embedding"])
-    blocks = []
-    for batch in tables.iter_batches(store, documents_key(pool, name), ["text"], BLOCK_ROWS):
-        texts = batch["text"].to_pylist()
-        if settings.method == "ngrams":
-            arrays, _ = load_tensors(store, f"{embedder_key}/embedder.safetensors")
-            blocks.append(embedding.embed_ngrams(embedding.embedder_from_arrays(arrays), texts))
-        elif settings.method == "encoder":
-            encoder = embedding.load_encoder(settings.encoder, device)
-            blocks.append(embedding.embed_encoder(encoder, texts, settings.pooling, settings.max_tokens, BATCH_TOKENS))
-        else:
-            model, tokenizer = load_checkpoint(workspace, manifest["model"], dtype, device)
-            blocks.append(embedding.embed_hidden_states(model, tokenizer, texts, settings.max_tokens, BATCH_TOKENS))
-    tables.write_array(store, key, np.concatenate(blocks))
+    if settings.method == "ngrams":
+        arrays, _ = load_tensors(store, f"{embedder_key}/embedder.safetensors")
+        return functools.partial(embedding.embed_ngrams, embedding.embedder_from_arrays(arrays))
+    if settings.method == "encoder":
+        encoder = embedding.load_encoder(settings.encoder, device)
+        return functools.partial(embedding.embed_encoder, encoder, pooling=settings.pooling, max_tokens=settings.max_tokens)
+    model, tokenizer = load_checkpoint(workspace, manifest["model"], dtype, device)
+    return functools.partial(embedding.embed_hidden_states, model, tokenizer, max_tokens=settings.max_tokens)
 
 
 def embeddings_key(pool: str, embedder_key: str, shard: str) -> str:

@@ -32,7 +32,7 @@ from quad_tasks.storage.store import open_store
 FRESH = "fresh"
 SAMPLE_BYTES_PER_TOKEN = 4  # a little above what byte-level BPE needs for mixed text, so that the sample suffices
 SAMPLE_SHARDS = 256
-FRESH_BATCH_TOKENS = 4096
+FRESH_BATCH_TOKENS = 1024  # many small steps: a small model on a small sample learns more from them than from few large
 FRESH_WARMUP_SHARE = 0.05
 FRESH_WEIGHT_DECAY = 0.1
 

@@ -64,7 +64,8 @@ def collect_report(config: RunConfig, version: str, reference: str) -> dict[str,
     stages = [_stage(store, config, n) for n in range(config.training.stages)]
     profiles = _diversity(store, config, version, chosen, documents)
     times = read_times(store, config.run)
-    measured = _measured(config, pool, scores, chosen, stages[-1], profiles, times)
+    arms = _arms(store, config, version, scores, chosen, documents)
+    measured = _measured(config, pool, arms, scores, chosen, stages[-1], profiles, times)
     return {
         "run": config.run,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -101,7 +102,7 @@ def collect_report(config: RunConfig, version: str, reference: str) -> dict[str,
         "reference": {"key": reference, "domain": config.heldout.reference_domain},
         "threshold": stages[-1]["threshold"],
         "stages": stages,
-        "arms": _arms(store, config, version, scores, chosen, documents),
+        "arms": arms,
         "influence": _histogram(scores, chosen),
         "examples": _examples(store, version, scores, stages[-1]["threshold"]),
         "map": _map(store, config, version, scores, chosen),
@@ -122,6 +123,7 @@ def read_documents_index(store: Store, version: str) -> pa.Table:
 def _measured(
     config: RunConfig,
     pool: Mapping[str, Any],
+    arms: Sequence[Mapping[str, Any]],
     scores: pa.Table,
     chosen: pa.Table,
     last: Mapping[str, Any],
@@ -141,7 +143,7 @@ def _measured(
         influence_N=staged["influence"].to_numpy(),
         arm_N=staged["arm"].to_numpy(),
         round_N=staged["round"].to_numpy(),
-        n_arms=pool["arms"],
+        n_arms=sum(1 for arm in arms if arm["documents"]),
         documents_per_pull=config.bandit.documents_per_pull,
         selected=profiles["selected"],
         random=profiles["random"],
@@ -292,7 +294,7 @@ def _diversity(
     pool_counts = np.bincount(documents["arm"].to_numpy())
     profiles = {}
     for name, population in (("selected", selected), ("random", np.arange(documents.num_rows))):
-        sample = np.sort(generator.choice(population, n, replace=False))
+        sample = generator.choice(population, n, replace=False)
         rows = read_positions(store, version, sample, ["text", "arm", "embedding"])
         counts = np.bincount(rows["arm"].to_numpy(), minlength=len(pool_counts))
         vectors = column_vectors(rows["embedding"])
