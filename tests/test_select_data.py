@@ -1,15 +1,18 @@
 """The whole path on a small pool: accounted for, within budget, the same every time, resumable."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_pool import BAD_LINES, DOCUMENTS_PER_TOPIC, TOPICS, small_config
+from small_pool import BAD_LINES, DOCUMENTS_PER_TOPIC, TOPICS, small_config, topic_records
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from flows import run_bandit
 from flows.select_data import select_data
 from quad_tasks.config import parse_config
+from quad_tasks.core.model import train_tokenizer
 from quad_tasks.publish import read_scores
 from quad_tasks.pull import load_arms
 from quad_tasks.run import load_run, pinned_pool, run_status
@@ -19,6 +22,7 @@ from quad_tasks.storage.rounds import RunInUse, claim_run, list_rounds, release_
 from quad_tasks.storage.store import open_store
 from quad_tasks.verify import verify_run
 
+STORIES = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260K"
 DOCUMENTS_IN = len(TOPICS) * DOCUMENTS_PER_TOPIC + 1 + len(BAD_LINES)
 REPORT_KEYS = {
     "run", "pool", "scored", "selected", "tokenizer", "stages", "findings", "time_s", "peak_memory_bytes", "rejected",
@@ -193,3 +197,26 @@ def test_published_parts_are_parquet_anyone_can_read(small_run, tmp_path):
     (tmp_path / "part.parquet").write_bytes(selection_bytes(small_run)[0])
     table = pq.read_table(tmp_path / "part.parquet")
     assert {"id", "source", "text", "n_tokens", "arm", "round", "influence"} <= set(table.column_names)
+
+
+def save_tiny_gpt2(directory):
+    texts = [str(record["text"]) for topic in TOPICS for record in topic_records(topic, 20, seed=5)]
+    tokenizer = train_tokenizer(texts, 320)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=64, n_embd=16, n_layer=2, n_head=2))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "stories260K"])
+def test_a_checkpoint_from_a_path_is_selected_for_and_named(prefect_server, dask_client, corpus, tmp_path, kind):
+    source = save_tiny_gpt2(tmp_path / "gpt2") if kind == "gpt2" else STORIES
+    if not source.exists():
+        pytest.skip(f"{source} is not there")
+    changes = {"model__source": str(source), "training__stages": 1}
+    config = parse_config(small_config(corpus, str(tmp_path / "workspace"), **changes), kind)
+    select_data(config)
+    assert verify_run(config)["balanced"]
+    report = report_of(config)
+    assert report["tokenizer"]["name"] == str(source)
+    assert report["stages"][0]["selected"]["reference_loss"] < report["stages"][0]["before"]["reference_loss"]
