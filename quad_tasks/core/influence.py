@@ -218,16 +218,27 @@ def calibrate(
     """
     if scorer == "exact":
         return Calibration("exact", {}, 1.0, True)
-    exact = score_documents(model, batches, direction)
-    name, grid = ("energy", ENERGIES) if scorer == "low_rank" else ("step", STEPS)
-    spearmans: dict[float, float] = {}
-    for value in grid:
-        settings = {name: value}
-        spearmans[value] = _spearman(exact, score_documents(model, batches, direction, scorer, **settings))
-        if scorer == "low_rank" and spearmans[value] >= floor:
-            break
-    best = max(spearmans, key=lambda value: spearmans[value])
-    return Calibration(scorer, {name: best}, spearmans[best], spearmans[best] >= floor)
+    setting, grid = ("energy", ENERGIES) if scorer == "low_rank" else ("step", STEPS)
+    exact, tried = _score_grid(model, batches, direction, scorer, grid)
+    spearmans = [_spearman(exact, scores) for scores in tried]
+    reached = [index for index, spearman in enumerate(spearmans) if spearman >= floor]
+    best = reached[0] if scorer == "low_rank" and reached else int(np.argmax(spearmans))
+    return Calibration(scorer, {setting: grid[best]}, spearmans[best], spearmans[best] >= floor)
+
+
+def _score_grid(
+    model: PreTrainedModel, batches: Sequence[Batch], direction: Direction, scorer: Scorer, grid: Sequence[float]
+) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.float64]]]:
+    """Score exactly and at every setting, per token; all ranks share one backward pass."""
+    if scorer == "low_rank":
+        maps = [truncate(direction, energy) for energy in (None, *grid)]
+        influence_NK, n_tokens_N = score_by_gradient(model, batches, matching_blocks(model, direction.keys()), maps)
+        exact_N, *tried = (influence_NK / n_tokens_N[:, None]).T
+        return exact_N, tried
+    runs = [score_documents(model, batches, direction)]
+    runs += [score_documents(model, batches, direction, scorer, step=step) for step in grid]
+    exact_N, *tried = (scores.influence / scores.n_tokens for scores in runs)
+    return exact_N, tried
 
 
 def _add_gradients(sums: dict[str, Tensor], group: tuple[Block, ...], a_PI: Tensor, deltas_PO: list[Tensor]) -> None:
@@ -240,6 +251,5 @@ def _add_gradients(sums: dict[str, Tensor], group: tuple[Block, ...], a_PI: Tens
             sum_OI[:, -1] += delta_PO.sum(dim=0)
 
 
-def _spearman(a: Scores, b: Scores) -> float:
-    ranks_a, ranks_b = (rankdata(scores.influence / scores.n_tokens) for scores in (a, b))
-    return float(np.corrcoef(ranks_a, ranks_b)[0, 1])
+def _spearman(a_N: npt.NDArray[np.float64], b_N: npt.NDArray[np.float64]) -> float:
+    return float(np.corrcoef(rankdata(a_N), rankdata(b_N))[0, 1])
