@@ -12,7 +12,15 @@ from quad_tasks.publish import publish_selection
 from quad_tasks.records import Stage
 from quad_tasks.reference import prepare_reference
 from quad_tasks.report import write_report
-from quad_tasks.run import driving, open_run, pin_pool, pinned_pool, starting_checkpoint
+from quad_tasks.run import (
+    driving,
+    open_run,
+    pin_pool,
+    pin_reference,
+    pinned_pool,
+    pinned_reference,
+    starting_checkpoint,
+)
 from quad_tasks.timing import timed
 
 
@@ -21,7 +29,7 @@ def select_data(config: RunConfig) -> str:
     """Run the whole selection, going on where an earlier attempt stopped; return the report's key."""
     open_run(config)
     with driving(config), dask_cluster(config.compute):
-        reference = prepare_reference(config)
+        reference = pinned_reference(config) or pin_reference(config, prepare_reference(config))
         version = pinned_pool(config) or pin_pool(config, refresh_pool(config))
         checkpoint = starting_checkpoint(config, version)
         for number in range(config.training.stages):

@@ -19,7 +19,7 @@ from quad_tasks.core import kmeans
 from quad_tasks.embed import embeddings_key, sample_rows
 from quad_tasks.ingest import documents_key, find_duplicates, shard_manifest_key
 from quad_tasks.storage import pool as tables
-from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
+from quad_tasks.storage.manifest import ManifestMismatch, digest, read_manifest, write_manifest
 from quad_tasks.storage.positions import column_vectors, read_table, vector_column
 from quad_tasks.storage.store import Store, open_store
 
@@ -139,9 +139,10 @@ def lay_out_arms(config: RunConfig, names: list[str], embedder_key: str, build: 
 
 def write_version(store: Store, pool: str, number: int, body: dict[str, Any]) -> bool:
     """Commit a version under a number; False when another version took the number first."""
-    if store.exists(version_key(pool, number)):
+    try:
+        write_manifest(store, version_key(pool, number), body)
+    except ManifestMismatch:
         return False
-    write_manifest(store, version_key(pool, number), body)
     return True
 
 

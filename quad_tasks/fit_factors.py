@@ -33,7 +33,9 @@ def fit_factors(config: RunConfig, version: str, checkpoint: str) -> str:
     store = open_store(config.workspace)
     settings = config.factors.model_dump(exclude={"damping_scale"})
     manifest = read_manifest(store, version)
-    identity = [manifest["tables"], checkpoint, settings, config.model.window_tokens, config.seed]
+    weights = read_manifest(store, f"{checkpoint}/manifest.json")["weights_sha256"]
+    precision = [config.model.window_tokens, config.model.batch_tokens, config.model.dtype]
+    identity = [manifest["tables"], checkpoint, weights, settings, precision, config.seed]
     key = f"factors/{digest(identity)[:12]}"
     if store.exists(f"{key}/manifest.json"):
         return key
@@ -73,7 +75,7 @@ def fit_direction(config: RunConfig, factors: str, checkpoint: str, reference: s
     """
     store = open_store(config.workspace)
     manifest = read_manifest(store, f"{reference}/manifest.json")
-    identity = [factors, checkpoint, manifest["reference"], config.factors.damping_scale, config.model.window_tokens]
+    identity = [factors, manifest["reference"], config.factors.damping_scale]
     key = f"factors/{digest(identity)[:12]}"
     if store.exists(f"{key}/manifest.json"):
         return key

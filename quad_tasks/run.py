@@ -1,7 +1,7 @@
-"""A run's own records: its configuration, who drives it, and the pool version it keeps to.
+"""A run's own records: its configuration, who drives it, and the pool version and reference tables it keeps to.
 
 A run's name belongs to one configuration: a second one of different content is refused with both digests named. A run
-keeps the pool version it began with, whatever a refresh publishes meanwhile.
+keeps the pool version and the reference tables it began with, whatever happens to their inputs meanwhile.
 """
 
 import threading
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from quad_tasks.config import RunConfig, parse_config
+from quad_tasks.storage.faults import StorageError
 from quad_tasks.storage.manifest import read_manifest, write_manifest
 from quad_tasks.storage.rounds import LEASE_TTL_S, LeaseLost, claim_run, list_rounds, release_run, renew_run
 from quad_tasks.storage.store import check_conditional_create, open_store
@@ -64,6 +65,8 @@ def driving(config: RunConfig) -> Iterator[None]:
             except LeaseLost as error:
                 lost.append(error)
                 return
+            except StorageError:
+                continue  # the lease outlives a few renewals that the store did not answer
 
     renewing = threading.Thread(target=renew, name="lease", daemon=True)
     renewing.start()
@@ -90,6 +93,21 @@ def pinned_pool(config: RunConfig) -> str | None:
     store = open_store(config.workspace)
     key = f"runs/{config.run}/pool.json"
     return read_manifest(store, key)["version"] if store.exists(key) else None
+
+
+def pin_reference(config: RunConfig, reference: str) -> str:
+    """Record the reference tables the run keeps to."""
+    store = open_store(config.workspace)
+    body = {"reference": reference, "digest_of_tables": read_manifest(store, f"{reference}/manifest.json")["digest"]}
+    write_manifest(store, f"runs/{config.run}/reference.json", body)
+    return reference
+
+
+def pinned_reference(config: RunConfig) -> str | None:
+    """Return the key of the reference tables the run keeps to, once it has them."""
+    store = open_store(config.workspace)
+    key = f"runs/{config.run}/reference.json"
+    return read_manifest(store, key)["reference"] if store.exists(key) else None
 
 
 def starting_checkpoint(config: RunConfig, version: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from quad_tasks.checkpoints import load_checkpoint, restore_optimizer, save_checkpoint
+from quad_tasks.checkpoints import load_checkpoint, restore_optimizer, save_checkpoint, weights_sha256
 from quad_tasks.choose import draw_control
 from quad_tasks.compute import spread, step
 from quad_tasks.config import RunConfig
@@ -82,7 +82,8 @@ def train_and_measure(
         if name == FIRST_SELECTED:
             start = read_manifest(store, f"{stage.checkpoint}/manifest.json")
             info = {k: start[k] for k in ("name", "architecture", "parameters", "tokenizer")}
-            save_checkpoint(store, key, model, tokenizer, {**info, "trained_tokens": trained}, optimizer)
+            info |= {"trained_tokens": trained, "weights_sha256": weights_sha256(model)}
+            save_checkpoint(store, key, model, tokenizer, info, optimizer)
     losses = measure_model(workspace, reference, model, tokenizer, settings)
     write_manifest(store, f"{key}/losses.json", losses)
     return key
