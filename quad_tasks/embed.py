@@ -79,7 +79,9 @@ def _embedding_function(workspace: str, embedder_key: str, dtype: str, device: s
         return functools.partial(embedding.embed_ngrams, embedding.embedder_from_arrays(arrays))
     if settings.method == "encoder":
         encoder = embedding.load_encoder(settings.encoder, device)
-        return functools.partial(embedding.embed_encoder, encoder, pooling=settings.pooling, max_tokens=settings.max_tokens)
+        return functools.partial(
+            embedding.embed_encoder, encoder, pooling=settings.pooling, max_tokens=settings.max_tokens
+        )
     model, tokenizer = load_checkpoint(workspace, manifest["model"], dtype, device)
     return functools.partial(embedding.embed_hidden_states, model, tokenizer, max_tokens=settings.max_tokens)
 
