@@ -9,7 +9,7 @@ demo: .venv/installed   ## the whole method on text this machine has already
 	$(BIN)/quad demo
 
 test: .venv/installed   ## every test
-	$(THREADS) $(BIN)/pytest -n 2
+	$(THREADS) $(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/installed   ## style and types
 	$(BIN)/ruff check .
@@ -32,6 +32,8 @@ clean:
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+# Without its dependencies: it asks for torchvision, which it does not import and which would replace torch.
 .venv/bench-installed: .venv/installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
+	$(BIN)/pip install --quiet --no-deps kronfluence==1.0.1
+	$(BIN)/pip install --quiet -c constraints.txt accelerate einops einconv opt-einsum
 	touch $@
