@@ -136,6 +136,26 @@ def verify(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
 
 
 @app.command()
+def clean(
+    run: RunName,
+    workspace: Workspace = "workspace",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be removed.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Remove what interrupted attempts left behind and no manifest names, while nobody drives the run.
+
+    Example: quad clean lambada --dry-run
+    """
+    with _session(True, debug):
+        from quad_tasks.clean import clean_run
+        from quad_tasks.run import load_run
+
+        result = clean_run(load_run(workspace, run), dry_run)
+        _print(result if as_json else _by_kind(result), as_json)
+
+
+@app.command()
 def status(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = False, debug: Debug = False) -> None:
     """Say how far a run is, from its ledger alone.
 
@@ -223,6 +243,13 @@ def _print(body: dict[str, Any], as_json: bool) -> None:
     for key, value in body.items():
         table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
     Console().print(table)
+
+
+def _by_kind(cleaned: dict[str, Any]) -> dict[str, Any]:
+    """Give each kind of leftovers a line, and their sum the last one."""
+    rows = {kind: f"{n['objects']:,} ({n['size_bytes']:,} bytes)" for kind, n in cleaned["leftovers"].items()}
+    verb = "would be removed" if cleaned["dry_run"] else "removed"
+    return {**rows, verb: f"{cleaned['objects']:,} ({cleaned['size_bytes']:,} bytes)"}
 
 
 def _print_report(config: Any, as_json: bool) -> None:

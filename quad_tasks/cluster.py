@@ -1,8 +1,9 @@
 """Stage: vectors become arms, and the pool is laid out arm by arm.
 
-An arm's documents stand contiguously in an order drawn from (seed, document id), so that the next m documents of an
-arm are one sequential read and a uniform sample of it. The tables are built under a name of their own and become a
-version of the pool by one manifest, so that a half-built version is never seen and a running bandit keeps its own.
+An assignment belongs to a shard and a clustering, so a refresh that keeps its clustering assigns only what is new. An
+arm's documents stand contiguously in an order drawn from (seed, document id), so that the next m documents of an arm
+are one sequential read and a uniform sample of it. The tables are built under a name of their own and become a version
+of the pool by one manifest, so that a half-built version is never seen and a running bandit keeps its own.
 """
 
 import functools
@@ -17,7 +18,7 @@ from quad_tasks.compute import spread, step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import kmeans
 from quad_tasks.embed import embeddings_key, sample_rows
-from quad_tasks.ingest import documents_key, find_duplicates, shard_manifest_key
+from quad_tasks.ingest import Duplicates, documents_key, find_duplicates, shard_manifest_key
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage.manifest import ManifestMismatch, digest, read_manifest, write_manifest
 from quad_tasks.storage.positions import column_vectors, read_table, vector_column
@@ -26,72 +27,68 @@ from quad_tasks.storage.store import Store, open_store
 PART_ROWS = 8192
 ROW_GROUP_ROWS = 64  # a few pulls: a pull reads one or two row groups
 SHUFFLE_GROUP_ROWS = 512
-ASSIGNMENT_SCHEMA = pa.schema(
-    [("row", pa.int64()), ("arm", pa.int32()), ("order", pa.uint64()), ("distance", pa.float32())]
-)
+ASSIGNMENT_SCHEMA = pa.schema([("arm", pa.int32()), ("order", pa.uint64()), ("squared_distance", pa.float32())])
 
 
 @step("fit centroids")
 def fit_centroids(config: RunConfig, names: list[str], embedder_key: str) -> str:
-    """Train the arms' centroids on a sample of embeddings and return the key of the tables to build."""
+    """Train the arms' centroids on a sample of embeddings and return the clustering's key."""
     store = open_store(config.workspace)
-    settings = config.clustering
-    identity = [names, embedder_key, settings.model_dump(), config.seed]
-    build = f"pools/{config.pool.name}/tables/{digest(identity)[:12]}"
-    if store.exists(f"{build}/centroids.npy"):
-        return build
-    chosen = sample_rows(store, config, names, settings.sample_documents, purpose=2)
+    settings = config.clustering.model_dump(exclude={"recluster_drift"})
+    key = f"pools/{config.pool.name}/clusterings/{digest([names, embedder_key, settings, config.seed])[:12]}"
+    if store.exists(f"{key}/manifest.json"):
+        return key
+    chosen = sample_rows(store, config, names, config.clustering.sample_documents, purpose=2)
     sample = np.concatenate(
         [
             tables.read_array(store, embeddings_key(config.pool.name, embedder_key, name))[rows]
             for name, rows in zip(names, chosen, strict=True)
         ]
     )
-    arms = min(settings.arms, len(sample))
-    centroids = kmeans.train_centroids(sample, arms, config.seed, settings.iterations, settings.spherical)
-    tables.write_array(store, f"{build}/centroids.npy", centroids)
-    return build
+    arms = min(config.clustering.arms, len(sample))
+    iterations, spherical = config.clustering.iterations, config.clustering.spherical
+    centroids = kmeans.train_centroids(sample, arms, config.seed, iterations, spherical)
+    sha256 = tables.write_array(store, f"{key}/centroids.npy", centroids)
+    body = {"embedder": embedder_key, "clustering": settings, "shards": names, "arms": arms, "sha256": sha256}
+    write_manifest(store, f"{key}/manifest.json", body)
+    return key
 
 
 @step("assign shards")
-def assign_shards(config: RunConfig, names: list[str], embedder_key: str, build: str) -> None:
-    """Assign every kept document to its nearest centroid, shard by shard; duplicates are left out here."""
-    duplicates = find_duplicates(config, names)
-    items = [
-        (config.workspace, config.pool.name, name, embedder_key, build, config.seed, same_text, same_id)
-        for name, (same_text, same_id) in zip(names, duplicates, strict=True)
-    ]
+def assign_shards(config: RunConfig, names: list[str], clustering: str) -> None:
+    """Assign the documents of every shard that is not assigned yet to their nearest centroids."""
+    items = [(config.workspace, config.pool.name, name, clustering, config.seed) for name in names]
     spread(assign_shard, items, "assign", "shards")
 
 
-def assign_shard(
-    workspace: str,
-    pool: str,
-    name: str,
-    embedder_key: str,
-    build: str,
-    seed: int,
-    same_text: np.ndarray[Any, Any],
-    same_id: np.ndarray[Any, Any],
-) -> None:
-    """Write a shard's assignments: row, arm, order within the arm, squared distance to the centroid."""
+def assign_shard(workspace: str, pool: str, name: str, clustering: str, seed: int) -> None:
+    """Write a shard's assignments, one row a document: arm, order within the arm, squared distance to the centroid."""
     store = open_store(workspace)
-    key = f"{build}/assignments/{name}.parquet"
+    key = assignments_key(clustering, name)
     if store.exists(key):
         return
-    embeddings = tables.read_array(store, embeddings_key(pool, embedder_key, name))
-    arms, distances = kmeans.assign_arms(embeddings, tables.read_array(store, f"{build}/centroids.npy"))
+    embedder = read_manifest(store, f"{clustering}/manifest.json")["embedder"]
+    embeddings = tables.read_array(store, embeddings_key(pool, embedder, name))
+    arms, distances = kmeans.assign_arms(embeddings, tables.read_array(store, f"{clustering}/centroids.npy"))
     ids = [
         i
         for batch in tables.iter_batches(store, documents_key(pool, name), ["id"], SHUFFLE_GROUP_ROWS)
         for i in batch["id"].to_pylist()
     ]
     order = np.array([_order_key(seed, i) for i in ids], dtype=np.uint64)
-    kept = np.setdiff1d(np.arange(len(arms)), np.concatenate([same_text, same_id]))
-    table = pa.table([kept, arms[kept], order[kept], distances[kept]], schema=ASSIGNMENT_SCHEMA)
-    tables.write_array(store, f"{build}/duplicates/{name}.text.npy", same_text)
-    tables.write_array(store, f"{build}/duplicates/{name}.id.npy", same_id)
+    table = pa.table([arms, order, distances], schema=ASSIGNMENT_SCHEMA)
     tables.write_table_stream(store, key, ASSIGNMENT_SCHEMA, table.to_batches(), PART_ROWS)
+
+
+def embedder_of(config: RunConfig, clustering: str) -> str:
+    """Return the key of the embedder whose vectors a clustering is of."""
+    embedder: str = read_manifest(open_store(config.workspace), f"{clustering}/manifest.json")["embedder"]
+    return embedder
+
+
+def assignments_key(clustering: str, shard: str) -> str:
+    """Return the key of a shard's assignments under one clustering."""
+    return f"{clustering}/assignments/{shard}.parquet"
 
 
 def _order_key(seed: int, document_id: str) -> int:
@@ -100,29 +97,40 @@ def _order_key(seed: int, document_id: str) -> int:
 
 
 @step("lay out arms")
-def lay_out_arms(config: RunConfig, names: list[str], embedder_key: str, build: str, model_key: str) -> str:
+def lay_out_arms(config: RunConfig, names: list[str], clustering: str, model_key: str, history: dict[str, Any]) -> str:
     """Write the pool in arm order and commit it as a version; return the version manifest's key.
 
-    A version with the same shards, embedder, clustering and seed is found again rather than built twice.
+    A version of the same shards and clustering is found again rather than built twice.
+
+    Args:
+        config: the run's configuration.
+        names: the shards.
+        clustering: key of the clustering that the shards are assigned by.
+        model_key: key of the checkpoint whose tokenizer counted the tokens.
+        history: what the version's manifest says of those before it: `recipe` and `drift`.
     """
     store = open_store(config.workspace)
-    existing, free = find_version(store, config.pool.name, build)
+    pool = config.pool.name
+    build = f"pools/{pool}/tables/{digest([names, clustering])[:12]}"
+    existing = find_version(store, pool, build)
     if existing is not None:
         return existing
-    plan = _plan_layout(store, names, build)
-    items = [(config.workspace, config.pool.name, name, embedder_key, build) for name in names]
-    spread(shuffle_shard, items, "shuffle", "shards")
+    embedder = embedder_of(config, clustering)
+    duplicates = find_duplicates(config, names)
+    plan = _plan_layout(store, names, clustering, build, duplicates)
+    spread(
+        shuffle_shard, [(config.workspace, pool, n, embedder, clustering, build) for n in names], "shuffle", "shards"
+    )
     parts = [(config.workspace, build, part, pieces) for part, pieces in enumerate(plan)]
     summaries = spread(write_part, parts, "lay out arms", "parts")
-    index = _arm_index(summaries, tables.read_array(store, f"{build}/centroids.npy"))
+    index = _arm_index(summaries, tables.read_array(store, f"{clustering}/centroids.npy"))
     tables.write_table_stream(store, f"{build}/arms.parquet", index.schema, index.to_batches(), PART_ROWS)
-    for name in names:
-        store.delete(f"{build}/shuffle/{name}.parquet")
     body = {
-        "pool": config.pool.name,
+        "pool": pool,
         "tables": build,
         "model": model_key,
-        "embedder": embedder_key,
+        "embedder": embedder,
+        "clustering": clustering,
         "seed": config.seed,
         "shards": names,
         "parts": [{"key": s["key"], "rows": s["rows"], "sha256": s["sha256"]} for s in summaries],
@@ -130,20 +138,28 @@ def lay_out_arms(config: RunConfig, names: list[str], embedder_key: str, build: 
         "documents": sum(s["rows"] for s in summaries),
         "tokens": sum(s["tokens"] for s in summaries),
         "bytes": sum(s["bytes"] for s in summaries),
-        "set_aside": _count_set_aside(store, config.pool.name, names, build),
+        "set_aside": _count_set_aside(store, pool, names, duplicates),
+        **history,
     }
-    while not write_version(store, config.pool.name, free, body):
-        free += 1
-    return version_key(config.pool.name, free)
+    version = commit_version(store, pool, body)
+    for name in names:
+        store.delete(f"{build}/shuffle/{name}.parquet")
+        store.delete(f"{build}/positions/{name}.npy")
+    return version
 
 
-def write_version(store: Store, pool: str, number: int, body: dict[str, Any]) -> bool:
-    """Commit a version under a number; False when another version took the number first."""
-    try:
-        write_manifest(store, version_key(pool, number), body)
-    except ManifestMismatch:
-        return False
-    return True
+def commit_version(store: Store, pool: str, body: dict[str, Any]) -> str:
+    """Commit a version under the next free number and return its manifest's key; one of the same tables is kept."""
+    while True:
+        existing = find_version(store, pool, body["tables"])
+        if existing is not None:
+            return existing
+        key = version_key(pool, len(list_versions(store, pool)) + 1)
+        try:
+            write_manifest(store, key, body)
+        except ManifestMismatch:  # another refresh took the number first
+            continue
+        return key
 
 
 def version_key(pool: str, number: int) -> str:
@@ -151,43 +167,54 @@ def version_key(pool: str, number: int) -> str:
     return f"pools/{pool}/v{number:04d}/manifest.json"
 
 
-def find_version(store: Store, pool: str, build: str) -> tuple[str | None, int]:
-    """Return the manifest key of the version made of `build`, if any, and the next free number."""
-    number = 1
-    while store.exists(version_key(pool, number)):
-        if read_manifest(store, version_key(pool, number))["tables"] == build:
-            return version_key(pool, number), number
-        number += 1
-    return None, number
+def list_versions(store: Store, pool: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the pool's versions, oldest first: each one's manifest key and manifest."""
+    versions: list[tuple[str, dict[str, Any]]] = []
+    while store.exists(key := version_key(pool, len(versions) + 1)):
+        versions.append((key, read_manifest(store, key)))
+    return versions
 
 
-def _plan_layout(store: Store, names: list[str], build: str) -> list[list[tuple[str, int, int]]]:
-    """Give every kept document its position in arm order; return for each part its (shard, first row, rows) pieces."""
-    assignments = [read_table(store, f"{build}/assignments/{name}.parquet", ["arm", "order"]) for name in names]
-    arm = np.concatenate([table["arm"].to_numpy() for table in assignments])
-    order = np.concatenate([table["order"].to_numpy() for table in assignments])
-    position = np.empty(len(arm), dtype=np.int64)
-    position[np.lexsort((order, arm))] = np.arange(len(arm))
-    pieces: list[list[tuple[str, int, int]]] = [[] for _ in range(0, len(arm), PART_ROWS)]
-    start = 0
-    for name, table in zip(names, assignments, strict=True):
-        own = position[start : start + table.num_rows]
-        start += table.num_rows
-        tables.write_array(store, f"{build}/positions/{name}.npy", own)
-        bounds = np.searchsorted(np.sort(own), np.arange(len(pieces) + 1) * PART_ROWS)
+def find_version(store: Store, pool: str, build: str) -> str | None:
+    """Return the manifest key of the version made of the tables `build`, if there is one."""
+    return next((key for key, body in list_versions(store, pool) if body["tables"] == build), None)
+
+
+def _plan_layout(
+    store: Store, names: list[str], clustering: str, build: str, duplicates: list[Duplicates]
+) -> list[list[tuple[str, int, int]]]:
+    """Give every kept document its position in arm order; return for each part its (shard, first row, rows) pieces.
+
+    A shard's kept rows and their positions, ascending, go to `positions/<shard>.npy`, [2, rows kept].
+    """
+    kept_arms, kept_orders, kept_rows = [], [], []
+    for name, (same_text, same_id) in zip(names, duplicates, strict=True):
+        table = read_table(store, assignments_key(clustering, name), ["arm", "order"])
+        rows = np.setdiff1d(np.arange(table.num_rows), np.concatenate([same_text, same_id]))
+        kept_rows.append(rows)
+        kept_arms.append(table["arm"].to_numpy()[rows])
+        kept_orders.append(table["order"].to_numpy()[rows])
+    n = sum(map(len, kept_rows))
+    position = np.empty(n, dtype=np.int64)
+    position[np.lexsort((np.concatenate(kept_orders), np.concatenate(kept_arms)))] = np.arange(n)
+    pieces: list[list[tuple[str, int, int]]] = [[] for _ in range(0, n, PART_ROWS)]
+    starts = np.cumsum([0, *map(len, kept_rows)])
+    for name, rows, start, end in zip(names, kept_rows, starts[:-1], starts[1:], strict=True):
+        order = np.argsort(position[start:end])
+        own = position[start:end][order]
+        tables.write_array(store, f"{build}/positions/{name}.npy", np.stack([rows[order], own]))
+        bounds = np.searchsorted(own, np.arange(len(pieces) + 1) * PART_ROWS)
         for part in np.flatnonzero(np.diff(bounds)):
             pieces[part].append((name, int(bounds[part]), int(bounds[part + 1] - bounds[part])))
     return pieces
 
 
-def shuffle_shard(workspace: str, pool: str, name: str, embedder_key: str, build: str) -> None:
+def shuffle_shard(workspace: str, pool: str, name: str, embedder: str, clustering: str, build: str) -> None:
     """Write a shard's kept documents with their embeddings, in arm order."""
     store = open_store(workspace)
-    assignment = read_table(store, f"{build}/assignments/{name}.parquet", ["row", "arm"])
-    position = tables.read_array(store, f"{build}/positions/{name}.npy")
-    order = np.argsort(position)
-    rows = assignment["row"].to_numpy()[order]
-    embeddings = tables.read_array(store, embeddings_key(pool, embedder_key, name))[rows]
+    rows, position = tables.read_array(store, f"{build}/positions/{name}.npy")
+    arms = read_table(store, assignments_key(clustering, name), ["arm"])["arm"].to_numpy()[rows]
+    embeddings = tables.read_array(store, embeddings_key(pool, embedder, name))[rows]
     columns = ["id", "source", "text", "metadata", "n_tokens", "n_bytes"]
     documents = read_table(store, documents_key(pool, name), columns).take(rows)
     schema = tables.arm_row_schema(embeddings.shape[1])
@@ -195,7 +222,7 @@ def shuffle_shard(workspace: str, pool: str, name: str, embedder_key: str, build
         pa.table(
             {
                 **{column: documents[column] for column in columns},
-                "arm": assignment["arm"].to_numpy()[order],
+                "arm": arms,
                 "shard": pa.array([name] * len(rows), pa.string()),
                 "shard_row": rows,
                 "embedding": vector_column(embeddings),
@@ -204,7 +231,7 @@ def shuffle_shard(workspace: str, pool: str, name: str, embedder_key: str, build
         .select(schema.names)
         .cast(schema)
     )
-    table = table.append_column("position", pa.array(position[order]))
+    table = table.append_column("position", pa.array(position))
     tables.write_table_stream(
         store, f"{build}/shuffle/{name}.parquet", table.schema, table.to_batches(), SHUFFLE_GROUP_ROWS
     )
@@ -263,10 +290,9 @@ def _arm_index(summaries: list[dict[str, Any]], centroids: np.ndarray[Any, Any])
     ).cast(tables.arm_index_schema(dimension))
 
 
-def _count_set_aside(store: Store, pool: str, names: list[str], build: str) -> dict[str, int]:
+def _count_set_aside(store: Store, pool: str, names: list[str], duplicates: list[Duplicates]) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for name in names:
+    for name, (same_text, same_id) in zip(names, duplicates, strict=True):
         counts.update(read_manifest(store, shard_manifest_key(pool, name))["set_aside"])
-        for reason, kind in (("duplicate_text", "text"), ("duplicate_id", "id")):
-            counts[reason] += len(tables.read_array(store, f"{build}/duplicates/{name}.{kind}.npy"))
+        counts.update({"duplicate_text": len(same_text), "duplicate_id": len(same_id)})
     return {reason: n for reason, n in sorted(counts.items()) if n}

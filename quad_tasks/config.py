@@ -137,6 +137,11 @@ class ClusteringConfig(_Frozen):
     sample_documents: Positive = Field(100_000, description="Documents the centroids are trained on.")
     iterations: Positive = Field(20, description="k-means iterations.")
     spherical: bool = Field(False, description="Unit-norm centroids.")
+    recluster_drift: Share = Field(
+        0.2,
+        description="A refresh keeps the pool's embedder and centroids until this share of its documents is new and "
+        "outside its arm's radius, or has moved between arms; then it clusters anew.",
+    )
 
 
 class FactorsConfig(_Frozen):

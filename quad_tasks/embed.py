@@ -64,7 +64,8 @@ def embed_shard(workspace: str, pool: str, name: str, embedder_key: str, dtype: 
         return
     embed = _embedding_function(workspace, embedder_key, dtype, device)
     batches = tables.iter_batches(store, documents_key(pool, name), ["text"], BLOCK_ROWS)
-    blocks = [embed(batch["text"].to_pylist()) for batch in batches]
+    no_documents = embed([])  # gives an empty shard its dimension
+    blocks = [no_documents, *(embed(batch["text"].to_pylist()) for batch in batches)]
     tables.write_array(store, key, np.concatenate(blocks))
 
 

@@ -27,6 +27,8 @@ from quad_tasks.storage.store import open_store
 
 BLOCK_ROWS = 1024
 MIN_TOKENS = 2  # one target
+Duplicates = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+"""Rows of a shard with a text, and with an id, that the pool has already."""
 SET_ASIDE_SCHEMA = pa.schema(
     [
         ("input", pa.string()),
@@ -190,7 +192,7 @@ def _set_aside_row(item: SetAside) -> dict[str, Any]:
     return {"input": item.input, "line": item.line, "reason": item.reason, "detail": item.detail, "id": item.id}
 
 
-def find_duplicates(config: RunConfig, names: list[str]) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+def find_duplicates(config: RunConfig, names: list[str]) -> list[Duplicates]:
     """Find documents whose text, or whose id, an earlier document of the pool has already.
 
     Earlier means: in the order of the shards, then of their rows. Memory is 24 bytes per document.

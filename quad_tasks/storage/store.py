@@ -10,6 +10,7 @@ import io
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -60,6 +61,8 @@ WRITER_FIELD = "quad-writer"
 """Names the S3 metadata entry that tells whose create an object is."""
 TEMPORARY_PREFIX = ".tmp-"
 """Starts the names of unfinished local files; no key part may start so, and no listing shows one."""
+PROBE_FOLDER = "probes"
+"""Holds what `check_conditional_create` writes for a moment, each named by its time in seconds since 1970."""
 
 T = TypeVar("T")
 
@@ -339,7 +342,7 @@ def check_conditional_create(store: Store) -> None:
     Raises:
         UnsupportedStore: it had none or several, or a late writer replaced the object.
     """
-    key = f"probe-{uuid4().hex}"
+    key = f"{PROBE_FOLDER}/{int(time.time())}-{uuid4().hex}"
     barrier = threading.Barrier(2)
 
     def write(name: str) -> bool:
