@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad input or config. An error is one message, ne
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +31,8 @@ FAILED, BAD_INPUT = 1, 2
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n", 1)[0])
 pool_app = typer.Typer(no_args_is_help=True, help="The candidate pool.")
 app.add_typer(pool_app, name="pool")
+bandit_app = typer.Typer(no_args_is_help=True, help="The bandit's rounds.")
+app.add_typer(bandit_app, name="bandit")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
 Overrides = Annotated[
@@ -179,6 +181,57 @@ def report(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
         _print_report(load_run(workspace, run), as_json)
 
 
+@bandit_app.command()
+def replay(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = False, debug: Debug = False) -> None:
+    """Choose every committed round's arms again from the ledger alone; exit 1 where a choice differs.
+
+    Example: quad bandit replay lambada
+    """
+    with _session(True, debug):
+        from quad_tasks.replay import replay_run
+        from quad_tasks.run import load_run
+
+        rounds = replay_run(load_run(workspace, run))
+        reproduced = all(r["reproduced"] for r in rounds)
+        if as_json:
+            _print({"run": run, "reproduced": reproduced, "rounds": rounds}, as_json)
+        else:
+            _print_rows(rounds)
+        if not reproduced:
+            raise typer.Exit(FAILED)
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="bandit: regret of every policy on known arms.")],
+    workspace: Workspace = "workspace",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions: minutes.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run a shipped experiment; print its table, what it shows, and where its drawings are.
+
+    Example: quad experiment bandit --quick
+    """
+    with _session(quiet, debug):
+        from flows.run_experiment import run_experiment
+        from quad_tasks.experiments.bandit import tables
+        from quad_tasks.storage.manifest import read_manifest
+        from quad_tasks.storage.store import open_store
+
+        key = _flow(run_experiment, name, workspace, quick)
+        store = open_store(workspace)
+        result = read_manifest(store, key)
+        if as_json:
+            _print({**result, "result": str(store.local_path(key) or f"{store.uri}/{key}")}, as_json)
+            return
+        for title, rows in tables(result).items():
+            Console().print(f"\n{title}")
+            _print_rows(rows)
+        print(f"\n{store.local_path(key) or f'{store.uri}/{key}'}")
+
+
 def main() -> None:
     """Run the command line."""
     app()
@@ -191,12 +244,12 @@ def _select(config: Any, as_json: bool) -> None:
     _print_report(config, as_json)
 
 
-def _flow(flow: Callable[[Any], Any], config: Any) -> Any:
+def _flow(flow: Callable[..., Any], *arguments: Any) -> Any:
     """Run a flow from the command line: no heartbeats, since nobody watches for zombies here."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return flow(config)
+        return flow(*arguments)
 
 
 @contextmanager
@@ -250,6 +303,13 @@ def _by_kind(cleaned: dict[str, Any]) -> dict[str, Any]:
     rows = {kind: f"{n['objects']:,} ({n['size_bytes']:,} bytes)" for kind, n in cleaned["leftovers"].items()}
     verb = "would be removed" if cleaned["dry_run"] else "removed"
     return {**rows, verb: f"{cleaned['objects']:,} ({cleaned['size_bytes']:,} bytes)"}
+
+
+def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(*(key.replace("_", " ") for key in rows[0]), box=None)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
 
 
 def _print_report(config: Any, as_json: bool) -> None:

@@ -1,0 +1,52 @@
+"""Replay a run's choices from its ledger: does every round follow from the rounds before it and the seed?
+
+Owns the audit. Nothing is scored: the configuration, the seed, the pool version's arm index and the committed arms
+tables give each round's pulls again, and they are compared with the committed ones. Refuses to repair anything.
+"""
+
+from typing import Any
+
+from quad_tasks.config import RunConfig
+from quad_tasks.pull import Draw, choose_round
+from quad_tasks.records import Stage
+from quad_tasks.run import pinned_pool
+from quad_tasks.storage import rounds
+from quad_tasks.storage.store import Store, StoreKeyError, open_store
+
+
+def replay_run(config: RunConfig) -> list[dict[str, Any]]:
+    """Choose every committed round's pulls again.
+
+    Returns:
+        By round: `stage`, `round`, `kind`, `pulls` committed, and `reproduced`, whether the same arms at the same
+        cursors with as many documents were chosen again.
+
+    Raises:
+        StoreKeyError: the run has committed no round.
+        DigestMismatch: a table's bytes are not those committed.
+    """
+    store = open_store(config.workspace)
+    version = pinned_pool(config)
+    replayed = [
+        _replay_round(store, config, version, committed)
+        for number in range(config.training.stages)
+        for committed in rounds.list_rounds(store, config.run, number)
+        if version is not None
+    ]
+    if not replayed:
+        raise StoreKeyError(f"run {config.run!r} in {store.uri}: expected committed rounds, found none")
+    return replayed
+
+
+def _replay_round(store: Store, config: RunConfig, version: str, committed: rounds.RoundManifest) -> dict[str, Any]:
+    # Which checkpoint and direction scored the documents has no part in the choice.
+    stage = Stage(config.run, committed.stage, version, checkpoint="", direction=committed.info["direction"])
+    table = rounds.read_round_table(store, committed, "pulls")
+    drawn: list[Draw] = list(zip(*(table[name].to_pylist() for name in ("arm", "cursor", "n_documents")), strict=True))
+    return {
+        "stage": committed.stage,
+        "round": committed.round,
+        "kind": committed.info["kind"],
+        "pulls": len(drawn),
+        "reproduced": choose_round.fn(config, stage, committed.round) == drawn,
+    }
