@@ -61,6 +61,7 @@ class Policy:
         reward_offset: taken off every reward before it is counted, influence per token.
         prior_pulls: pulls at the mean reward of all arms with which each arm starts; 0 puts unvisited arms first.
         bonus_pulls: added to T_i in the bonus alone; above 0, an unvisited arm's score is finite.
+        bandwidth: h of the neighbours' weights; None: chosen from the arms (`wasserstein.choose_bandwidth`).
     """
 
     name: PolicyName
@@ -72,6 +73,7 @@ class Policy:
     reward_offset: float = 0.0
     prior_pulls: float = 0.0
     bonus_pulls: float = 0.0
+    bandwidth: float | None = None
 
 
 def paper_policy(
@@ -115,6 +117,7 @@ def released_policy(
         scale_by_deviation=False,
         reward_offset=threshold,
         bonus_pulls=RELEASED_EXTRA_PULL,
+        bandwidth=RELEASED_BANDWIDTH,
     )
 
 

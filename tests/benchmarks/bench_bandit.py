@@ -195,7 +195,7 @@ def measure_shares(truth: Arrays) -> dict[str, float]:
 
 
 def measure_rounds() -> dict[str, float]:
-    """Milliseconds to choose and update, the fastest of five rounds of 50 pulls."""
+    """Milliseconds to choose and update in a round of 50 pulls."""
     generator = np.random.default_rng(0)
     contextual_KD = generator.normal(size=(10_000, 34))
     return {
@@ -206,9 +206,9 @@ def measure_rounds() -> dict[str, float]:
 
 
 def round_ms(n_arms: int, policy: Any, features_KD: npt.NDArray[np.float64] | None = None) -> float:
-    """Milliseconds of the fastest of five rounds."""
+    """Milliseconds of the fastest of five rounds after the first, in which nothing is known yet."""
     generator, state, times = np.random.default_rng(0), initial_state(np.full(n_arms, 1000)), []
-    for _ in range(5):
+    for _ in range(6):
         start = time.perf_counter()
         arms = choose_arms(state, policy, generator, features_KD)
         chosen = time.perf_counter()
@@ -216,7 +216,7 @@ def round_ms(n_arms: int, policy: Any, features_KD: npt.NDArray[np.float64] | No
         drawn = time.perf_counter()
         state = update(state, pulls, policy)
         times.append(chosen - start + time.perf_counter() - drawn)
-    return round(1000 * min(times), 2)
+    return round(1000 * min(times[1:]), 2)
 
 
 def log(message: str) -> None:

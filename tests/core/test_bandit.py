@@ -59,6 +59,13 @@ def test_released_score_has_one_more_pull_in_its_denominator_and_a_centred_rewar
     assert ucb_scores(state, policy) == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_released_preset_holds_the_published_constants() -> None:
+    policy = released_policy()
+    assert (policy.alpha, policy.arms_per_round, policy.documents_per_pull) == (1e-4, 50, 10)
+    assert (policy.reward_offset, policy.bonus_pulls, policy.bandwidth) == (2e-3, 1, 0.2)
+    assert (policy.propagation, policy.scale_by_deviation) == ("released", False)
+
+
 def test_a_prior_pull_gives_unvisited_arms_the_mean_of_all() -> None:
     policy = paper_policy(alpha=0.0, documents_per_pull=M, visit_every_arm=False)
     state = update(initial_state([50, 50, 50]), [pull(0, 1.0), pull(1, 2.0)], policy)
