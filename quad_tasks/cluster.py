@@ -7,7 +7,6 @@ of the pool by one manifest, so that a half-built version is never seen and a ru
 """
 
 import functools
-import hashlib
 from collections import Counter
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 from quad_tasks.compute import spread, step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import kmeans
+from quad_tasks.core.order import order_key
 from quad_tasks.embed import embeddings_key, sample_rows
 from quad_tasks.ingest import Duplicates, documents_key, find_duplicates, shard_manifest_key
 from quad_tasks.storage import pool as tables
@@ -75,7 +75,7 @@ def assign_shard(workspace: str, pool: str, name: str, clustering: str, seed: in
         for batch in tables.iter_batches(store, documents_key(pool, name), ["id"], SHUFFLE_GROUP_ROWS)
         for i in batch["id"].to_pylist()
     ]
-    order = np.array([_order_key(seed, i) for i in ids], dtype=np.uint64)
+    order = np.array([order_key(seed, i) for i in ids], dtype=np.uint64)
     table = pa.table([arms, order, distances], schema=ASSIGNMENT_SCHEMA)
     tables.write_table_stream(store, key, ASSIGNMENT_SCHEMA, table.to_batches(), PART_ROWS)
 
@@ -89,11 +89,6 @@ def embedder_of(config: RunConfig, clustering: str) -> str:
 def assignments_key(clustering: str, shard: str) -> str:
     """Return the key of a shard's assignments under one clustering."""
     return f"{clustering}/assignments/{shard}.parquet"
-
-
-def _order_key(seed: int, document_id: str) -> int:
-    body = f"{seed}:{document_id}".encode()
-    return int.from_bytes(hashlib.blake2b(body, digest_size=8).digest(), "little")
 
 
 @step("lay out arms")

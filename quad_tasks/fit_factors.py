@@ -5,6 +5,7 @@ are kept until the factors are committed, so that a fit goes on where it stopped
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,8 +44,9 @@ def fit_factors(config: RunConfig, version: str, checkpoint: str) -> str:
     n = min(config.factors.sample_documents, manifest["documents"])
     sample = np.sort(generator.choice(manifest["documents"], n, replace=False))
     chunks = [sample[start : start + CHUNK_DOCUMENTS] for start in range(0, n, CHUNK_DOCUMENTS)]
-    context = (config.workspace, version, checkpoint, key, settings, _limits(config))
-    items = [(*context, chunk, index) for index, chunk in enumerate(chunks)]
+    choice = (config.factors.attention, config.factors.fisher)
+    fit = Fit(config.workspace, version, checkpoint, key, *choice, _limits(config))
+    items = [(fit, chunk, index) for index, chunk in enumerate(chunks)]
     parts = spread(covariance_chunk, items, "fit covariances", "chunks")
     sums = _merge(store, parts, covariance.covariances_from_tensors, covariance.merge)
     basis = ekfac.decompose(sums)
@@ -108,44 +110,48 @@ def fit_direction(config: RunConfig, factors: str, checkpoint: str, reference: s
     return key
 
 
-def covariance_chunk(
-    workspace: str,
-    version: str,
-    checkpoint: str,
-    key: str,
-    settings: dict[str, Any],
-    limits: dict[str, Any],
-    positions: np.ndarray[Any, Any],
-    index: int,
-) -> str:
+@dataclass(frozen=True)
+class Fit:
+    """What every chunk of one fit has in common.
+
+    Attributes:
+        workspace: URI of the store.
+        version: key of the pool version's manifest.
+        checkpoint: key of the checkpoint.
+        key: where the factors go.
+        attention: which attention blocks are tracked.
+        fisher: whose labels.
+        limits: window and batch sizes, precision, device and seed.
+    """
+
+    workspace: str
+    version: str
+    checkpoint: str
+    key: str
+    attention: Any
+    fisher: Any
+    limits: dict[str, Any]
+
+
+def covariance_chunk(fit: Fit, positions: np.ndarray[Any, Any], index: int) -> str:
     """Sum one chunk's activation and gradient covariances; return where they are."""
-    store = open_store(workspace)
-    part = f"{key}/chunks/covariance-{index:05d}.safetensors"
+    store = open_store(fit.workspace)
+    part = f"{fit.key}/chunks/covariance-{index:05d}.safetensors"
     if not store.exists(part):
-        model, batches = _chunk_batches(workspace, version, checkpoint, limits, positions)
-        blocks = find_blocks(model, settings["attention"])
-        sums = covariance.accumulate_covariances(model, batches, blocks, settings["fisher"])
+        model, batches = _chunk_batches(fit, positions)
+        sums = covariance.accumulate_covariances(model, batches, find_blocks(model, fit.attention), fit.fisher)
         _save(store, part, covariance.covariances_to_tensors(sums))
     return part
 
 
-def eigenvalue_chunk(
-    workspace: str,
-    version: str,
-    checkpoint: str,
-    key: str,
-    settings: dict[str, Any],
-    limits: dict[str, Any],
-    positions: np.ndarray[Any, Any],
-    index: int,
-) -> str:
+def eigenvalue_chunk(fit: Fit, positions: np.ndarray[Any, Any], index: int) -> str:
     """Sum one chunk's squared rotated gradients; return where they are."""
-    store = open_store(workspace)
-    part = f"{key}/chunks/eigenvalue-{index:05d}.safetensors"
+    store = open_store(fit.workspace)
+    part = f"{fit.key}/chunks/eigenvalue-{index:05d}.safetensors"
     if not store.exists(part):
-        model, batches = _chunk_batches(workspace, version, checkpoint, limits, positions)
-        basis = ekfac.basis_from_tensors(_load(store, f"{key}/basis.safetensors"))
-        sums = ekfac.accumulate_eigenvalues(model, batches, basis, settings["fisher"])
+        model, batches = _chunk_batches(fit, positions)
+        basis = ekfac.basis_from_tensors(_load(store, f"{fit.key}/basis.safetensors"))
+        sums = ekfac.accumulate_eigenvalues(model, batches, basis, fit.fisher)
         _save(store, part, ekfac.eigenvalue_sums_to_tensors(sums))
     return part
 
@@ -166,12 +172,11 @@ def gradient_chunk(
     return part
 
 
-def _chunk_batches(
-    workspace: str, version: str, checkpoint: str, limits: dict[str, Any], positions: np.ndarray[Any, Any]
-) -> tuple[Any, list[Batch]]:
+def _chunk_batches(fit: Fit, positions: np.ndarray[Any, Any]) -> tuple[Any, list[Batch]]:
     """Read a chunk's documents and batch their first windows; sampled labels are seeded by position."""
-    model, tokenizer = load_checkpoint(workspace, checkpoint, limits["dtype"], limits["device"])
-    rows = read_positions(open_store(workspace), version, positions, ["text"])
+    limits = fit.limits
+    model, tokenizer = load_checkpoint(fit.workspace, fit.checkpoint, limits["dtype"], limits["device"])
+    rows = read_positions(open_store(fit.workspace), fit.version, positions, ["text"])
     first = [split_windows(ids, limits["window_tokens"])[0] for ids in encode(tokenizer, rows["text"].to_pylist())]
     seeds = [limits["seed"] * 2**31 + int(position) for position in positions]
     batches, _ = make_batches(first, limits["window_tokens"], limits["batch_tokens"], seeds)

@@ -1,6 +1,5 @@
 """Stage: the checkpoint whose data is chosen: loaded from its source, or made fresh from a sample of the pool."""
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +22,7 @@ from quad_tasks.core.model import (
     tokenizer_sha256,
     train_tokenizer,
 )
+from quad_tasks.core.order import order_key
 from quad_tasks.progress import progress
 from quad_tasks.records import Document, Shard
 from quad_tasks.storage.manifest import digest
@@ -120,18 +120,14 @@ def _sample_texts(config: RunConfig, shards: list[Shard]) -> list[str]:
 
 def sample_shard(uri: str, fields: dict[str, str], seed: int, n_bytes: int) -> list[str]:
     """Draw random documents of one input file until they hold `n_bytes` of UTF-8; memory is that of one file's ids."""
-    keyed = [(_draw(seed, r.id), len(r.text.encode())) for r in _documents(uri, fields)]
-    size, limit = 0, b""
+    keyed = [(order_key(seed, r.id), len(r.text.encode())) for r in _documents(uri, fields)]
+    size, limit = 0, -1
     for key, length in sorted(keyed):
         if size >= n_bytes:
             break
         size, limit = size + length, key
-    return [r.text for r in _documents(uri, fields) if _draw(seed, r.id) <= limit]
+    return [r.text for r in _documents(uri, fields) if order_key(seed, r.id) <= limit]
 
 
 def _documents(uri: str, fields: dict[str, str]) -> Iterator[Document]:
     return (r for r in read_documents(uri, Fields(**fields)) if isinstance(r, Document))
-
-
-def _draw(seed: int, document_id: str) -> bytes:
-    return hashlib.blake2b(f"{seed}:{document_id}".encode(), digest_size=8).digest()

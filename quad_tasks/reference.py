@@ -4,7 +4,6 @@ The reference set is split by document: one part gives the direction, the rest i
 held-out domain stands for the reference. Both sets are small and read whole.
 """
 
-import hashlib
 from itertools import chain
 from typing import Any
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 
 from quad_tasks.compute import spread, step
 from quad_tasks.config import ConfigError, RunConfig
+from quad_tasks.core.order import order_key
 from quad_tasks.records import Document, SetAside
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage.manifest import digest, write_manifest
@@ -39,7 +39,7 @@ def prepare_reference(config: RunConfig) -> str:
     if store.exists(f"{key}/manifest.json"):
         return key
     reference = read_documents_whole(config.reference.inputs, config.reference.fields.model_dump(), "reference.inputs")
-    reference.sort(key=lambda d: _draw(config.seed, d.id))
+    reference.sort(key=lambda d: order_key(config.seed, d.id))
     heldout = _heldout(config)
     if config.heldout.reference_domain is None:
         n = max(1, round(len(reference) * config.reference.heldout_share))
@@ -95,15 +95,11 @@ def _heldout(config: RunConfig) -> list[Document]:
                 metadata = {**record.metadata, "domain": domain}
                 by_domain.setdefault(domain, []).append(Document(record.id, record.text, record.source, metadata))
     for _, documents in sorted(by_domain.items()):
-        documents.sort(key=lambda d: _draw(config.seed, d.id))
+        documents.sort(key=lambda d: order_key(config.seed, d.id))
         chosen += documents[: config.heldout.documents_per_domain]
     if not chosen:
         raise ConfigError("heldout.inputs: expected documents, found none")
     return chosen
-
-
-def _draw(seed: int, document_id: str) -> bytes:
-    return hashlib.blake2b(f"{seed}:{document_id}".encode(), digest_size=8).digest()
 
 
 def _write(config: RunConfig, key: str, documents: list[Document], domain: str | None) -> dict[str, Any]:
