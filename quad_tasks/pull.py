@@ -54,6 +54,13 @@ PULL_SCHEMA = pa.schema(
 )
 PREDICTED_SCORED_SHARE = 0.1
 """Share of the pool scored where a regression ranks the rest: beyond it a pilot's regression gained little."""
+PRESET_CHOICES = {
+    "paper": ("alpha", "arms_per_round", "documents_per_pull", "propagation"),
+    "released": ("alpha", "arms_per_round", "documents_per_pull", "propagation"),
+    "thompson": ("arms_per_round", "documents_per_pull", "propagation"),
+    "contextual": ("alpha", "arms_per_round", "documents_per_pull"),
+}
+"""What of a configuration each preset takes."""
 Draw = tuple[int, int, int]
 """One pull before it is scored: arm, cursor, documents."""
 
@@ -235,21 +242,26 @@ def _arm_features(workspace: str, version: str) -> np.ndarray[Any, Any]:
 
 
 def _neighbours(config: RunConfig, version: str) -> wasserstein.Neighbours | None:
-    if policy(config).propagation == "none":
+    settings = policy(config)
+    if settings.propagation == "none":
         return None
-    return _load_neighbours(config.workspace, version, config.seed)
+    return _load_neighbours(config.workspace, version, settings.bandwidth, config.seed)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_neighbours(workspace: str, version: str, seed: int) -> wasserstein.Neighbours:
+def _load_neighbours(workspace: str, version: str, bandwidth: float | None, seed: int) -> wasserstein.Neighbours:
     arms = load_arms(workspace, version)
     centroids, variances = (column_vectors(arms[name]) for name in ("centroid", "variance"))
-    bandwidth = wasserstein.choose_bandwidth(centroids, variances, np.random.default_rng([seed, 5]))
+    if bandwidth is None:
+        bandwidth = wasserstein.choose_bandwidth(centroids, variances, np.random.default_rng([seed, 5]))
     return wasserstein.neighbour_lists(centroids, variances, bandwidth)
 
 
 def policy(config: RunConfig) -> bandit.Policy:
-    """Build the configured policy from its preset."""
+    """Build the configured policy: its preset, and what the configuration says otherwise.
+
+    Every arm is visited first only where the pilot has a document for each (Quad, section 4: while the budget allows).
+    """
     settings = config.bandit
     presets: dict[str, Callable[..., bandit.Policy]] = {
         "paper": bandit.paper_policy,
@@ -257,10 +269,10 @@ def policy(config: RunConfig) -> bandit.Policy:
         "thompson": bandit.thompson_policy,
         "contextual": bandit.contextual_policy,
     }
-    given = settings.model_dump(
-        include={"alpha", "arms_per_round", "documents_per_pull", "propagation"}, exclude_none=True
-    )
-    return presets[settings.preset](**given)
+    choices = settings.model_dump(include=set(PRESET_CHOICES[settings.preset]), exclude_none=True)
+    if settings.preset == "paper":
+        choices["visit_every_arm"] = config.clustering.arms <= settings.pilot_documents
+    return presets[settings.preset](**choices)
 
 
 def rounds_committed(config: RunConfig, stage: Stage) -> int:
