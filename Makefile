@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test lint check bench-influence bench-bandit clean
+.PHONY: demo test lint check ui bench-influence bench-bandit bench-crash clean
 
 demo: .venv/installed   ## the whole method on text this machine has already
 	$(BIN)/quad demo
@@ -17,6 +17,12 @@ lint: .venv/installed   ## style and types
 	$(BIN)/mypy
 
 check: lint test        ## what CI runs
+
+ui: .venv/installed     ## Prefect's UI on loopback, with pools, deployments and workers
+	infra/ui.sh
+
+bench-crash: .venv/installed   ## 30 kills at random moments: the same selection, nothing scored twice
+	$(THREADS) $(BIN)/python tests/benchmarks/crash_resume.py --kills 30 --json
 
 bench-influence: .venv/bench-installed   ## fit and scoring beside kronfluence
 	$(BIN)/python tests/benchmarks/bench_influence.py --json

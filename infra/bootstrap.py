@@ -1,0 +1,134 @@
+"""Bring a Prefect server, or an S3 bucket, to the state this checkout expects; run it again at any time.
+
+    python infra/bootstrap.py server                          # pools, deployments and automations at PREFECT_API_URL
+    python infra/bootstrap.py server --pool-type kubernetes   # the same, pools from kubernetes/base-job-template.json
+    python infra/bootstrap.py bucket NAME                     # the workspace's bucket at AWS_ENDPOINT_URL
+
+Refuses to delete: what is no longer in the files stays on the server.
+"""
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import yaml
+from botocore.exceptions import ClientError
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
+from prefect.workers.process import ProcessWorker
+
+INFRA = Path(__file__).resolve().parent
+STARTUP_TIMEOUT_S = 180.0
+POLL_S = 1.0
+
+
+def main() -> None:
+    """Parse the command line and do what it asks."""
+    arguments = _arguments()
+    if arguments.what == "bucket":
+        ensure_bucket(arguments.name)
+        return
+    with get_client(sync_client=True) as client:
+        wait_for_server(client)
+        ensure_pools(client, arguments.pool_type)
+        deploy(str(client.api_url), arguments.home)
+        ensure_automations(client)
+
+
+def wait_for_server(client: SyncPrefectClient, timeout_s: float = STARTUP_TIMEOUT_S) -> None:
+    """Wait until the server answers.
+
+    Raises:
+        TimeoutError: it did not within `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (error := client.api_healthcheck()) is not None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{client.api_url}: expected a Prefect server within {timeout_s:.0f} s, got {error}")
+        time.sleep(POLL_S)
+
+
+def ensure_pools(client: SyncPrefectClient, kind: str) -> None:
+    """Create the work pools of pools.yaml, or update those that are there."""
+    for pool in yaml.safe_load((INFRA / "pools.yaml").read_text()):
+        template = job_template(kind, pool["defaults"])
+        try:
+            client.read_work_pool(pool["name"])
+        except ObjectNotFound:
+            client.create_work_pool(
+                WorkPoolCreate(
+                    name=pool["name"], type=kind, description=pool["description"], base_job_template=template
+                )
+            )
+        else:
+            update = WorkPoolUpdate(description=pool["description"], base_job_template=template)
+            client.update_work_pool(pool["name"], update)
+
+
+def job_template(kind: str, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return a pool's base job template: Prefect's own for processes, ours with `defaults` for Kubernetes."""
+    if kind == "process":
+        return ProcessWorker.get_default_base_job_template()
+    template: dict[str, Any] = copy.deepcopy(json.loads((INFRA / "kubernetes/base-job-template.json").read_text()))
+    for name, value in defaults.items():
+        template["variables"]["properties"][name]["default"] = value
+    return template
+
+
+def deploy(api_url: str, home: str) -> None:
+    """Register the deployments of prefect.yaml, or update them.
+
+    Args:
+        api_url: of the server.
+        home: where a worker finds the checkout.
+
+    Raises:
+        CalledProcessError: a deployment was refused.
+    """
+    environment = {**os.environ, "PREFECT_API_URL": api_url, "QUAD_HOME": home}
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    subprocess.run(command, cwd=INFRA.parent, env=environment, check=True)
+
+
+def ensure_automations(client: SyncPrefectClient) -> None:
+    """Create the automations of automations/, or update those of the same name."""
+    for file in sorted((INFRA / "automations").glob("*.yaml")):
+        automation = AutomationCore.model_validate(yaml.safe_load(file.read_text()))
+        existing = client.find_automation(automation.name)
+        if existing is None:
+            client.create_automation(automation)
+        else:
+            client.update_automation(existing.id, automation)
+
+
+def ensure_bucket(name: str) -> None:
+    """Create an S3 bucket unless it is there."""
+    client = botocore.session.get_session().create_client("s3")
+    try:
+        client.create_bucket(Bucket=name)
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+            raise
+
+
+def _arguments() -> Any:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
+    commands = parser.add_subparsers(dest="what", required=True)
+    server = commands.add_parser("server")
+    server.add_argument("--pool-type", choices=("process", "kubernetes"), default="process")
+    server.add_argument("--home", default=str(INFRA.parent), help="where a worker finds the checkout")
+    commands.add_parser("bucket").add_argument("name")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The Prefect UI on this machine: server on loopback, pools, deployments and automations, one worker a pool.
+# Ctrl-C ends them all; started again, it finds everything as it was.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+BIN=.venv/bin
+PORT=${PREFECT_PORT:-4200}
+export PREFECT_API_URL="http://127.0.0.1:$PORT/api"
+export PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
+export PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30
+
+trap 'trap - EXIT; kill $(jobs -p) 2>/dev/null; wait' EXIT INT TERM
+"$BIN/prefect" server start --host 127.0.0.1 --port "$PORT" &
+"$BIN/python" infra/bootstrap.py server
+"$BIN/prefect" worker start --pool quad-cpu --type process &
+"$BIN/prefect" worker start --pool quad-gpu --type process &
+echo "Prefect UI: http://127.0.0.1:$PORT"
+wait

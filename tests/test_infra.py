@@ -1,0 +1,223 @@
+"""What is in infra/ is whole and consistent: files parse, names match, nothing runs as root or holds a secret."""
+
+import importlib.util
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from prefect.events.schemas.automations import AutomationCore
+from prefect.utilities.templating import apply_values, find_placeholders
+
+ROOT = Path(__file__).resolve().parents[1]
+INFRA = ROOT / "infra"
+COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+TEMPLATE = json.loads((INFRA / "kubernetes/base-job-template.json").read_text())
+POOLS = yaml.safe_load((INFRA / "pools.yaml").read_text())
+MANIFESTS = [
+    document
+    for file in sorted((INFRA / "kubernetes").glob("*.yaml"))
+    for document in yaml.safe_load_all(file.read_text())
+]
+WORKLOADS = [manifest for manifest in MANIFESTS if manifest["kind"] == "Deployment"]
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+def load_bootstrap() -> Any:
+    spec = importlib.util.spec_from_file_location("bootstrap", INFRA / "bootstrap.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+bootstrap = load_bootstrap()
+
+
+def job_of(pool: dict[str, Any]) -> dict[str, Any]:
+    """Render a pool's Job as a worker would: the template's defaults, then the run's own values."""
+    template = bootstrap.job_template("kubernetes", pool["defaults"])
+    values = {name: v["default"] for name, v in template["variables"]["properties"].items() if "default" in v}
+    rendered = apply_values(template["job_configuration"], values | {"command": ["prefect", "flow-run", "execute"]})
+    return rendered["job_manifest"]
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_an_image_is_built_from_a_fixed_base_with_pinned_packages_and_does_not_run_as_root(kind):
+    text = (INFRA / f"Dockerfile.{kind}").read_text()
+    (base,) = re.findall(r"^FROM (\S+)$", text, re.MULTILINE)
+    assert re.fullmatch(r"[\w./-]+:[\w.-]+", base)
+    assert not base.endswith(":latest")
+    assert "-c constraints.txt" in text
+    assert text.index("\nUSER 10001\n") > text.rindex("\nRUN ")
+    copied = [name for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for name in line.split()[:-1]]
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_a_fixed_image_and_what_it_depends_on(name):
+    service = SERVICES[name]
+    assert re.fullmatch(r"[\w./-]+:[\w.-]+", service["image"])
+    assert not service["image"].endswith(":latest")
+    assert set(service.get("depends_on", ())) <= set(SERVICES)
+    if "build" in service:
+        assert (INFRA / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+    waits_for = service.get("depends_on", {})
+    conditions = waits_for.items() if isinstance(waits_for, dict) else ()
+    healthy = [wanted for wanted, state in conditions if state["condition"] == "service_healthy"]
+    assert [wanted for wanted in healthy if "healthcheck" not in SERVICES[wanted]] == []
+
+
+def test_services_publish_on_loopback_only():
+    ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
+    assert ports
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
+def test_services_take_every_secret_from_the_environment_and_fail_without_it():
+    for service in SERVICES.values():
+        for name, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|ACCESS_KEY|CONNECTION_URL|ROOT_USER", name):
+                assert re.search(r"\$\{\w+:\?", value), name
+
+
+def test_compose_starts_everything_a_run_needs():
+    assert set(SERVICES) >= {"postgres", "prefect", "minio", "dask-scheduler", "dask-worker", "worker-cpu"}
+    address = SERVICES["dask-worker"]["environment"]["DASK_SCHEDULER_ADDRESS"]
+    assert address in SERVICES["dask-worker"]["command"]
+    assert address == "tcp://dask-scheduler:8786"
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda m: f"{m['kind']}-{m['metadata']['name']}")
+def test_a_kubernetes_object_is_named_and_holds_no_secret(manifest):
+    assert manifest["apiVersion"]
+    assert manifest["metadata"]["namespace"] == "quad"
+    assert manifest["kind"] != "Secret"
+    assert not re.search("SECRET|PASSWORD|ACCESS_KEY", json.dumps(manifest.get("data", {})))
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w["metadata"]["name"])
+def test_a_workload_is_selected_by_its_labels_bounded_and_unprivileged(workload):
+    template = workload["spec"]["template"]
+    assert workload["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+    for container in template["spec"]["containers"]:
+        assert container["resources"]["limits"]["memory"]
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def test_dask_workers_and_jobs_find_a_scheduler_that_is_served():
+    services = {m["metadata"]["name"]: m for m in MANIFESTS if m["kind"] == "Service"}
+    labels = {w["spec"]["template"]["metadata"]["labels"]["app"] for w in WORKLOADS}
+    assert {service["spec"]["selector"]["app"] for service in services.values()} <= labels
+    addresses = [m["data"]["DASK_SCHEDULER_ADDRESS"] for m in MANIFESTS if m["kind"] == "ConfigMap"]
+    commands = [part for w in WORKLOADS for part in w["spec"]["template"]["spec"]["containers"][0]["command"]]
+    addresses += [part for part in commands if part.startswith("tcp://")]
+    assert len(addresses) == 4
+    assert {address.removeprefix("tcp://").removesuffix(":8786") for address in addresses} == set(services)
+
+
+def test_every_config_map_secret_and_account_that_is_named_exists_or_is_documented():
+    readme = (INFRA / "README.md").read_text()
+    text = json.dumps([MANIFESTS, [job_of(pool) for pool in POOLS]])
+    maps = {m["metadata"]["name"] for m in MANIFESTS if m["kind"] == "ConfigMap"}
+    accounts = {m["metadata"]["name"] for m in MANIFESTS if m["kind"] == "ServiceAccount"}
+    assert set(re.findall(r'"configMapRef": {"name": "([\w-]+)"', text)) == maps
+    assert set(re.findall(r'"serviceAccountName": "([\w-]+)"', text)) == accounts
+    for name in set(re.findall(r'"secretRef": {"name": "([\w-]+)"', text)):
+        assert f"create secret generic {name}" in readme
+
+
+def test_the_gpu_pool_and_the_gpu_workers_run_on_gpu_nodes_only():
+    gpu = next(w for w in WORKLOADS if w["metadata"]["name"] == "dask-gpu-worker")["spec"]["template"]["spec"]
+    job = job_of(next(pool for pool in POOLS if pool["name"] == "quad-gpu"))["spec"]["template"]["spec"]
+    for pod in (gpu, job):
+        assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+        assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+        assert pod["containers"][0]["image"].startswith("quad-gpu:")
+
+
+def test_the_cpu_pool_asks_for_no_gpu():
+    pod = job_of(next(pool for pool in POOLS if pool["name"] == "quad-cpu"))["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 0
+    assert pod["nodeSelector"] == {}
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=lambda pool: pool["name"])
+def test_a_job_template_declares_what_it_uses_and_its_defaults_are_valid(pool):
+    template = bootstrap.job_template("kubernetes", pool["defaults"])
+    schema = template["variables"]
+    jsonschema.Draft202012Validator.check_schema(schema)
+    used = {placeholder.name for placeholder in find_placeholders(template["job_configuration"])}
+    assert used == set(schema["properties"])
+    defaults = {name: v["default"] for name, v in schema["properties"].items() if "default" in v}
+    jsonschema.validate(defaults, schema)
+
+
+def test_a_pool_changes_only_variables_the_template_has():
+    for pool in POOLS:
+        assert set(pool["defaults"]) <= set(TEMPLATE["variables"]["properties"])
+
+
+def test_deployments_use_the_pools_that_are_made():
+    assert {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS} == {pool["name"] for pool in POOLS}
+
+
+@pytest.mark.parametrize("file", sorted((INFRA / "automations").glob("*.yaml")), ids=lambda file: file.stem)
+def test_an_automation_is_one_that_prefect_accepts(file):
+    automation = AutomationCore.model_validate(yaml.safe_load(file.read_text()))
+    assert automation.description
+    assert automation.actions
+
+
+def test_zombie_detection_waits_for_several_heartbeats():
+    body = yaml.safe_load((INFRA / "automations/crash-zombie-flows.yaml").read_text())
+    (every,) = set(re.findall(r"HEARTBEAT_FREQUENCY\W+(?:value: )?\W?(\d+)", "\n".join(_texts())))
+    assert body["trigger"]["within"] >= 3 * int(every)
+
+
+def _texts() -> list[str]:
+    return [file.read_text() for file in INFRA.rglob("*") if file.suffix in (".yaml", ".sh")]
+
+
+def test_the_ui_listens_on_loopback_and_its_script_parses():
+    text = (INFRA / "ui.sh").read_text()
+    assert "--host 127.0.0.1" in text
+    assert "0.0.0.0" not in text
+    subprocess.run(["bash", "-n", str(INFRA / "ui.sh")], check=True)
+
+
+def test_every_file_the_guide_names_exists():
+    for path in re.findall(r"\]\(([\w./-]+)\)", (INFRA / "README.md").read_text()):
+        assert (INFRA / path).exists(), path
+
+
+@pytest.mark.slow
+def test_a_server_brought_up_twice_has_everything_once(prefect_server):
+    from prefect.client.orchestration import get_client
+
+    states = []
+    for _ in range(2):
+        with get_client(sync_client=True) as client:
+            bootstrap.wait_for_server(client)
+            bootstrap.ensure_pools(client, "process")
+            bootstrap.deploy(str(client.api_url), str(ROOT))
+            bootstrap.ensure_automations(client)
+            states.append(
+                (
+                    sorted((pool.name, pool.type) for pool in client.read_work_pools()),
+                    sorted((d.name, d.work_pool_name, d.entrypoint) for d in client.read_deployments()),
+                    sorted(automation.name for automation in client.read_automations()),
+                )
+            )
+    pools, deployments, automations = states[0]
+    assert states[0] == states[1]
+    assert {name for name, _ in pools} >= {pool["name"] for pool in POOLS}
+    assert [name for name, _, _ in deployments] == sorted(deployment["name"] for deployment in DEPLOYMENTS)
+    assert len(automations) == len(list((INFRA / "automations").glob("*.yaml")))
