@@ -114,7 +114,8 @@ def policies(arms_per_round: int) -> Mapping[str, bandit.Policy | None]:
 
     Returns:
         `uniform`; `greedy`, the paper's without a bonus; `paper`; `propagated`, the paper's with weights passed on to
-        neighbours; `released`; `thompson`; `contextual`.
+        neighbours; `released`, its bandwidth that of ten neighbours, since its own is meant for unit embeddings;
+        `thompson`; `contextual`.
     """
     paper = bandit.paper_policy(arms_per_round=arms_per_round, documents_per_pull=1)
     return MappingProxyType(
