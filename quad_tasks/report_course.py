@@ -92,7 +92,9 @@ def describe_prediction(report: Report) -> Paragraph | None:
         return None
     spearman, baseline = need(prediction, "spearman"), need(prediction, "baseline_spearman")
     use = (
-        "used to rank unscored documents" if need(prediction, "accepted") else "not used: no better than its arm's mean"
+        "used to rank unscored documents"
+        if need(prediction, "accepted")
+        else "not used: arms' means ranked the unscored"
     )
     return Paragraph(
         "A regression predicts the influence of held-back scored documents with Spearman correlation "

@@ -1,6 +1,6 @@
 """Time, memory and agreement of the influence engine beside kronfluence 1.0.1, in float32, on one model and one text.
 
-    pip install -e .[bench]
+    make bench-influence
     python tests/benchmarks/bench_influence.py [--json] [--quick] [--threads 2] [--clock wall]
 
 The model is an 8.5M-parameter Llama trained here for a short while; documents are 256 tokens. Each side works at its
