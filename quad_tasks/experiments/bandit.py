@@ -139,7 +139,8 @@ def play_seed(game: Game, seed: int) -> Played:
 
 def recorded_rounds(game: Game) -> npt.NDArray[np.int64]:
     """Return the rounds, counted from 1, after which a course is recorded; the last one is among them."""
-    return np.unique(np.linspace(0, game.n_rounds, RECORDED_ROUNDS + 1).round().astype(np.int64)[1:])
+    ends = np.unique(np.linspace(0, game.n_rounds, RECORDED_ROUNDS + 1).round().astype(np.int64))
+    return ends[1:]
 
 
 def summarise(game: Game, played: Sequence[Played]) -> dict[str, Any]:
