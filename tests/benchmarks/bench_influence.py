@@ -17,7 +17,6 @@ Peak memory is each side's own process, from the first import to the last score.
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -223,7 +222,9 @@ def run_side(side: str, folder: Path) -> None:
     runner = Ours(model) if side == "ours" else peer_of(model)
     runner.fit(ids_NT[:N_PROBE], 4)
     runner.score(reference_NT[:1], ids_NT[:N_PROBE], 4)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # not ru_maxrss: in a process that was forked it starts from its parent's size
+    high_water = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(high_water.split()[1]) / 1024)
 
 
 def measure(sizes: Sizes, threads: int, clock: str) -> dict[str, Any]:
