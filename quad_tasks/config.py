@@ -198,7 +198,7 @@ class SelectionConfig(_Frozen):
         "scored documents and then the rest of good arms.",
     )
     near_duplicate_cosine: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        0.95, description="Drop a document this similar to a better one of its arm; None: keep all."
+        0.99, description="Drop a document this similar to a better one of its arm; None: keep all."
     )
     per_arm_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="Largest share of a stage's targeted tokens from one arm; None: any."
