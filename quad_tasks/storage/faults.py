@@ -11,6 +11,7 @@ from time import sleep
 from typing import TypeVar
 
 from aiohttp import ClientError as HttpClientError
+from aiohttp import ClientPayloadError
 from botocore.exceptions import ConnectionError as S3ConnectionError
 from botocore.exceptions import HTTPClientError as S3ClientError
 
@@ -82,6 +83,8 @@ def call_with_retries(operation: Callable[[], T], place: str) -> T:
 
 def is_transient(error: BaseException) -> bool:
     """Say whether a later try may succeed: a timeout, a lost connection, or a status that asks to come back."""
+    if isinstance(error, ClientPayloadError):  # a body cut short; aiohttp hangs a 400 of its own making on it
+        return True
     status = http_status(error)
     if status is not None:
         return status in TRANSIENT_STATUS

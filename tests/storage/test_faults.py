@@ -28,6 +28,12 @@ def client_error(status: int) -> Exception:
     return error
 
 
+def cut_short() -> Exception:
+    error = aiohttp.ClientPayloadError("Response payload is not completed")
+    error.__cause__ = aiohttp.http_exceptions.ContentLengthError("received 3 of 6 bytes")
+    return error
+
+
 class Failing:
     """Fails as told, then returns 7."""
 
@@ -50,6 +56,7 @@ class Failing:
         botocore.exceptions.ReadTimeoutError(endpoint_url="http://host"),
         botocore.exceptions.EndpointConnectionError(endpoint_url="http://host"),
         aiohttp.ClientPayloadError("cut short"),
+        cut_short(),
         aiohttp.ServerDisconnectedError(),
     ],
     ids=repr,
