@@ -1,0 +1,144 @@
+"""Failures planted in small runs, each found in the run's report under its own name; a healthy run has none.
+
+Four runs over one pool of twelve made-up topics: what they share (ingest, model, clusters, factors) is computed once.
+"""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from small_pool import small_config, write_jsonl
+
+from flows.select_data import select_data
+from quad_tasks import pull
+from quad_tasks.config import parse_config
+from quad_tasks.core import bandit
+from quad_tasks.core.diagnosis import Measured, diagnose
+from quad_tasks.pull import score_pull
+from quad_tasks.records import Pull
+from quad_tasks.storage.store import open_store
+
+N_TOPICS, DOCUMENTS, WORDS = 12, 30, 14
+SYLLABLES = ["ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "wu", "za"]
+ARMS = {"clustering__arms": N_TOPICS, "embedding__dimension": 16}
+BANDIT = {"pilot_documents": 48, "arms_per_round": 4, "documents_per_pull": 6, "max_scored_share": 0.5}
+COMMON = {
+    **ARMS,
+    "bandit": BANDIT,
+    "training": {"batch_tokens": 512, "learning_rate": 1e-4, "control": False},
+}
+
+
+def records(topic: int, n: int, seed: int) -> list[dict[str, object]]:
+    """Documents of a topic: words of its own, the same for every seed."""
+    own = np.random.default_rng(topic)
+    words = ["".join(own.choice(SYLLABLES, 3)) for _ in range(WORDS)]
+    generator = np.random.default_rng([seed, topic])
+    texts = (" ".join(generator.choice(words, int(generator.integers(6, 45)))) for _ in range(n))
+    return [{"id": f"{topic}-{seed}-{i}", "text": text, "source": f"t{topic}"} for i, text in enumerate(texts)]
+
+
+def selecting(budget_tokens: int) -> dict[str, object]:
+    """A budget; documents of a topic's 14 words are all near-duplicates, which is not what is tested."""
+    return {"budget_tokens": budget_tokens, "near_duplicate_cosine": None}
+
+
+def with_influence(table: pa.Table, values: np.ndarray) -> pa.Table:
+    return table.set_column(table.schema.get_field_index("influence"), "influence", pa.array(values))
+
+
+def score_noise(workspace, stage, draw, *settings):
+    """Score a pull as ever, then replace every score by a number that says nothing of its arm."""
+    table = score_pull(workspace, stage, draw, *settings)
+    return with_influence(table, np.random.default_rng(draw[:2]).normal(size=len(table)))
+
+
+@pytest.fixture(scope="module")
+def topics(tmp_path_factory):
+    """Twelve pool files, held-out files of all topics, and references of four topics and of one."""
+    directory = tmp_path_factory.mktemp("topics")
+    for topic in range(N_TOPICS):
+        write_jsonl(directory / "pool" / f"t{topic}.jsonl", records(topic, DOCUMENTS, seed=0))
+        write_jsonl(directory / "heldout" / f"t{topic}.jsonl", records(topic, 6, seed=1))
+    for name, some in (("broad", range(4)), ("narrow", range(1))):
+        write_jsonl(directory / f"{name}.jsonl", [r for topic in some for r in records(topic, 8, seed=2)])
+    return directory
+
+
+@pytest.fixture(scope="module")
+def findings(prefect_server, dask_client, topics, tmp_path_factory):
+    """Run a configuration in the shared workspace and return its findings by signature."""
+    workspace = str(tmp_path_factory.mktemp("planted"))
+
+    def run(name: str, reference: str = "broad", **changes: object) -> dict[str, dict[str, object]]:
+        body = small_config(topics, workspace, **{**COMMON, **changes})
+        body |= {"run": name, "reference": {"inputs": [f"{topics}/{reference}.jsonl"]}}
+        body["heldout"] = {"inputs": [f"{topics}/heldout/*.jsonl"]}
+        select_data(parse_config(body, name))
+        report = json.loads(open_store(workspace).get(f"runs/{name}/report/report.json"))
+        return {finding["signature"]: finding for finding in report["findings"]}
+
+    return run
+
+
+def test_a_healthy_run_has_no_finding(findings):
+    assert findings("healthy", selection=selecting(4000)) == {}
+
+
+def test_a_reference_of_one_topic_is_found_as_too_little_diversity(findings):
+    assert set(findings("narrow", reference="narrow", selection=selecting(1400))) == {"too_little_diversity"}
+
+
+def test_a_budget_that_scores_everything_is_found_as_too_much_compute(findings):
+    everything = {**BANDIT, "max_scored_share": 1.0, "oversample": 1000.0}
+    found = findings("everything", bandit=everything, selection=selecting(2000))
+    assert set(found) == {"too_much_compute"}
+    assert found["too_much_compute"]["evidence"]["scored_per_selected_token"] > 10
+
+
+def test_scores_that_are_noise_inside_arms_are_found_as_arms_not_homogeneous(findings, monkeypatch):
+    monkeypatch.setattr(pull, "score_pull", score_noise)
+    assert set(findings("noise", selection=selecting(2500))) == {"arms_not_homogeneous"}
+
+
+def play(alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, arms and rounds of a game of a hundred arms, one of them three deviations better than the rest."""
+    generator = np.random.default_rng(0)
+    policy = bandit.paper_policy(alpha=alpha, arms_per_round=1, documents_per_pull=16)
+    state = bandit.initial_state(np.full(100, 10_000))
+    rounds = [np.sort(generator.integers(0, 100, 256))]  # the pilot
+    scores = []
+    for number in range(101):
+        if number > 0:
+            rounds.append(np.repeat(bandit.choose_arms(state, policy, generator), 16))
+        scores.append(3.0 * (rounds[-1] == 0) + generator.normal(size=len(rounds[-1])))
+        pulls = []
+        for arm in np.unique(rounds[-1]):
+            own = scores[-1][rounds[-1] == arm]
+            pulls.append(Pull(int(arm), int(state.cursor[arm]), len(own), len(own), float(own.mean()), 0.0))
+        state = bandit.update(state, pulls, policy)
+    return np.concatenate(scores), np.concatenate(rounds), np.repeat(np.arange(101), [len(r) for r in rounds])
+
+
+@pytest.mark.parametrize(("alpha", "found"), [(0.0, {"bandit_collapsed"}), (1.0, set())])
+def test_one_far_better_arm_without_exploration_is_found_as_bandit_collapsed(alpha, found):
+    influence, arm, number = play(alpha)
+    broad = {"effective_arms": 30.0, "vendi_score": 10.0}
+    measured = Measured(
+        selected_tokens=100_000,
+        budget_tokens=100_000,
+        pool_tokens=10_000_000,
+        scored_tokens=200_000,
+        time_s={},
+        influence_N=influence,
+        arm_N=arm,
+        round_N=number,
+        n_arms=100,
+        documents_per_pull=16,
+        selected=broad,
+        random=broad,
+        reference_change=-0.01,
+        heldout_changes={"other": 0.0},
+    )
+    assert {finding.signature for finding in diagnose(measured)} == found
