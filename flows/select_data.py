@@ -11,7 +11,7 @@ from quad_tasks.config import RunConfig
 from quad_tasks.publish import publish_selection
 from quad_tasks.records import Stage
 from quad_tasks.reference import prepare_reference
-from quad_tasks.report import write_report
+from quad_tasks.report import stop_on_findings, write_report
 from quad_tasks.run import (
     driving,
     open_run,
@@ -39,4 +39,6 @@ def select_data(config: RunConfig) -> str:
             checkpoint = train_model(config, stage, reference)
         with timed(config.workspace, config.run, "publish"):
             publish_selection(config, version)
-        return write_report(config, version, reference)
+        report = write_report(config, version, reference)
+    stop_on_findings(config)
+    return report

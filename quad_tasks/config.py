@@ -16,6 +16,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+Signature = Literal[
+    "budget_not_reached",
+    "too_little_diversity",
+    "too_much_compute",
+    "bandit_collapsed",
+    "arms_not_homogeneous",
+    "stale_influence",
+]
+"""Findings of `core.diagnosis`."""
 
 
 class ConfigError(ValueError):
@@ -235,6 +244,14 @@ class ComputeConfig(_Frozen):
     )
 
 
+class DiagnosisConfig(_Frozen):
+    """What a run makes of its findings; never part of a result's identity."""
+
+    stop_on: tuple[Signature, ...] = Field(
+        (), description="Findings at which a run ends as failed, after its report is written."
+    )
+
+
 class RunConfig(_Frozen):
     """Everything a run needs; the file `quad run` takes."""
 
@@ -252,10 +269,11 @@ class RunConfig(_Frozen):
     selection: SelectionConfig
     training: TrainingConfig = TrainingConfig()
     compute: ComputeConfig = ComputeConfig()
+    diagnosis: DiagnosisConfig = DiagnosisConfig()
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the result: all but where it runs and where it is kept."""
-        return self.model_dump(mode="json", exclude={"compute", "workspace"})
+        return self.model_dump(mode="json", exclude={"compute", "diagnosis", "workspace"})
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

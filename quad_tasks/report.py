@@ -41,6 +41,10 @@ BINS = 60
 TAIL = 0.005  # share of the scored documents beyond the histogram's first and last bin
 
 
+class UnwantedFinding(RuntimeError):
+    """A finished run has a finding its configuration does not accept."""
+
+
 @step("write report")
 def write_report(config: RunConfig, version: str, reference: str) -> str:
     """Write `report.json` and the page, and return the page's key."""
@@ -50,6 +54,19 @@ def write_report(config: RunConfig, version: str, reference: str) -> str:
     store.put(f"{key}/report.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
     store.put(f"{key}/index.html", render_page(report).encode())
     return f"{key}/index.html"
+
+
+def stop_on_findings(config: RunConfig) -> None:
+    """End a reported run as failed where it has findings that `diagnosis.stop_on` lists.
+
+    Raises:
+        UnwantedFinding: it has; each is named with its remedy.
+    """
+    report = json.loads(open_store(config.workspace).get(f"runs/{config.run}/report/report.json"))
+    unwanted = [f for f in report["findings"] if f["signature"] in config.diagnosis.stop_on]
+    if unwanted:
+        named = "; ".join(f"{f['signature']} ({f['severity']}): {f['remedy']}" for f in unwanted)
+        raise UnwantedFinding(f"run {config.run!r}: expected none of diagnosis.stop_on, found {named}")
 
 
 def collect_report(config: RunConfig, version: str, reference: str) -> dict[str, Any]:

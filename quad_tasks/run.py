@@ -27,7 +27,7 @@ def open_run(config: RunConfig) -> None:
     """
     store = open_store(config.workspace)
     check_conditional_create(store)
-    where = config.model_dump(mode="json", include={"compute", "workspace"})
+    where = config.model_dump(mode="json", include={"compute", "diagnosis", "workspace"})
     write_manifest(store, f"runs/{config.run}/config.json", {**config.identity(), "volatile": where})
 
 

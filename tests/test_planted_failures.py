@@ -3,7 +3,10 @@
 Four runs over one pool of twelve made-up topics: what they share (ingest, model, clusters, factors) is computed once.
 """
 
+import inspect
 import json
+import re
+import typing
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +15,12 @@ from small_pool import small_config, write_jsonl
 
 from flows.select_data import select_data
 from quad_tasks import pull
-from quad_tasks.config import parse_config
-from quad_tasks.core import bandit
+from quad_tasks.config import Signature, parse_config
+from quad_tasks.core import bandit, diagnosis
 from quad_tasks.core.diagnosis import Measured, diagnose
 from quad_tasks.pull import score_pull
 from quad_tasks.records import Pull
+from quad_tasks.report import UnwantedFinding
 from quad_tasks.storage.store import open_store
 
 N_TOPICS, DOCUMENTS, WORDS = 12, 30, 14
@@ -100,6 +104,18 @@ def test_a_budget_that_scores_everything_is_found_as_too_much_compute(findings):
 def test_scores_that_are_noise_inside_arms_are_found_as_arms_not_homogeneous(findings, monkeypatch):
     monkeypatch.setattr(pull, "score_pull", score_noise)
     assert set(findings("noise", selection=selecting(2500))) == {"arms_not_homogeneous"}
+
+
+def test_a_finding_the_configuration_does_not_accept_fails_the_reported_run(findings):
+    again = {"reference": "narrow", "selection": selecting(1400)}
+    assert findings("narrow", **again, diagnosis={"stop_on": ["too_much_compute"]})
+    with pytest.raises(UnwantedFinding, match=r"run 'narrow': .*, found too_little_diversity \(warning\): Good scores"):
+        findings("narrow", **again, diagnosis={"stop_on": ["too_little_diversity", "too_much_compute"]})
+
+
+def test_every_signature_can_be_listed():
+    functions = re.findall(r"Finding\(\"(\w+)\"", inspect.getsource(diagnosis))
+    assert set(typing.get_args(Signature)) == set(functions)
 
 
 def play(alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
