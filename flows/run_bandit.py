@@ -22,6 +22,8 @@ def bandit_round(config: RunConfig, stage: Stage, number: int) -> None:
 def run_bandit(config: RunConfig, stage: Stage) -> str:
     """Run the rounds that are still to do, then choose the stage's documents; return the key of what was chosen."""
     with dask_cluster(config.compute), timed(config.workspace, config.run, "bandit"):
-        while stop_reason(config, stage) is None:
-            bandit_round(config, stage, rounds_committed(config, stage))
+        number = rounds_committed(config, stage)
+        while stop_reason(config, stage, number) is None:
+            bandit_round(config, stage, number)
+            number += 1
         return select_stage(config, stage)

@@ -6,6 +6,7 @@ once its manifest is committed. State is read back from the ledger, never passed
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from quad_tasks.storage import rounds
 from quad_tasks.storage.factors import load_tensors
 from quad_tasks.storage.manifest import read_manifest
 from quad_tasks.storage.positions import column_vectors, read_positions, read_table
-from quad_tasks.storage.store import open_store
+from quad_tasks.storage.store import Store, open_store
 
 SCORE_SCHEMA = pa.schema(
     [
@@ -173,7 +174,7 @@ def _threshold(config: RunConfig, stage: Stage, number: int, scores: pa.Table) -
         return config.bandit.threshold
     if number == 0:
         return float(np.quantile(scores["influence"].to_numpy(), config.bandit.threshold_quantile))
-    return float(rounds.list_rounds(open_store(config.workspace), stage.run, stage.number)[0].info["threshold"])
+    return float(rounds.read_round(open_store(config.workspace), stage.run, stage.number, 0).info["threshold"])
 
 
 def _changed_arms(before: BanditState, after: BanditState) -> pa.Table:
@@ -183,38 +184,60 @@ def _changed_arms(before: BanditState, after: BanditState) -> pa.Table:
     return pa.table(columns, names=ARM_SCHEMA.names).cast(ARM_SCHEMA)
 
 
+@dataclass
+class _Reading:
+    """How far this process has read a run's ledger, so that going on costs the new rounds only.
+
+    Attributes:
+        stage: the stage it is in.
+        round: the next round to read.
+        state: the state before that round.
+        accepted_tokens: tokens above τ in the stage's rounds before it.
+    """
+
+    state: BanditState
+    stage: int = 0
+    round: int = 0
+    accepted_tokens: int = 0
+
+
 def load_state(config: RunConfig, stage: Stage, number: int) -> BanditState:
     """Return the state before round `number`, from the ledger: all arms of all rounds before it, stage by stage."""
-    sizes = load_arms(config.workspace, stage.version)["n_documents"].to_numpy()
-    if number > 0:
-        return _replay(config.workspace, stage.run, stage.number, number, sizes.tobytes(), config.bandit.discount)
-    return _stage_start(config.workspace, stage.run, stage.number, sizes.tobytes(), config.bandit.discount)
+    return _read_up_to(config, stage, number).state
 
 
-def _stage_start(workspace: str, run: str, stage: int, sizes: bytes, discount: float) -> BanditState:
-    if stage == 0:
-        return bandit.initial_state(np.frombuffer(sizes, dtype=np.int64))
-    committed = len(rounds.list_rounds(open_store(workspace), run, stage - 1))
-    if committed == 0:
-        return _stage_start(workspace, run, stage - 1, sizes, discount)
-    return bandit.discount(_replay(workspace, run, stage - 1, committed, sizes, discount), discount)
+def _read_up_to(config: RunConfig, stage: Stage, number: int) -> _Reading:
+    store = open_store(config.workspace)
+    reading = _reading(config.workspace, stage.run, stage.version)
+    if (reading.stage, reading.round) > (stage.number, number):
+        _reading.cache_clear()
+        reading = _reading(config.workspace, stage.run, stage.version)
+    while reading.stage < stage.number:
+        _read_rounds(store, stage.run, reading, rounds.count_rounds(store, stage.run, reading.stage))
+        if reading.round > 0:
+            reading.state = bandit.discount(reading.state, config.bandit.discount)
+        reading.stage, reading.round, reading.accepted_tokens = reading.stage + 1, 0, 0
+    _read_rounds(store, stage.run, reading, number)
+    return reading
 
 
-@functools.lru_cache(maxsize=4)
-def _replay(workspace: str, run: str, stage: int, number: int, sizes: bytes, discount: float) -> BanditState:
-    """Apply round `number - 1` to the state before it; the last states are kept, so each round is read once."""
-    if number == 1:
-        state = _stage_start(workspace, run, stage, sizes, discount)
-    else:
-        state = _replay(workspace, run, stage, number - 1, sizes, discount)
-    store = open_store(workspace)
-    manifest = rounds.read_round(store, run, stage, number - 1)
-    table = rounds.read_round_table(store, manifest, "arms")
-    arm = table["arm"].to_numpy()
-    cursor, pulls, reward_sum = state.cursor.copy(), state.pulls.copy(), state.reward_sum.copy()
-    cursor[arm], pulls[arm], reward_sum[arm] = table["cursor"], table["pulls"], table["reward_sum"]
-    moments = np.array(manifest.info["reward_moments"])
-    return BanditState(state.n_documents, cursor, pulls, reward_sum, moments, number)
+@functools.lru_cache(maxsize=1)
+def _reading(workspace: str, run: str, version: str) -> _Reading:
+    return _Reading(bandit.initial_state(load_arms(workspace, version)["n_documents"].to_numpy()))
+
+
+def _read_rounds(store: Store, run: str, reading: _Reading, end: int) -> None:
+    """Apply the rounds from where `reading` stands up to round `end` of its stage."""
+    while reading.round < end:
+        manifest = rounds.read_round(store, run, reading.stage, reading.round)
+        table = rounds.read_round_table(store, manifest, "arms")
+        state, arm = reading.state, table["arm"].to_numpy()
+        cursor, pulls, reward_sum = state.cursor.copy(), state.pulls.copy(), state.reward_sum.copy()
+        cursor[arm], pulls[arm], reward_sum[arm] = table["cursor"], table["pulls"], table["reward_sum"]
+        moments = np.array(manifest.info["reward_moments"])
+        reading.round += 1
+        reading.state = BanditState(state.n_documents, cursor, pulls, reward_sum, moments, reading.round)
+        reading.accepted_tokens += manifest.info["accepted_tokens"]
 
 
 @functools.lru_cache(maxsize=2)
@@ -277,21 +300,21 @@ def policy(config: RunConfig) -> bandit.Policy:
 
 def rounds_committed(config: RunConfig, stage: Stage) -> int:
     """Count the stage's committed rounds: the next round's number."""
-    return len(rounds.list_rounds(open_store(config.workspace), stage.run, stage.number))
+    return rounds.count_rounds(open_store(config.workspace), stage.run, stage.number)
 
 
-def stop_reason(config: RunConfig, stage: Stage) -> str | None:
-    """Say why a stage's rounds end: `budget`, `exhausted`, `max_rounds`, `max_scored`; None while they go on."""
-    committed = rounds.list_rounds(open_store(config.workspace), stage.run, stage.number)
-    if not committed:
+def stop_reason(config: RunConfig, stage: Stage, number: int) -> str | None:
+    """Say why a stage ends before round `number` (`exhausted`, `budget`, `max_rounds`, `max_scored`), or None."""
+    if number == 0:
         return None
-    state = load_state(config, stage, len(committed))
+    reading = _read_up_to(config, stage, number)
+    state = reading.state
     if np.array_equal(state.cursor, state.n_documents):
         return "exhausted"
     budget = config.selection.budget_tokens / config.training.stages
-    if sum(r.info["accepted_tokens"] for r in committed) >= config.bandit.oversample * budget:
+    if reading.accepted_tokens >= config.bandit.oversample * budget:
         return "budget"
-    if len(committed) >= config.bandit.max_rounds:
+    if number >= config.bandit.max_rounds:
         return "max_rounds"
     scored = float(state.cursor.sum()) / float(state.n_documents.sum())
     share = config.bandit.max_scored_share

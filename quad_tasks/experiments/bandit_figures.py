@@ -66,7 +66,14 @@ def _figure(games: Sequence[Mapping[str, Any]], paint: Paint) -> Figure:
     lines, labels = axes[0].get_legend_handles_labels()
     title = f"mean over {' or '.join(sorted({str(game['seeds']) for game in games}))} seeds"
     figure.legend(
-        lines, labels, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize=8, frameon=False, title=title
+        lines,
+        labels,
+        loc="outside lower center",
+        ncols=LEGEND_COLUMNS,
+        fontsize=8,
+        frameon=False,
+        title=title,
+        title_fontsize=8,
     )
     return figure
 

@@ -181,15 +181,24 @@ def list_rounds(store: Store, run: str, stage: int) -> list[RoundManifest]:
         InvalidManifest: a manifest cannot be read as one.
         DigestMismatch: a manifest's content is not what its digest says.
     """
+    keys = [_manifest_key(run, stage, number) for number in range(count_rounds(store, run, stage))]
+    with ThreadPoolExecutor(LISTING_THREADS) as readers:
+        return list(readers.map(functools.partial(_read_round, store), keys))
+
+
+def count_rounds(store: Store, run: str, stage: int) -> int:
+    """Return how many rounds of a stage are committed: the next one's number.
+
+    Raises:
+        LedgerGap: a round is missing below a committed one.
+    """
     folder = _stage_folder(run, stage)
     found = (re.fullmatch(r"round-(\d+)/manifest\.json", key[len(folder) + 1 :]) for key in store.list(folder))
     numbers = sorted(int(match[1]) for match in found if match)
     for expected, number in enumerate(numbers):
         if expected != number:
             raise LedgerGap(f"{folder!r} in {store.uri}: expected round {expected}, got round {number} next")
-    keys = [f"{folder}/round-{number:05d}/manifest.json" for number in numbers]
-    with ThreadPoolExecutor(LISTING_THREADS) as readers:
-        return list(readers.map(functools.partial(_read_round, store), keys))
+    return len(numbers)
 
 
 def read_round(store: Store, run: str, stage: int, round: int) -> RoundManifest:
@@ -200,7 +209,7 @@ def read_round(store: Store, run: str, stage: int, round: int) -> RoundManifest:
         InvalidManifest: its manifest cannot be read as one.
         DigestMismatch: its manifest's content is not what its digest says.
     """
-    return _read_round(store, f"{_stage_folder(run, stage)}/round-{round:05d}/manifest.json")
+    return _read_round(store, _manifest_key(run, stage, round))
 
 
 def read_round_table(store: Store, manifest: RoundManifest, name: str) -> pa.Table:
@@ -285,6 +294,10 @@ def _run_folder(run: str) -> str:
 
 def _stage_folder(run: str, stage: int) -> str:
     return f"{_run_folder(run)}/stage-{stage:02d}"
+
+
+def _manifest_key(run: str, stage: int, round: int) -> str:
+    return f"{_stage_folder(run, stage)}/round-{round:05d}/manifest.json"
 
 
 def _to_body(manifest: RoundManifest) -> dict[str, Any]:
