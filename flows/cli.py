@@ -188,10 +188,13 @@ def replay(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
     Example: quad bandit replay lambada
     """
     with _session(True, debug):
+        from flows.cluster import dask_cluster
         from quad_tasks.replay import replay_run
         from quad_tasks.run import load_run
 
-        rounds = replay_run(load_run(workspace, run))
+        config = load_run(workspace, run)
+        with dask_cluster(config.compute):
+            rounds = replay_run(config)
         reproduced = all(r["reproduced"] for r in rounds)
         if as_json:
             _print({"run": run, "reproduced": reproduced, "rounds": rounds}, as_json)

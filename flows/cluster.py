@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dask
-from distributed import Client, LocalCluster, default_client
+from distributed import Client, LocalCluster
 
+from quad_tasks.compute import current_client
 from quad_tasks.config import ComputeConfig
 
 ADDRESS_VARIABLE = "DASK_SCHEDULER_ADDRESS"
@@ -21,7 +22,7 @@ def dask_cluster(compute: ComputeConfig) -> Iterator[Client]:
 
     Workers of a local cluster are processes of one task slot each, with `threads_per_worker` BLAS threads.
     """
-    existing = _current_client()
+    existing = current_client()
     if existing is not None:
         yield existing
         return
@@ -48,10 +49,3 @@ def dask_cluster(compute: ComputeConfig) -> Iterator[Client]:
         Client(cluster) as client,
     ):
         yield client
-
-
-def _current_client() -> Client | None:
-    try:
-        return default_client()
-    except ValueError:  # distributed's way to say there is none
-        return None

@@ -13,9 +13,9 @@ from quad_tasks.timing import timed
 @flow(name="bandit-round", flow_run_name="stage {stage.number} round {number}")
 def bandit_round(config: RunConfig, stage: Stage, number: int) -> None:
     """Choose arms, score their next documents, commit."""
-    draws = choose_round(config, stage, number)
-    scores = score_round(config, stage, draws)
-    commit_round(config, stage, number, draws, scores)
+    plan = choose_round(config, stage, number)
+    scores = score_round(config, stage, plan)
+    commit_round(config, stage, number, plan, scores)
 
 
 @flow(name="run-bandit")

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from quad_tasks.compute import spread, step
+from quad_tasks.compute import step
 from quad_tasks.config import RunConfig
-from quad_tasks.core import prediction, redundancy, selection
-from quad_tasks.pull import load_arms
+from quad_tasks.core import redundancy, selection
+from quad_tasks.predict import fit_scored, predict_positions
 from quad_tasks.records import Stage
+from quad_tasks.state import load_arms
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage import rounds
 from quad_tasks.storage.manifest import read_manifest, write_manifest
@@ -36,9 +37,7 @@ CHOSEN_SCHEMA = pa.schema(
 )
 NO_SCORES = pa.schema([("position", pa.int64()), ("influence", pa.float64()), ("round", pa.int32())]).empty_table()
 BLOCK_ROWS = 1024
-PREDICT_ROWS = 8192
 LOOKAHEAD = 3.0  # near-duplicates are looked for among the best documents of this many budgets
-FEATURE_COLUMNS = ("embedding", "n_tokens", "n_bytes", "arm")
 
 
 @step("select")
@@ -118,38 +117,16 @@ def _predict(
 
     An arm is plausible where its best scored document, or the mean of all it was never asked for, is above τ.
     """
-    store = open_store(config.workspace)
-    position = scores["position"].to_numpy()
+    arms = scores["arm"].to_numpy()
     n_arms = len(load_arms(config.workspace, stage.version))
-    features, arms = _features(store, stage.version, position)
     generator = np.random.default_rng([config.seed, 13, stage.number])
-    predictor = prediction.fit_predictor(features, scores["influence"].to_numpy(), arms, n_arms, generator)
+    predictor = fit_scored(config.workspace, stage.version, scores, n_arms, generator)
     best = np.full(n_arms, np.inf)
     best[np.unique(arms)] = -np.inf
     np.maximum.at(best, arms, scores["influence"].to_numpy())
     asked = unseen[best[candidates.arm[unseen]] > threshold]
-    blocks = [asked[start : start + PREDICT_ROWS] for start in range(0, len(asked), PREDICT_ROWS)]
-    items = [(config.workspace, stage.version, predictor, block) for block in blocks]
-    for block, predicted in zip(blocks, spread(predict_block, items, "predict", "blocks"), strict=True):
-        candidates.influence[block] = predicted
+    candidates.influence[asked] = predict_positions(config.workspace, stage.version, predictor, asked)
     return {**asdict(predictor.quality), "accepted": predictor.accepted, "predicted_documents": len(asked)}
-
-
-def predict_block(
-    workspace: str, version: str, predictor: prediction.Predictor, positions: np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any]:
-    """Predict the influence per token of the documents at `positions`."""
-    features, arms = _features(open_store(workspace), version, positions)
-    return prediction.predict(predictor, features, arms)
-
-
-def _features(
-    store: Store, version: str, positions: np.ndarray[Any, Any]
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    rows = read_positions(store, version, positions, FEATURE_COLUMNS)
-    vectors = column_vectors(rows["embedding"])
-    features = prediction.document_features(vectors, rows["n_tokens"].to_numpy(), rows["n_bytes"].to_numpy())
-    return features, rows["arm"].to_numpy()
 
 
 def _arm_means(scores: pa.Table, n_arms: int) -> np.ndarray[Any, Any]:

@@ -7,10 +7,11 @@ gives the same result. The ledger decides what a rerun skips; Prefect caches and
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from distributed import as_completed
+from distributed import Client, as_completed, default_client
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 from prefect import Task, task
@@ -58,16 +59,30 @@ def spread(function: Callable[..., Any], items: Sequence[tuple[Any, ...]], label
     """
     if not items:
         return []
-    with get_dask_client() as client, progress(label, len(items), unit) as advance:
+    with _dask_client() as client, progress(label, len(items), unit) as advance:
         futures = [client.submit(function, *item, pure=False) for item in items]
         for _ in as_completed(futures, raise_errors=True):
             advance(1)
         return list(client.gather(futures))
 
 
+def current_client() -> Client | None:
+    """Return the Dask client that is open in this process, if there is one."""
+    try:
+        return default_client()
+    except ValueError:  # distributed's way to say there is none
+        return None
+
+
+def _dask_client() -> AbstractContextManager[Client]:
+    """Give the open client without closing it, else, on a worker, one of Prefect's."""
+    existing = current_client()
+    return nullcontext(existing) if existing is not None else get_dask_client()
+
+
 def peak_memory_bytes() -> int:
     """Return the sum of peak resident sizes of this process and the Dask cluster's workers."""
-    with get_dask_client() as client:
+    with _dask_client() as client:
         workers: dict[str, int] = client.run(_own_peak)
     return sum(workers.values()) + _own_peak()
 

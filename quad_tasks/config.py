@@ -175,6 +175,11 @@ class BanditConfig(_Frozen):
     )
     arms_per_round: Positive = Field(8, description="Arms pulled in a round (k).")
     documents_per_pull: Positive = Field(16, description="Documents drawn by one pull (m).")
+    active_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.75,
+        description="Share of a round's documents drawn from the whole pool for their predicted influence, near where "
+        "the selection ends; the others are the pulled arms' next.",
+    )
     threshold: float | None = Field(
         None, description="Influence per token a document must exceed (τ); None: a quantile of the random pilot."
     )

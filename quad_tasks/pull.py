@@ -1,44 +1,37 @@
 """Stage: one round of the bandit: choose arms, draw their next documents, score them, commit.
 
-The ledger is the truth: a round's choice follows from the rounds committed before it and the seed, and a round counts
-once its manifest is committed. State is read back from the ledger, never passed between rounds.
+A round's choice follows from the rounds committed before it and the seed, and a round counts once its manifest is
+committed. A pull takes the next documents of its arm, which stand in a random order. Beside the pulls a round draws
+actively those of the pool's documents whose predicted influence lies nearest the selection's cut
+(`core.prediction.active_draw`). Arms' rewards and means come from the pulls alone. A document is scored once: where a
+pull comes upon one scored before, its score is taken from the ledger.
 """
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
 from quad_tasks.checkpoints import load_checkpoint
+from quad_tasks.choose import read_chosen, stage_budget
 from quad_tasks.compute import spread, step
 from quad_tasks.config import RunConfig
-from quad_tasks.core import bandit, contextual, wasserstein
+from quad_tasks.core import bandit, contextual, prediction, wasserstein
 from quad_tasks.core.diversity import effective_arms
 from quad_tasks.core.influence import score_documents
 from quad_tasks.core.model import encode, make_batches, pick_device
+from quad_tasks.predict import fit_scored, predict_positions
 from quad_tasks.records import BanditState, Pull, Stage
+from quad_tasks.state import SCORE_SCHEMA, Reading, load_arms, read_state, stage_scores
 from quad_tasks.storage import rounds
 from quad_tasks.storage.factors import load_tensors
-from quad_tasks.storage.manifest import read_manifest
-from quad_tasks.storage.positions import column_vectors, read_positions, read_table
-from quad_tasks.storage.store import Store, open_store
+from quad_tasks.storage.positions import column_vectors, read_column, read_positions
+from quad_tasks.storage.store import open_store
 
-SCORE_SCHEMA = pa.schema(
-    [
-        ("position", pa.int64()),
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("arm", pa.int32()),
-        ("n_tokens", pa.int64()),
-        ("n_targets", pa.int64()),
-        ("influence", pa.float64()),
-        ("accepted", pa.bool_()),
-    ]
-)
 ARM_SCHEMA = pa.schema(
     [("arm", pa.int32()), ("cursor", pa.int64()), ("pulls", pa.float64()), ("reward_sum", pa.float64())]
 )
@@ -62,61 +55,162 @@ PRESET_CHOICES = {
     "contextual": ("alpha", "arms_per_round", "documents_per_pull"),
 }
 """What of a configuration each preset takes."""
-Draw = tuple[int, int, int]
-"""One pull before it is scored: arm, cursor, documents."""
+
+
+class Draw(NamedTuple):
+    """One pull before it is scored: the next `n_documents` of an arm, a random sample of what is left of it."""
+
+    arm: int
+    cursor: int
+    n_documents: int
+
+
+class Plan(NamedTuple):
+    """What a round is to do.
+
+    Attributes:
+        draws: its pulls, by arm.
+        chunks: positions to score, each scored at once: the pulls' documents not scored before, pull by pull, then
+            those drawn actively.
+    """
+
+    draws: list[Draw]
+    chunks: list[tuple[int, ...]]
 
 
 @step("choose arms")
-def choose_round(config: RunConfig, stage: Stage, number: int) -> list[Draw]:
+def choose_round(config: RunConfig, stage: Stage, number: int) -> Plan:
     """Choose a round's pulls; round 0 is the random pilot, which estimates τ and gives every arm's mean a start."""
-    state = load_state(config, stage, number)
+    reading = read_state(config, stage, number)
+    state = reading.state
     generator = np.random.default_rng([config.seed, 4, stage.number, number])
+    left = state.n_documents - state.cursor
     if number == 0:
-        return _choose_pilot(state, config.bandit.pilot_documents, generator)
-    chosen = bandit.choose_arms(state, policy(config), generator, _arm_features(config.workspace, stage.version))
-    m = config.bandit.documents_per_pull
-    left = state.n_documents - state.cursor
-    return [(int(arm), int(state.cursor[arm]), int(min(m, left[arm]))) for arm in np.sort(chosen)]
+        count = _pilot_counts(left, config.bandit.pilot_documents, generator)
+    else:
+        chosen = bandit.choose_arms(state, policy(config), generator, _arm_features(config.workspace, stage.version))
+        count = np.zeros_like(left)
+        count[chosen] = np.minimum(_random_documents(config), left[chosen])
+    arms = np.flatnonzero(count)
+    draws = [Draw(int(arm), int(state.cursor[arm]), int(count[arm])) for arm in arms]
+    ranges = [_positions(config, stage, draw) for draw in draws]
+    chunks = [own[~reading.scored_N[own]] for own in ranges]
+    if number > 0:
+        chunks += _draw_active(config, stage, reading, np.concatenate(ranges), len(arms), generator)
+    return Plan(draws, [tuple(chunk.tolist()) for chunk in chunks if len(chunk)])
 
 
-def _choose_pilot(state: BanditState, documents: int, generator: np.random.Generator) -> list[Draw]:
+def _pilot_counts(left: npt.NDArray[np.int64], documents: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
     """Draw documents uniformly from all that are left, each arm by its cursor: an arm's order is random already."""
-    left = state.n_documents - state.cursor
     n = min(documents, int(left.sum()))
-    counts = generator.multivariate_hypergeometric(left, n, method="marginals")
-    return [(int(arm), int(state.cursor[arm]), int(counts[arm])) for arm in np.flatnonzero(counts)]
+    return generator.multivariate_hypergeometric(left, n, method="marginals")
+
+
+def _positions(config: RunConfig, stage: Stage, draw: Draw) -> npt.NDArray[np.int64]:
+    start = int(load_arms(config.workspace, stage.version)["position"][draw.arm].as_py()) + draw.cursor
+    return np.arange(start, start + draw.n_documents)
+
+
+def _random_documents(config: RunConfig) -> int:
+    """Return how many of a pull's documents are drawn at random, at least one."""
+    return config.bandit.documents_per_pull - int(config.bandit.active_share * config.bandit.documents_per_pull)
+
+
+def _draw_active(
+    config: RunConfig,
+    stage: Stage,
+    reading: Reading,
+    pulled: npt.NDArray[np.int64],
+    n_pulls: int,
+    generator: np.random.Generator,
+) -> list[npt.NDArray[np.int64]]:
+    """Draw the pool's unscored documents predicted nearest the cut, as many as the round's pulls leave for it."""
+    size = config.bandit.documents_per_pull
+    n_active = n_pulls * (size - _random_documents(config))
+    if n_active == 0:
+        return []
+    predicted, cut = _predicted(config, stage, reading)
+    unscored = ~reading.scored_N & ~np.isnan(predicted)
+    unscored[pulled] = False
+    left = np.flatnonzero(unscored)
+    rows, _ = prediction.active_draw(predicted[left], cut, n_active, 0.0, generator)
+    drawn = left[rows]
+    return [drawn[start : start + size] for start in range(0, len(drawn), size)]
+
+
+@functools.lru_cache(maxsize=1)
+def _predicted_pools() -> dict[tuple[str, str, str, int, int], tuple[npt.NDArray[np.float64], float]]:
+    """Keep the last prediction of the pool in this process: a few rounds use each."""
+    return {}
+
+
+def _predicted(config: RunConfig, stage: Stage, reading: Reading) -> tuple[npt.NDArray[np.float64], float]:
+    """Predict the pool from what was scored before round `reading.fitted_round`.
+
+    Returns:
+        [N] influence per token, measured where scored, NaN for what an earlier stage has chosen; and the influence at
+        which a selection by it would end.
+    """
+    kept = _predicted_pools()
+    key = (config.workspace, stage.run, stage.version, stage.number, reading.fitted_round)
+    if key not in kept:
+        kept.clear()
+        kept[key] = _predict_pool(config, stage, reading)
+    return kept[key]
+
+
+def _predict_pool(config: RunConfig, stage: Stage, reading: Reading) -> tuple[npt.NDArray[np.float64], float]:
+    store = open_store(config.workspace)
+    scores = stage_scores(reading, stage).slice(0, reading.fitted_documents)
+    generator = np.random.default_rng([config.seed, 15, stage.number, reading.fitted_round])
+    n_arms = len(reading.state.n_documents)
+    predictor = fit_scored(config.workspace, stage.version, scores, n_arms, generator)
+    influence = predict_positions(config.workspace, stage.version, predictor, np.arange(len(reading.scored_N)))
+    influence[scores["position"].to_numpy()] = scores["influence"].to_numpy()
+    taken = read_chosen(store, stage.run, stage.number)
+    influence[taken["position"].to_numpy()] = np.nan
+    open_N = np.flatnonzero(~np.isnan(influence))
+    budget = stage_budget(config, stage.number) - int(taken["n_tokens"].to_numpy().sum())
+    targeted = max(int((1 - config.selection.general_share) * budget), 1)
+    n_tokens = read_column(store, stage.version, "n_tokens")[open_N].astype(np.int64)
+    return influence, prediction.selection_cut(influence[open_N], n_tokens, targeted)
 
 
 @step("score pulls")
-def score_round(config: RunConfig, stage: Stage, draws: list[Draw]) -> list[pa.Table]:
-    """Score every drawn document against the direction; one table a pull, its documents in arm order."""
+def score_round(config: RunConfig, stage: Stage, plan: Plan) -> list[pa.Table]:
+    """Score a round's documents against the direction; one table a chunk, its rows in the chunk's order."""
     device = pick_device(config.compute.device)
     model = config.model
     settings = (model.window_tokens, model.batch_tokens, model.dtype, device)
-    items = [(config.workspace, stage, draw, *settings) for draw in draws]
-    return spread(score_pull, items, "score", "pulls")
+    items = [(config.workspace, stage, chunk, *settings) for chunk in plan.chunks]
+    return spread(score_chunk, items, "score", "pulls")
 
 
-def score_pull(
-    workspace: str, stage: Stage, draw: Draw, window_tokens: int, batch_tokens: int, dtype: str, device: str
+def score_chunk(
+    workspace: str,
+    stage: Stage,
+    positions: tuple[int, ...],
+    window_tokens: int,
+    batch_tokens: int,
+    dtype: str,
+    device: str,
 ) -> pa.Table:
-    """Draw one pull's documents and score them, windows of a document summed."""
-    arm, cursor, n = draw
-    store = open_store(workspace)
-    start = int(load_arms(workspace, stage.version)["position"][arm].as_py()) + cursor
-    rows = read_positions(store, stage.version, np.arange(start, start + n), ["id", "source", "text"])
+    """Score the documents at `positions`, windows of a document summed."""
+    columns = ["id", "source", "arm", "text"]
+    rows = read_positions(open_store(workspace), stage.version, np.array(positions), columns)
     model, tokenizer = load_checkpoint(workspace, stage.checkpoint, dtype, device)
     documents = encode(tokenizer, rows["text"].to_pylist())
     batches, owner = make_batches(documents, window_tokens, batch_tokens)
     scores = score_documents(model, batches, _load_direction(workspace, stage.direction, dtype, device))
+    n = len(positions)
     influence = torch.zeros(n, dtype=torch.float64).index_add_(0, owner, torch.as_tensor(scores.influence))
     targets = torch.zeros(n, dtype=torch.int64).index_add_(0, owner, torch.as_tensor(scores.n_tokens))
     return pa.table(
         {
-            "position": np.arange(start, start + n),
+            "position": np.array(positions, dtype=np.int64),
             "id": rows["id"],
             "source": rows["source"],
-            "arm": np.full(n, arm, dtype=np.int32),
+            "arm": rows["arm"],
             "n_tokens": np.array([len(ids) for ids in documents]),
             "n_targets": targets.numpy(),
             "influence": (influence / targets).numpy(),
@@ -125,19 +219,19 @@ def score_pull(
 
 
 @step("commit round")
-def commit_round(config: RunConfig, stage: Stage, number: int, draws: list[Draw], scores: list[pa.Table]) -> None:
+def commit_round(config: RunConfig, stage: Stage, number: int, plan: Plan, scores: list[pa.Table]) -> None:
     """Update the arms and commit the round to the ledger; its manifest says what it cost and what it found."""
     store = open_store(config.workspace)
-    before = load_state(config, stage, number)
-    settings = policy(config)
-    pulls = [_pull(draw, table) for draw, table in zip(draws, scores, strict=True)]
+    reading = read_state(config, stage, number)
+    before, settings = reading.state, policy(config)
+    ranges = [_positions(config, stage, draw) for draw in plan.draws]
+    table = _label_active(scores, np.concatenate(ranges))
+    known = pa.concat_tables([stage_scores(reading, stage), table])
+    pulls = [_pull(draw, own, known) for draw, own in zip(plan.draws, ranges, strict=True)]
     after = bandit.update(before, pulls, settings, _neighbours(config, stage.version))
-    table = pa.concat_tables(scores)
     threshold = _threshold(config, stage, number, table)
     accepted = table["influence"].to_numpy() > threshold
-    table = table.append_column("accepted", pa.array(accepted)).select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA)
     ucb = bandit.ucb_scores(before, settings)
-    pulled = pa.Table.from_pylist([_pull_row(p, ucb) for p in pulls], PULL_SCHEMA)
     n_tokens = table["n_tokens"].to_numpy()
     info = {
         "kind": "pilot" if number == 0 else "bandit",
@@ -146,20 +240,36 @@ def commit_round(config: RunConfig, stage: Stage, number: int, draws: list[Draw]
         "reward_moments": [float(x) for x in after.reward_moments],
         "arms": len(pulls),
         "documents": table.num_rows,
+        "active_documents": int(table["active"].to_numpy().sum()),
         "tokens": int(n_tokens.sum()),
         "accepted_documents": int(accepted.sum()),
         "accepted_tokens": int(n_tokens[accepted].sum()),
         "mean_reward": float(np.mean([p.reward for p in pulls])),
         "effective_arms": float(effective_arms(after.cursor.astype(np.float64))),
     }
-    written = {"arms": _changed_arms(before, after), "pulls": pulled, "scores": table}
+    written = {
+        "arms": _changed_arms(before, after),
+        "pulls": pa.Table.from_pylist([_pull_row(p, ucb) for p in pulls], PULL_SCHEMA),
+        "scores": table.append_column("accepted", pa.array(accepted)),
+    }
     rounds.commit_round(store, stage.run, stage.number, number, written, info)
 
 
-def _pull(draw: Draw, table: pa.Table) -> Pull:
-    rewards = table["influence"].to_numpy()
-    targets = int(table["n_targets"].to_numpy().sum())
-    return Pull(*draw, targets, float(rewards.mean()), float(rewards.var()))
+def _label_active(scores: list[pa.Table], pulled: npt.NDArray[np.int64]) -> pa.Table:
+    """Join a round's scores and tell those that no pull has drawn."""
+    if not scores:
+        return SCORE_SCHEMA.empty_table()
+    table = pa.concat_tables(scores)
+    active = ~np.isin(table["position"].to_numpy(), pulled)
+    return table.append_column("active", pa.array(active)).cast(SCORE_SCHEMA)
+
+
+def _pull(draw: Draw, own: npt.NDArray[np.int64], known: pa.Table) -> Pull:
+    """Sum up a draw; what was scored of it against another direction says nothing here."""
+    rows = np.flatnonzero(np.isin(known["position"].to_numpy(), own))
+    rewards, targets = known["influence"].to_numpy()[rows], int(known["n_targets"].to_numpy()[rows].sum())
+    mean, variance = (float(rewards.mean()), float(rewards.var())) if len(rows) else (0.0, 0.0)
+    return Pull(*draw, targets, mean, variance)
 
 
 def _pull_row(pull: Pull, ucb: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -184,71 +294,9 @@ def _changed_arms(before: BanditState, after: BanditState) -> pa.Table:
     return pa.table(columns, names=ARM_SCHEMA.names).cast(ARM_SCHEMA)
 
 
-@dataclass
-class _Reading:
-    """How far this process has read a run's ledger, so that going on costs the new rounds only.
-
-    Attributes:
-        stage: the stage it is in.
-        round: the next round to read.
-        state: the state before that round.
-        accepted_tokens: tokens above τ in the stage's rounds before it.
-    """
-
-    state: BanditState
-    stage: int = 0
-    round: int = 0
-    accepted_tokens: int = 0
-
-
 def load_state(config: RunConfig, stage: Stage, number: int) -> BanditState:
-    """Return the state before round `number`, from the ledger: all arms of all rounds before it, stage by stage."""
-    return _read_up_to(config, stage, number).state
-
-
-def _read_up_to(config: RunConfig, stage: Stage, number: int) -> _Reading:
-    store = open_store(config.workspace)
-    reading = _reading(config.workspace, stage.run, stage.version)
-    if (reading.stage, reading.round) > (stage.number, number):
-        _reading.cache_clear()
-        reading = _reading(config.workspace, stage.run, stage.version)
-    while reading.stage < stage.number:
-        _read_rounds(store, stage.run, reading, rounds.count_rounds(store, stage.run, reading.stage))
-        if reading.round > 0:
-            reading.state = bandit.discount(reading.state, config.bandit.discount)
-        reading.stage, reading.round, reading.accepted_tokens = reading.stage + 1, 0, 0
-    _read_rounds(store, stage.run, reading, number)
-    return reading
-
-
-@functools.lru_cache(maxsize=1)
-def _reading(workspace: str, run: str, version: str) -> _Reading:
-    return _Reading(bandit.initial_state(load_arms(workspace, version)["n_documents"].to_numpy()))
-
-
-def _read_rounds(store: Store, run: str, reading: _Reading, end: int) -> None:
-    """Apply the rounds from where `reading` stands up to round `end` of its stage."""
-    while reading.round < end:
-        manifest = rounds.read_round(store, run, reading.stage, reading.round)
-        table = rounds.read_round_table(store, manifest, "arms")
-        state, arm = reading.state, table["arm"].to_numpy()
-        cursor, pulls, reward_sum = state.cursor.copy(), state.pulls.copy(), state.reward_sum.copy()
-        cursor[arm], pulls[arm], reward_sum[arm] = table["cursor"], table["pulls"], table["reward_sum"]
-        moments = np.array(manifest.info["reward_moments"])
-        reading.round += 1
-        reading.state = BanditState(state.n_documents, cursor, pulls, reward_sum, moments, reading.round)
-        reading.accepted_tokens += manifest.info["accepted_tokens"]
-
-
-@functools.lru_cache(maxsize=2)
-def load_arms(workspace: str, version: str) -> pa.Table:
-    """Load a pool version's arm index, with each arm's first `position` in arm order."""
-    store = open_store(workspace)
-    manifest = read_manifest(store, version)
-    table = read_table(store, f"{manifest['tables']}/arms.parquet", None)
-    starts = np.cumsum([0, *[part["rows"] for part in manifest["parts"]]])
-    position = starts[table["part"].to_numpy()] + table["row"].to_numpy()
-    return table.append_column("position", pa.array(position))
+    """Return the arms' state before round `number`, from the ledger."""
+    return read_state(config, stage, number).state
 
 
 @functools.lru_cache(maxsize=2)
@@ -293,6 +341,7 @@ def policy(config: RunConfig) -> bandit.Policy:
         "contextual": bandit.contextual_policy,
     }
     choices = settings.model_dump(include=set(PRESET_CHOICES[settings.preset]), exclude_none=True)
+    choices["documents_per_pull"] = _random_documents(config)
     if settings.preset == "paper":
         choices["visit_every_arm"] = config.clustering.arms <= settings.pilot_documents
     return presets[settings.preset](**choices)
@@ -307,7 +356,7 @@ def stop_reason(config: RunConfig, stage: Stage, number: int) -> str | None:
     """Say why a stage ends before round `number` (`exhausted`, `budget`, `max_rounds`, `max_scored`), or None."""
     if number == 0:
         return None
-    reading = _read_up_to(config, stage, number)
+    reading = read_state(config, stage, number)
     state = reading.state
     if np.array_equal(state.cursor, state.n_documents):
         return "exhausted"
@@ -316,7 +365,7 @@ def stop_reason(config: RunConfig, stage: Stage, number: int) -> str | None:
         return "budget"
     if number >= config.bandit.max_rounds:
         return "max_rounds"
-    scored = float(state.cursor.sum()) / float(state.n_documents.sum())
+    scored = float(reading.scored_N.mean())
     share = config.bandit.max_scored_share
     if share is None:
         share = 1.0 if config.selection.mode == "instance" else PREDICTED_SCORED_SHARE

@@ -4,6 +4,7 @@ Owns the audit. Nothing is scored: the configuration, the seed, the pool version
 tables give each round's pulls again, and they are compared with the committed ones. Refuses to repair anything.
 """
 
+import itertools
 from typing import Any
 
 from quad_tasks.config import RunConfig
@@ -19,7 +20,7 @@ def replay_run(config: RunConfig) -> list[dict[str, Any]]:
 
     Returns:
         By round: `stage`, `round`, `kind`, `pulls` committed, and `reproduced`, whether the same arms at the same
-        cursors with as many documents were chosen again.
+        cursors with as many documents were chosen again, and the same documents for what was predicted of them.
 
     Raises:
         StoreKeyError: the run has committed no round.
@@ -41,12 +42,14 @@ def replay_run(config: RunConfig) -> list[dict[str, Any]]:
 def _replay_round(store: Store, config: RunConfig, version: str, committed: rounds.RoundManifest) -> dict[str, Any]:
     # Which checkpoint and direction scored the documents has no part in the choice.
     stage = Stage(config.run, committed.stage, version, checkpoint="", direction=committed.info["direction"])
-    table = rounds.read_round_table(store, committed, "pulls")
-    drawn: list[Draw] = list(zip(*(table[name].to_pylist() for name in ("arm", "cursor", "n_documents")), strict=True))
+    pulls = rounds.read_round_table(store, committed, "pulls")
+    scored = rounds.read_round_table(store, committed, "scores")["position"].to_pylist()
+    drawn = list(zip(*(pulls[name].to_pylist() for name in Draw._fields), strict=True))
+    plan = choose_round.fn(config, stage, committed.round)
     return {
         "stage": committed.stage,
         "round": committed.round,
         "kind": committed.info["kind"],
         "pulls": len(drawn),
-        "reproduced": choose_round.fn(config, stage, committed.round) == drawn,
+        "reproduced": plan.draws == drawn and list(itertools.chain(*plan.chunks)) == scored,
     }

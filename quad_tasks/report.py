@@ -21,9 +21,10 @@ from quad_tasks.core import bandit, diversity
 from quad_tasks.core.diagnosis import Measured, diagnose
 from quad_tasks.core.terms import telling_terms
 from quad_tasks.publish import count_documents, read_scores
-from quad_tasks.pull import load_arms, load_state, policy
+from quad_tasks.pull import load_state, policy
 from quad_tasks.records import Stage
 from quad_tasks.report_page import render_page
+from quad_tasks.state import load_arms
 from quad_tasks.storage import rounds
 from quad_tasks.storage.manifest import digest, read_manifest
 from quad_tasks.storage.positions import column_vectors, read_positions, read_table
@@ -149,7 +150,8 @@ def _measured(
 ) -> Measured:
     """Gather what the failure signatures are judged by; scores are those of the last stage."""
     before, after = last["before"], last["selected"]
-    staged = scores.filter(pa.array(scores["stage"].to_numpy() == last["stage"]))
+    at_random = ~scores["active"].to_numpy(zero_copy_only=False)
+    staged = scores.filter(pa.array(at_random & (scores["stage"].to_numpy() == last["stage"])))
     others = [d for d in before["domains"] if d != config.heldout.reference_domain]
     return Measured(
         selected_tokens=int(chosen["n_tokens"].to_numpy().sum()),

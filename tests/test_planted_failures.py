@@ -18,7 +18,7 @@ from quad_tasks import pull
 from quad_tasks.config import Signature, parse_config
 from quad_tasks.core import bandit, diagnosis
 from quad_tasks.core.diagnosis import Measured, diagnose
-from quad_tasks.pull import score_pull
+from quad_tasks.pull import score_chunk
 from quad_tasks.records import Pull
 from quad_tasks.report import UnwantedFinding
 from quad_tasks.storage.store import open_store
@@ -52,10 +52,10 @@ def with_influence(table: pa.Table, values: np.ndarray) -> pa.Table:
     return table.set_column(table.schema.get_field_index("influence"), "influence", pa.array(values))
 
 
-def score_noise(workspace, stage, draw, *settings):
-    """Score a pull as ever, then replace every score by a number that says nothing of its arm."""
-    table = score_pull(workspace, stage, draw, *settings)
-    return with_influence(table, np.random.default_rng(draw[:2]).normal(size=len(table)))
+def score_noise(workspace, stage, positions, *settings):
+    """Score a chunk as ever, then replace every score by a number that says nothing of its arm."""
+    table = score_chunk(workspace, stage, positions, *settings)
+    return with_influence(table, np.random.default_rng(positions).normal(size=len(table)))
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,8 @@ def test_a_budget_that_scores_everything_is_found_as_too_much_compute(findings):
 
 
 def test_scores_that_are_noise_inside_arms_are_found_as_arms_not_homogeneous(findings, monkeypatch):
-    monkeypatch.setattr(pull, "score_pull", score_noise)
-    assert set(findings("noise", selection=selecting(2500))) == {"arms_not_homogeneous"}
+    monkeypatch.setattr(pull, "score_chunk", score_noise)
+    assert set(findings("noise", selection=selecting(1200))) == {"arms_not_homogeneous"}
 
 
 def test_a_finding_the_configuration_does_not_accept_fails_the_reported_run(findings):

@@ -7,9 +7,10 @@ from small_pool import small_config
 
 from flows.select_data import select_data
 from quad_tasks.config import parse_config
-from quad_tasks.pull import ARM_SCHEMA, load_arms, load_state, policy, stop_reason
+from quad_tasks.pull import ARM_SCHEMA, load_state, policy, stop_reason
 from quad_tasks.records import Stage
 from quad_tasks.run import pinned_pool
+from quad_tasks.state import SCORE_SCHEMA, load_arms
 from quad_tasks.storage import rounds
 from quad_tasks.storage.store import open_store
 
@@ -23,7 +24,8 @@ def configured(**bandit):
 @pytest.mark.parametrize("preset", ["paper", "released", "thompson", "contextual"])
 def test_every_preset_takes_every_choice_of_a_configuration(preset):
     built = policy(configured(preset=preset, alpha=0.5, propagation="weights", arms_per_round=3, documents_per_pull=5))
-    assert (built.name, built.arms_per_round, built.documents_per_pull) == (preset, 3, 5)
+    n_random = 5 - 3  # a whole pull is its random part: three of five are drawn actively
+    assert (built.name, built.arms_per_round, built.documents_per_pull) == (preset, 3, n_random)
 
 
 def test_every_arm_is_visited_first_only_where_the_pilot_could_reach_each():
@@ -47,8 +49,8 @@ def test_a_state_is_the_last_word_of_the_rounds_before_it_however_many_there_are
     arms, n_rounds = load_arms(small_run.workspace, stage.version).num_rows, 1100  # more than Python's recursion limit
     for number in range(n_rounds):
         row = {"arm": number % arms, "cursor": 1, "pulls": float(number), "reward_sum": -float(number)}
-        info = {"reward_moments": [number, 0.0, 0.0], "accepted_tokens": 1}
-        tables = {"arms": pa.Table.from_pylist([row], ARM_SCHEMA)}
+        info = {"reward_moments": [number, 0.0, 0.0], "accepted_tokens": 1, "direction": ""}
+        tables = {"arms": pa.Table.from_pylist([row], ARM_SCHEMA), "scores": SCORE_SCHEMA.empty_table()}
         rounds.commit_round(store, "long", 0, number, tables, info)
     last = np.array([max(n for n in range(n_rounds) if n % arms == arm) for arm in range(arms)])
     state = load_state(config, stage, n_rounds)

@@ -14,8 +14,8 @@ from flows.select_data import select_data
 from quad_tasks.config import parse_config
 from quad_tasks.core.model import train_tokenizer
 from quad_tasks.publish import read_scores
-from quad_tasks.pull import load_arms
 from quad_tasks.run import load_run, pinned_pool, run_status
+from quad_tasks.state import load_arms
 from quad_tasks.storage.manifest import ManifestMismatch, read_manifest
 from quad_tasks.storage.positions import read_table
 from quad_tasks.storage.rounds import RunInUse, claim_run, list_rounds, release_run
