@@ -8,9 +8,11 @@ pool by measured or predicted influence is its selection.
 
     python tests/benchmarks/bench_bandit.py --cache DIRECTORY [--json]
 
-Strategies: the plain names draw a part at random and the rest near the selection's cut, refitting between draws;
-`random` draws all at random; `ngrams` is `random` without the model's hidden states; `arm_means` ranks the unscored by
-their arm alone. The truth is built once (about 10 minutes on one idle core) and kept under --cache.
+Strategies: the plain names do what a run does by default: a random pilot, then rounds that pull arms by the paper's
+policy and draw the other three quarters of their documents near the selection's cut, refitting as scores grow, on
+n-gram embeddings; `hidden` does the same with the model's mean hidden states among the features; `random` draws all
+documents at random; `arm_means` also ranks the unscored by their arm alone. The truth is built once (about 10 minutes
+on one idle core) and kept under --cache.
 
 Shape suffixes: N documents, D features, K arms.
 """
@@ -28,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from quad_tasks.config import BanditConfig
 from quad_tasks.core.bandit import choose_arms, contextual_policy, initial_state, paper_policy, update
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.ekfac import apply_inverse, fit_factors
@@ -39,6 +42,7 @@ from quad_tasks.core.model import Batch, LlamaSize, encode, fresh_llama, make_ba
 from quad_tasks.core.prediction import active_draw, document_features, fit_predictor, predict
 from quad_tasks.core.training import Schedule, make_optimizer, train
 from quad_tasks.records import Pull
+from quad_tasks.state import REFIT_GROWTH
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -55,8 +59,9 @@ PEAK_RATE = 3e-3
 N_ARMS = 100
 SELECTED_SHARE = 1 / 8
 SCORED_SHARES = (0.05, 0.10, 0.16)
-FIRST_SHARE = 1 / 3
-REFITS = 6
+PILOT = BanditConfig().pilot_documents
+PULL = BanditConfig().documents_per_pull
+RANDOM_PULL = PULL - int(BanditConfig().active_share * PULL)
 SEEDS = 5
 
 
@@ -151,19 +156,39 @@ def random_share(
     return share_reached(truth, estimate(truth, features_ND, scored, generator))
 
 
-def active_share(
+def run_share(
     truth: Arrays, features_ND: npt.NDArray[np.float64], n_scored: int, generator: np.random.Generator
 ) -> float:
-    """Score a part at random, the rest near the cut of the selection so far, refitted before each draw."""
-    scored = generator.choice(len(features_ND), size=int(FIRST_SHARE * n_scored), replace=False)
-    n_selected = int(SELECTED_SHARE * len(features_ND))
-    for count in np.diff(np.linspace(len(scored), n_scored, REFITS + 1).astype(int)):
-        estimate_N = estimate(truth, features_ND, scored, generator)
-        cut = float(np.partition(estimate_N, -n_selected)[-n_selected])
-        unscored = np.setdiff1d(np.arange(len(features_ND)), scored)
-        drawn, _ = active_draw(estimate_N[unscored], cut, int(count), 0.0, generator)
-        scored = np.concatenate((scored, unscored[drawn]))
-    return share_reached(truth, estimate(truth, features_ND, scored, generator))
+    """Score as a run does (`quad_tasks.pull`): a pilot, then rounds of pulls and of documents near the cut."""
+    influence_N, arm_N = truth["influence"], truth["arm"]
+    size_K = np.bincount(arm_N, minlength=N_ARMS)
+    arms = [generator.permutation(np.flatnonzero(arm_N == arm)) for arm in range(N_ARMS)]
+    policy, state = paper_policy(documents_per_pull=RANDOM_PULL), initial_state(size_K)
+    scored_N = np.zeros(len(arm_N), dtype=bool)
+    count_K = generator.multivariate_hypergeometric(size_K, PILOT, method="marginals")
+    fitted, estimate_N, cut = 0, np.zeros(len(arm_N)), 0.0
+    while True:
+        pulls = []
+        for arm in np.flatnonzero(count_K).tolist():
+            cursor, n = int(state.cursor[arm]), int(count_K[arm])
+            rows = arms[arm][cursor : cursor + n]
+            scored_N[rows] = True
+            pulls.append(Pull(arm, cursor, n, n, float(influence_N[rows].mean()), 0.0))
+        if fitted:
+            left = np.flatnonzero(~scored_N)
+            n_active = min(len(pulls) * (PULL - RANDOM_PULL), n_scored - int(scored_N.sum()))
+            scored_N[left[active_draw(estimate_N[left], cut, n_active, 0.0, generator)[0]]] = True
+        state = update(state, pulls, policy)
+        if scored_N.sum() >= n_scored:
+            return share_reached(truth, estimate(truth, features_ND, np.flatnonzero(scored_N), generator))
+        if scored_N.sum() >= REFIT_GROWTH * fitted:
+            fitted = int(scored_N.sum())
+            estimate_N = estimate(truth, features_ND, np.flatnonzero(scored_N), generator)
+            n_selected = int(SELECTED_SHARE * len(arm_N))
+            cut = float(np.partition(estimate_N, -n_selected)[-n_selected])
+        count_K = np.zeros_like(size_K)
+        chosen = choose_arms(state, policy, generator)
+        count_K[chosen] = np.minimum(RANDOM_PULL, (size_K - state.cursor)[chosen])
 
 
 def arm_mean_share(
@@ -174,14 +199,14 @@ def arm_mean_share(
 
 
 def measure_shares(truth: Arrays) -> dict[str, float]:
-    """Every strategy's share at every budget, mean over seeds; `active`'s under the plain names."""
+    """Every strategy's share at every budget, mean over seeds."""
     documents = truth["embedding"], truth["n_tokens"], truth["n_bytes"]
     plain_ND = document_features(*documents)
     full_ND = document_features(*documents, [truth["hidden"]])
     strategies: dict[str, tuple[Callable[..., float], npt.NDArray[np.float64]]] = {
-        "": (active_share, full_ND),
-        "random_": (random_share, full_ND),
-        "ngrams_": (random_share, plain_ND),
+        "": (run_share, plain_ND),
+        "hidden_": (run_share, full_ND),
+        "random_": (random_share, plain_ND),
         "arm_means_": (arm_mean_share, plain_ND),
     }
     shares = {}
