@@ -3,9 +3,11 @@
 from prefect import flow
 
 from flows.cluster import dask_cluster
-from quad_tasks.choose import select_stage
+from quad_tasks.choose import read_findings, select_stage
 from quad_tasks.config import RunConfig
-from quad_tasks.pull import choose_round, commit_round, rounds_committed, score_round, stop_reason
+from quad_tasks.draw import choose_round
+from quad_tasks.findings import refuse_unwanted
+from quad_tasks.pull import commit_round, rounds_committed, score_round, stop_reason
 from quad_tasks.records import Stage
 from quad_tasks.timing import timed
 
@@ -20,10 +22,16 @@ def bandit_round(config: RunConfig, stage: Stage, number: int) -> None:
 
 @flow(name="run-bandit")
 def run_bandit(config: RunConfig, stage: Stage) -> str:
-    """Run the rounds that are still to do, then choose the stage's documents; return the key of what was chosen."""
+    """Run the rounds that are still to do, then choose the stage's documents; return the key of what was chosen.
+
+    Raises:
+        UnwantedFinding: the stage has a finding of `diagnosis.stop_on`; nothing was trained on it.
+    """
     with dask_cluster(config.compute), timed(config.workspace, config.run, "bandit"):
         number = rounds_committed(config, stage)
         while stop_reason(config, stage, number) is None:
             bandit_round(config, stage, number)
             number += 1
-        return select_stage(config, stage)
+        chosen = select_stage(config, stage)
+    refuse_unwanted(config, read_findings(config, stage))
+    return chosen

@@ -8,10 +8,11 @@ from flows.refresh_pool import refresh_pool
 from flows.run_bandit import run_bandit
 from flows.train_model import train_model
 from quad_tasks.config import RunConfig
+from quad_tasks.findings import refuse_unwanted
 from quad_tasks.publish import publish_selection
 from quad_tasks.records import Stage
 from quad_tasks.reference import prepare_reference
-from quad_tasks.report import stop_on_findings, write_report
+from quad_tasks.report import read_findings, write_report
 from quad_tasks.run import (
     driving,
     open_run,
@@ -40,5 +41,5 @@ def select_data(config: RunConfig) -> str:
         with timed(config.workspace, config.run, "publish"):
             publish_selection(config, version)
         report = write_report(config, version, reference)
-    stop_on_findings(config)
+    refuse_unwanted(config, read_findings(config))
     return report

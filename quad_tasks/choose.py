@@ -4,7 +4,6 @@ A document is named by its position in the pool version. What a stage chose beco
 which holds how well the prediction did on scored documents it had not seen.
 """
 
-import functools
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +13,7 @@ import pyarrow as pa
 from quad_tasks.compute import step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import redundancy, selection
+from quad_tasks.core.diagnosis import budget_not_reached
 from quad_tasks.predict import fit_scored, predict_positions
 from quad_tasks.records import Stage
 from quad_tasks.state import load_arms
@@ -47,25 +47,32 @@ def select_stage(config: RunConfig, stage: Stage) -> str:
     Scores of earlier stages count as long as they were measured against the same direction. What was measured against
     another one counts as unseen, and what an earlier stage chose is not chosen again.
     """
+    return _commit_choice(config, stage, f"{stage.prefix}/selected", config.selection.general_share)
+
+
+@step("select a mixture")
+def select_mixture(config: RunConfig, stage: Stage, general_share: float) -> str:
+    """Choose as `select_stage` would at another general share, for the frontier; return the key."""
+    return _commit_choice(config, stage, f"{stage.prefix}/general-{general_share:g}", general_share)
+
+
+def _commit_choice(config: RunConfig, stage: Stage, key: str, general_share: float) -> str:
     store = open_store(config.workspace)
-    key = f"{stage.prefix}/selected"
     if store.exists(f"{key}.json"):
         return key
     scores, threshold = _read_scores(store, stage)
     taken = read_chosen(store, stage.run, stage.number)
     candidates = _measured_candidates(store, stage, scores)
-    info: dict[str, Any] = {"threshold": threshold, "direction": stage.direction}
+    info: dict[str, Any] = {"threshold": threshold, "direction": stage.direction, "general_share": general_share}
     if config.selection.mode == "predicted":
         unseen = np.setdiff1d(np.flatnonzero(~candidates.scored), taken["position"].to_numpy())
         info["prediction"] = _predict(config, stage, scores, candidates, threshold, unseen)
     budget = stage_budget(config, stage.number) - int(taken["n_tokens"].to_numpy().sum())
-    allowed = np.ones(len(candidates.arm), dtype=bool)
-    allowed[taken["position"].to_numpy()] = False
     means = _arm_means(scores, len(load_arms(config.workspace, stage.version)))
-    ranked = functools.partial(selection.rank, threshold=threshold, mode=config.selection.mode, arm_mean_K=means)
-    dropped = _near_duplicates(config, stage, candidates, allowed, ranked, budget, taken)
-    allowed[dropped] = False
-    rows = np.flatnonzero(allowed)
+    rows = np.setdiff1d(np.arange(len(candidates.arm)), taken["position"].to_numpy())
+    order = rows[selection.rank(_take(candidates, rows), threshold, config.selection.mode, means)]
+    order, dropped = _avoid_likes(config, stage, candidates, order, budget, general_share, taken)
+    rows = np.setdiff1d(rows, dropped)
     chosen = rows[
         selection.select(
             _take(candidates, rows),
@@ -74,13 +81,30 @@ def select_stage(config: RunConfig, stage: Stage) -> str:
             config.selection.mode,
             means,
             config.selection.per_arm_share,
-            config.selection.general_share,
+            general_share,
             np.random.default_rng([config.seed, 12, stage.number]),
+            np.searchsorted(rows, order),
         )
     ]
+    short = budget_not_reached(int(candidates.n_tokens[chosen].sum()), budget, int(candidates.n_tokens[rows].sum()))
     info |= {"budget_tokens": budget, "near_duplicates": np.sort(dropped).tolist()}
+    info["findings"] = [*([asdict(short)] if short else []), *_round_findings(store, stage)]
     _write_chosen(store, key, _describe(store, stage, candidates, chosen, scores), info)
     return key
+
+
+def _round_findings(store: Store, stage: Stage) -> list[dict[str, Any]]:
+    last = rounds.count_rounds(store, stage.run, stage.number) - 1
+    findings: list[dict[str, Any]] = rounds.read_round(store, stage.run, stage.number, last).info["findings"]
+    return findings
+
+
+def read_findings(config: RunConfig, stage: Stage) -> list[dict[str, Any]]:
+    """Read what was found in a stage's rounds and in what they made it choose."""
+    findings: list[dict[str, Any]] = read_manifest(open_store(config.workspace), f"{stage.prefix}/selected.json")[
+        "findings"
+    ]
+    return findings
 
 
 def stage_budget(config: RunConfig, number: int) -> int:
@@ -138,32 +162,45 @@ def _arm_means(scores: pa.Table, n_arms: int) -> np.ndarray[Any, Any]:
     return means
 
 
-def _near_duplicates(
+def _avoid_likes(
     config: RunConfig,
     stage: Stage,
     candidates: selection.Candidates,
-    allowed: np.ndarray[Any, Any],
-    ranked: functools.partial[Any],
+    order: np.ndarray[Any, Any],
     budget: int,
+    general_share: float,
     taken: pa.Table,
-) -> np.ndarray[Any, Any]:
-    """Find documents too like a better one of their arm, or one taken before, among the best of a few budgets."""
-    cosine = config.selection.near_duplicate_cosine
-    if cosine is None:
-        return np.empty(0, dtype=np.int64)
-    rows = np.flatnonzero(allowed)
-    order = rows[ranked(_take(candidates, rows))]
-    order = order[np.cumsum(candidates.n_tokens[order]) <= LOOKAHEAD * budget + candidates.n_tokens.max()]
-    looked = np.concatenate([taken["position"].to_numpy(), order])
-    if not len(looked):
-        return np.empty(0, dtype=np.int64)
-    vectors = column_vectors(
-        read_positions(open_store(config.workspace), stage.version, looked, ["embedding"])["embedding"]
-    )
-    drop = redundancy.near_duplicates(vectors, candidates.arm[looked], np.arange(len(looked)), cosine)
-    drop[: taken.num_rows] = False
-    dropped: np.ndarray[Any, Any] = looked[drop]
-    return dropped
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Drop from a ranking what is too like a better document of its arm, or one taken before; then prefer variety.
+
+    Both look among the best documents of a few budgets.
+
+    Returns:
+        The positions left, best first, and those dropped.
+    """
+    settings = config.selection
+    within = np.cumsum(candidates.n_tokens[order]) <= LOOKAHEAD * budget + candidates.n_tokens.max()
+    best, rest = order[within], order[~within]
+    dropped = np.empty(0, dtype=np.int64)
+    if not len(best) or (settings.near_duplicate_cosine is None and settings.redundancy == 0):
+        return order, dropped
+    looked = np.concatenate([taken["position"].to_numpy(), best])
+    rows = read_positions(open_store(config.workspace), stage.version, looked, ["embedding"])
+    vectors = column_vectors(rows["embedding"])
+    if settings.near_duplicate_cosine is not None:
+        numbers = np.arange(len(looked))
+        drop = redundancy.near_duplicates(vectors, candidates.arm[looked], numbers, settings.near_duplicate_cosine)
+        drop = drop[taken.num_rows :]
+        dropped, best, vectors = best[drop], best[~drop], vectors[taken.num_rows :][~drop]
+    else:
+        vectors = vectors[taken.num_rows :]
+    if settings.redundancy == 0:
+        return np.concatenate([best, rest]), dropped
+    targeted = selection.targeted_budget(budget, general_share)
+    influence, n_tokens, arm = candidates.influence[best], candidates.n_tokens[best], candidates.arm[best]
+    numbers = np.arange(len(best))
+    varied = redundancy.select_diverse(numbers, influence, n_tokens, vectors, arm, targeted, settings.redundancy)
+    return best[varied], dropped
 
 
 def _describe(

@@ -217,6 +217,11 @@ class SelectionConfig(_Frozen):
     per_arm_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="Largest share of a stage's targeted tokens from one arm; None: any."
     )
+    redundancy: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="What a document loses by its cosine with one taken of its arm (maximal marginal relevance), in "
+        "standard deviations of influence; 0: nothing.",
+    )
     general_share: Share = Field(
         0.0,
         description="Share of the budget drawn from the rest of the pool, arms in proportion, to hold other domains.",
@@ -230,6 +235,11 @@ class TrainingConfig(_Frozen):
     stages: Annotated[int, Field(ge=1, le=99)] = Field(1, description="Stages the budget is spent in.")
     seeds: Annotated[int, Field(ge=1, le=99)] = Field(1, description="Training runs per stage, to show an interval.")
     control: bool = Field(True, description="Train a control on random documents of equal tokens.")
+    frontier: tuple[Share, ...] = Field(
+        (),
+        description="Other values of `selection.general_share` to train at as well, for the report's frontier of the "
+        "reference's gain against the other domains' loss.",
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="Peak learning rate of the one schedule.")
     warmup_share: Share = Field(0.05, description="Share of the schedule spent warming up.")
     batch_tokens: Positive = Field(4096, description="Tokens in one optimizer step.")
@@ -253,7 +263,8 @@ class DiagnosisConfig(_Frozen):
     """What a run makes of its findings; never part of a result's identity."""
 
     stop_on: tuple[Signature, ...] = Field(
-        (), description="Findings at which a run ends as failed, after its report is written."
+        (),
+        description="Findings at which a run ends as failed, before a stage is trained or after the report is written.",
     )
 
 

@@ -55,3 +55,9 @@ def _plain(label: str, total: int, unit: str) -> Callable[[int], None]:
             print(f"{label}: {done:,}/{total:,} {unit}{left}", file=sys.stderr, flush=True)
 
     return advance
+
+
+def notice(message: str) -> None:
+    """Say something once on standard error, unless quiet."""
+    if not os.environ.get(QUIET_VARIABLE):
+        print(message, file=sys.stderr, flush=True)

@@ -1,15 +1,12 @@
-"""Stage: one round of the bandit: choose arms, draw their next documents, score them, commit.
+"""Stage: one round of the bandit as drawn (`draw.py`): score its documents, take the rewards into account, commit.
 
-A round's choice follows from the rounds committed before it and the seed, and a round counts once its manifest is
-committed. A pull takes the next documents of its arm, which stand in a random order. Beside the pulls a round draws
-actively those of the pool's documents whose predicted influence lies nearest the selection's cut
-(`core.prediction.active_draw`). Arms' rewards and means come from the pulls alone. A document is scored once: where a
-pull comes upon one scored before, its score is taken from the ledger.
+A round counts once its manifest is committed. Arms' rewards and means come from the pulls alone, whose documents are a
+random sample of their arms; where a pull comes upon a document scored before, its score is taken from the ledger.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,19 +14,20 @@ import pyarrow as pa
 import torch
 
 from quad_tasks.checkpoints import load_checkpoint
-from quad_tasks.choose import read_chosen, stage_budget
 from quad_tasks.compute import spread, step
 from quad_tasks.config import RunConfig
-from quad_tasks.core import bandit, contextual, prediction, wasserstein
+from quad_tasks.core import bandit, diagnosis, wasserstein
 from quad_tasks.core.diversity import effective_arms
 from quad_tasks.core.influence import score_documents
 from quad_tasks.core.model import encode, make_batches, pick_device
-from quad_tasks.predict import fit_scored, predict_positions
+from quad_tasks.draw import Draw, Plan, policy, pulled_positions, random_documents
+from quad_tasks.findings import announce_findings
+from quad_tasks.progress import notice
 from quad_tasks.records import BanditState, Pull, Stage
 from quad_tasks.state import SCORE_SCHEMA, Reading, load_arms, read_state, stage_scores
 from quad_tasks.storage import rounds
 from quad_tasks.storage.factors import load_tensors
-from quad_tasks.storage.positions import column_vectors, read_column, read_positions
+from quad_tasks.storage.positions import column_vectors, read_positions
 from quad_tasks.storage.store import open_store
 
 ARM_SCHEMA = pa.schema(
@@ -46,143 +44,19 @@ PULL_SCHEMA = pa.schema(
         ("ucb_score", pa.float64()),
     ]
 )
+RESCORED_SCHEMA = pa.schema([("position", pa.int64()), ("influence", pa.float64()), ("before", pa.float64())])
 PREDICTED_SCORED_SHARE = 0.1
 """Share of the pool scored where a regression ranks the rest: beyond it a pilot's regression gained little."""
-PRESET_CHOICES = {
-    "paper": ("alpha", "arms_per_round", "documents_per_pull", "propagation"),
-    "released": ("alpha", "arms_per_round", "documents_per_pull", "propagation"),
-    "thompson": ("arms_per_round", "documents_per_pull", "propagation"),
-    "contextual": ("alpha", "arms_per_round", "documents_per_pull"),
-}
-"""What of a configuration each preset takes."""
-
-
-class Draw(NamedTuple):
-    """One pull before it is scored: the next `n_documents` of an arm, a random sample of what is left of it."""
-
-    arm: int
-    cursor: int
-    n_documents: int
-
-
-class Plan(NamedTuple):
-    """What a round is to do.
-
-    Attributes:
-        draws: its pulls, by arm.
-        chunks: positions to score, each scored at once: the pulls' documents not scored before, pull by pull, then
-            those drawn actively.
-    """
-
-    draws: list[Draw]
-    chunks: list[tuple[int, ...]]
-
-
-@step("choose arms")
-def choose_round(config: RunConfig, stage: Stage, number: int) -> Plan:
-    """Choose a round's pulls; round 0 is the random pilot, which estimates τ and gives every arm's mean a start."""
-    reading = read_state(config, stage, number)
-    state = reading.state
-    generator = np.random.default_rng([config.seed, 4, stage.number, number])
-    left = state.n_documents - state.cursor
-    if number == 0:
-        count = _pilot_counts(left, config.bandit.pilot_documents, generator)
-    else:
-        chosen = bandit.choose_arms(state, policy(config), generator, _arm_features(config.workspace, stage.version))
-        count = np.zeros_like(left)
-        count[chosen] = np.minimum(_random_documents(config), left[chosen])
-    arms = np.flatnonzero(count)
-    draws = [Draw(int(arm), int(state.cursor[arm]), int(count[arm])) for arm in arms]
-    ranges = [_positions(config, stage, draw) for draw in draws]
-    chunks = [own[~reading.scored_N[own]] for own in ranges]
-    if number > 0:
-        chunks += _draw_active(config, stage, reading, np.concatenate(ranges), len(arms), generator)
-    return Plan(draws, [tuple(chunk.tolist()) for chunk in chunks if len(chunk)])
-
-
-def _pilot_counts(left: npt.NDArray[np.int64], documents: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Draw documents uniformly from all that are left, each arm by its cursor: an arm's order is random already."""
-    n = min(documents, int(left.sum()))
-    return generator.multivariate_hypergeometric(left, n, method="marginals")
-
-
-def _positions(config: RunConfig, stage: Stage, draw: Draw) -> npt.NDArray[np.int64]:
-    start = int(load_arms(config.workspace, stage.version)["position"][draw.arm].as_py()) + draw.cursor
-    return np.arange(start, start + draw.n_documents)
-
-
-def _random_documents(config: RunConfig) -> int:
-    """Return how many of a pull's documents are drawn at random, at least one."""
-    return config.bandit.documents_per_pull - int(config.bandit.active_share * config.bandit.documents_per_pull)
-
-
-def _draw_active(
-    config: RunConfig,
-    stage: Stage,
-    reading: Reading,
-    pulled: npt.NDArray[np.int64],
-    n_pulls: int,
-    generator: np.random.Generator,
-) -> list[npt.NDArray[np.int64]]:
-    """Draw the pool's unscored documents predicted nearest the cut, as many as the round's pulls leave for it."""
-    size = config.bandit.documents_per_pull
-    n_active = n_pulls * (size - _random_documents(config))
-    if n_active == 0:
-        return []
-    predicted, cut = _predicted(config, stage, reading)
-    unscored = ~reading.scored_N & ~np.isnan(predicted)
-    unscored[pulled] = False
-    left = np.flatnonzero(unscored)
-    rows, _ = prediction.active_draw(predicted[left], cut, n_active, 0.0, generator)
-    drawn = left[rows]
-    return [drawn[start : start + size] for start in range(0, len(drawn), size)]
-
-
-@functools.lru_cache(maxsize=1)
-def _predicted_pools() -> dict[tuple[str, str, str, int, int], tuple[npt.NDArray[np.float64], float]]:
-    """Keep the last prediction of the pool in this process: a few rounds use each."""
-    return {}
-
-
-def _predicted(config: RunConfig, stage: Stage, reading: Reading) -> tuple[npt.NDArray[np.float64], float]:
-    """Predict the pool from what was scored before round `reading.fitted_round`.
-
-    Returns:
-        [N] influence per token, measured where scored, NaN for what an earlier stage has chosen; and the influence at
-        which a selection by it would end.
-    """
-    kept = _predicted_pools()
-    key = (config.workspace, stage.run, stage.version, stage.number, reading.fitted_round)
-    if key not in kept:
-        kept.clear()
-        kept[key] = _predict_pool(config, stage, reading)
-    return kept[key]
-
-
-def _predict_pool(config: RunConfig, stage: Stage, reading: Reading) -> tuple[npt.NDArray[np.float64], float]:
-    store = open_store(config.workspace)
-    scores = stage_scores(reading, stage).slice(0, reading.fitted_documents)
-    generator = np.random.default_rng([config.seed, 15, stage.number, reading.fitted_round])
-    n_arms = len(reading.state.n_documents)
-    predictor = fit_scored(config.workspace, stage.version, scores, n_arms, generator)
-    influence = predict_positions(config.workspace, stage.version, predictor, np.arange(len(reading.scored_N)))
-    influence[scores["position"].to_numpy()] = scores["influence"].to_numpy()
-    taken = read_chosen(store, stage.run, stage.number)
-    influence[taken["position"].to_numpy()] = np.nan
-    open_N = np.flatnonzero(~np.isnan(influence))
-    budget = stage_budget(config, stage.number) - int(taken["n_tokens"].to_numpy().sum())
-    targeted = max(int((1 - config.selection.general_share) * budget), 1)
-    n_tokens = read_column(store, stage.version, "n_tokens")[open_N].astype(np.int64)
-    return influence, prediction.selection_cut(influence[open_N], n_tokens, targeted)
 
 
 @step("score pulls")
 def score_round(config: RunConfig, stage: Stage, plan: Plan) -> list[pa.Table]:
-    """Score a round's documents against the direction; one table a chunk, its rows in the chunk's order."""
+    """Score a round's documents against the direction; one table a chunk, what is scored again last."""
     device = pick_device(config.compute.device)
     model = config.model
     settings = (model.window_tokens, model.batch_tokens, model.dtype, device)
-    items = [(config.workspace, stage, chunk, *settings) for chunk in plan.chunks]
+    chunks = [*plan.chunks, plan.rescored] if plan.rescored else plan.chunks
+    items = [(config.workspace, stage, chunk, *settings) for chunk in chunks]
     return spread(score_chunk, items, "score", "pulls")
 
 
@@ -224,12 +98,16 @@ def commit_round(config: RunConfig, stage: Stage, number: int, plan: Plan, score
     store = open_store(config.workspace)
     reading = read_state(config, stage, number)
     before, settings = reading.state, policy(config)
-    ranges = [_positions(config, stage, draw) for draw in plan.draws]
-    table = _label_active(scores, np.concatenate(ranges))
+    ranges = [pulled_positions(config, stage, draw) for draw in plan.draws]
+    table = _label_active(scores[: len(plan.chunks)], np.concatenate(ranges))
     known = pa.concat_tables([stage_scores(reading, stage), table])
     pulls = [_pull(draw, own, known) for draw, own in zip(plan.draws, ranges, strict=True)]
     after = bandit.update(before, pulls, settings, _neighbours(config, stage.version))
     threshold = _threshold(config, stage, number, table)
+    rescored = _compare_rescored(reading, scores[len(plan.chunks) :])
+    findings = _findings(config, stage, [*reading.scores[len(reading.scores) - number :], table])
+    stale = diagnosis.stale_influence(rescored["before"].to_numpy(), rescored["influence"].to_numpy())
+    findings += [stale] if stale else []
     accepted = table["influence"].to_numpy() > threshold
     ucb = bandit.ucb_scores(before, settings)
     n_tokens = table["n_tokens"].to_numpy()
@@ -246,13 +124,81 @@ def commit_round(config: RunConfig, stage: Stage, number: int, plan: Plan, score
         "accepted_tokens": int(n_tokens[accepted].sum()),
         "mean_reward": float(np.mean([p.reward for p in pulls])),
         "effective_arms": float(effective_arms(after.cursor.astype(np.float64))),
+        "findings": [asdict(finding) for finding in findings],
     }
+    if number == 0:
+        info["pilot"] = describe_pilot(table["influence"].to_numpy(), table["arm"].to_numpy())
     written = {
         "arms": _changed_arms(before, after),
         "pulls": pa.Table.from_pylist([_pull_row(p, ucb) for p in pulls], PULL_SCHEMA),
         "scores": table.append_column("accepted", pa.array(accepted)),
     }
+    if plan.rescored:
+        written["rescored"] = rescored
     rounds.commit_round(store, stage.run, stage.number, number, written, info)
+    _announce(config, stage, number, info)
+
+
+def _findings(config: RunConfig, stage: Stage, scores: list[pa.Table]) -> list[diagnosis.Finding]:
+    """Diagnose a stage by its rounds' score tables, from round 0 on."""
+    table = pa.concat_tables(scores)
+    at_random = ~table["active"].to_numpy(zero_copy_only=False)
+    round_N = np.repeat(np.arange(len(scores)), [len(part) for part in scores])
+    arms = load_arms(config.workspace, stage.version)
+    return diagnosis.diagnose_rounds(
+        table["influence"].to_numpy()[at_random],
+        table["arm"].to_numpy()[at_random],
+        round_N[at_random],
+        int(np.count_nonzero(arms["n_documents"].to_numpy())),
+        random_documents(config),
+        int(table["n_tokens"].to_numpy().sum()),
+        config.selection.budget_tokens // config.training.stages,
+    )
+
+
+def describe_pilot(influence_N: npt.NDArray[np.float64], arm_N: npt.NDArray[np.int32]) -> dict[str, Any]:
+    """Say what documents drawn at random tell: the deviation that α weighs, and the m that tells arms apart.
+
+    Returns:
+        `influence_deviation`, `between_arms_deviation`, `within_arms_deviation`, the `wanted_standard_error` of an
+        arm's mean and the `documents_per_pull` that gives it; None where arms do not differ.
+    """
+    spread = diagnosis.homogeneity(influence_N, arm_N)
+    between, within = (spread.between_variance, spread.within_variance) if spread else (0.0, 0.0)
+    error = diagnosis.ERROR_SHARE * float(np.sqrt(between))
+    return {
+        "influence_deviation": float(influence_N.std()),
+        "between_arms_deviation": float(np.sqrt(between)) if spread else None,
+        "within_arms_deviation": float(np.sqrt(within)) if spread else None,
+        "wanted_standard_error": error or None,
+        "documents_per_pull": diagnosis.documents_for_error(within, error) if error else None,
+    }
+
+
+def _compare_rescored(reading: Reading, scores: list[pa.Table]) -> pa.Table:
+    """Put what was scored again beside what it scored before."""
+    if not scores:
+        return RESCORED_SCHEMA.empty_table()
+    before = pa.concat_tables(reading.scores)
+    known = dict(zip(before["position"].to_pylist(), before["influence"].to_pylist(), strict=True))
+    new = scores[0].select(["position", "influence"])
+    return new.append_column("before", pa.array([known[p] for p in new["position"].to_pylist()])).cast(RESCORED_SCHEMA)
+
+
+def _announce(config: RunConfig, stage: Stage, number: int, info: dict[str, Any]) -> None:
+    """Say what the pilot chose and what a round newly found, on the console."""
+    if number == 0:
+        pilot = info["pilot"]
+        notice(
+            f"pilot of stage {stage.number}: τ = {info['threshold']:.4g}, α weighs a deviation of "
+            f"{pilot['influence_deviation']:.4g}, pulls of {pilot['documents_per_pull'] or 'any number of'} documents "
+            "tell arms apart"
+        )
+    known = []
+    if number > 0:
+        last = rounds.read_round(open_store(config.workspace), stage.run, stage.number, number - 1)
+        known = [finding["signature"] for finding in last.info["findings"]]
+    announce_findings(f"stage {stage.number} round {number}", info["findings"], known)
 
 
 def _label_active(scores: list[pa.Table], pulled: npt.NDArray[np.int64]) -> pa.Table:
@@ -305,13 +251,6 @@ def _load_direction(workspace: str, key: str, dtype: str, device: str) -> dict[s
     return {name: torch.from_numpy(array).to(device, torch.float32) for name, array in arrays.items()}
 
 
-@functools.lru_cache(maxsize=2)
-def _arm_features(workspace: str, version: str) -> np.ndarray[Any, Any]:
-    arms = load_arms(workspace, version)
-    sizes = (arms[name].to_numpy() for name in ("n_documents", "n_tokens"))
-    return contextual.arm_features(column_vectors(arms["centroid"]), *sizes)
-
-
 def _neighbours(config: RunConfig, version: str) -> wasserstein.Neighbours | None:
     settings = policy(config)
     if settings.propagation == "none":
@@ -326,25 +265,6 @@ def _load_neighbours(workspace: str, version: str, bandwidth: float | None, seed
     if bandwidth is None:
         bandwidth = wasserstein.choose_bandwidth(centroids, variances, np.random.default_rng([seed, 5]))
     return wasserstein.neighbour_lists(centroids, variances, bandwidth)
-
-
-def policy(config: RunConfig) -> bandit.Policy:
-    """Build the configured policy: its preset, and what the configuration says otherwise.
-
-    Every arm is visited first only where the pilot has a document for each (Quad, section 4: while the budget allows).
-    """
-    settings = config.bandit
-    presets: dict[str, Callable[..., bandit.Policy]] = {
-        "paper": bandit.paper_policy,
-        "released": bandit.released_policy,
-        "thompson": bandit.thompson_policy,
-        "contextual": bandit.contextual_policy,
-    }
-    choices = settings.model_dump(include=set(PRESET_CHOICES[settings.preset]), exclude_none=True)
-    choices["documents_per_pull"] = _random_documents(config)
-    if settings.preset == "paper":
-        choices["visit_every_arm"] = config.clustering.arms <= settings.pilot_documents
-    return presets[settings.preset](**choices)
 
 
 def rounds_committed(config: RunConfig, stage: Stage) -> int:

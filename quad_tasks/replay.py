@@ -8,7 +8,7 @@ import itertools
 from typing import Any
 
 from quad_tasks.config import RunConfig
-from quad_tasks.pull import Draw, choose_round
+from quad_tasks.draw import Draw, choose_round
 from quad_tasks.records import Stage
 from quad_tasks.run import pinned_pool
 from quad_tasks.storage import rounds

@@ -20,8 +20,10 @@ from quad_tasks.config import RunConfig
 from quad_tasks.core import bandit, diversity
 from quad_tasks.core.diagnosis import Measured, diagnose
 from quad_tasks.core.terms import telling_terms
+from quad_tasks.draw import policy
+from quad_tasks.findings import announce_findings
 from quad_tasks.publish import count_documents, read_scores
-from quad_tasks.pull import load_state, policy
+from quad_tasks.pull import load_state
 from quad_tasks.records import Stage
 from quad_tasks.report_page import render_page
 from quad_tasks.state import load_arms
@@ -42,10 +44,6 @@ BINS = 60
 TAIL = 0.005  # share of the scored documents beyond the histogram's first and last bin
 
 
-class UnwantedFinding(RuntimeError):
-    """A finished run has a finding its configuration does not accept."""
-
-
 @step("write report")
 def write_report(config: RunConfig, version: str, reference: str) -> str:
     """Write `report.json` and the page, and return the page's key."""
@@ -54,20 +52,15 @@ def write_report(config: RunConfig, version: str, reference: str) -> str:
     key = f"runs/{config.run}/report"
     store.put(f"{key}/report.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
     store.put(f"{key}/index.html", render_page(report).encode())
+    announce_findings(f"run {config.run}", report["findings"])
     return f"{key}/index.html"
 
 
-def stop_on_findings(config: RunConfig) -> None:
-    """End a reported run as failed where it has findings that `diagnosis.stop_on` lists.
-
-    Raises:
-        UnwantedFinding: it has; each is named with its remedy.
-    """
+def read_findings(config: RunConfig) -> list[dict[str, Any]]:
+    """Read the findings of a reported run."""
     report = json.loads(open_store(config.workspace).get(f"runs/{config.run}/report/report.json"))
-    unwanted = [f for f in report["findings"] if f["signature"] in config.diagnosis.stop_on]
-    if unwanted:
-        named = "; ".join(f"{f['signature']} ({f['severity']}): {f['remedy']}" for f in unwanted)
-        raise UnwantedFinding(f"run {config.run!r}: expected none of diagnosis.stop_on, found {named}")
+    findings: list[dict[str, Any]] = report["findings"]
+    return findings
 
 
 def collect_report(config: RunConfig, version: str, reference: str) -> dict[str, Any]:
@@ -80,7 +73,7 @@ def collect_report(config: RunConfig, version: str, reference: str) -> dict[str,
     counts = count_documents(store, config, version)
     documents = read_documents_index(store, version)
     stages = [_stage(store, config, n) for n in range(config.training.stages)]
-    profiles = _diversity(store, config, version, chosen, documents)
+    profiles = _diversity(store, config, version, scores, chosen, documents)
     times = read_times(store, config.run)
     arms = _arms(store, config, version, scores, chosen, documents)
     measured = _measured(config, pool, arms, scores, chosen, stages[-1], profiles, times)
@@ -198,8 +191,24 @@ def _stage(store: Store, config: RunConfig, number: int) -> dict[str, Any]:
         "seeds": list(range(config.training.seeds)),
         "before": _losses(store, [f"{prefix}/trained/before"]),
         **{k: _losses(store, [f"{prefix}/trained/{k}-{n}" for n in range(config.training.seeds)]) for k in kinds},
+        "frontier": _frontier(store, config, prefix, kinds),
+        "pilot": committed[0].info["pilot"],
+        "findings": chosen["findings"],
         "rounds": [{"round": r.round, **{name: r.info[name] for name in fields}} for r in committed],
     }
+
+
+def _frontier(store: Store, config: RunConfig, prefix: str, kinds: Sequence[str]) -> list[dict[str, float]]:
+    """List what each trained general share gave: reference loss, and the mean of the other domains, bits per byte."""
+    names = {config.selection.general_share: "selected-0", **({1.0: "random-0"} if "random" in kinds else {})}
+    names |= {share: f"general-{share:g}" for share in config.training.frontier}
+    points = []
+    for share, name in sorted(names.items()):
+        losses = read_manifest(store, f"{prefix}/trained/{name}/losses.json")
+        others = [bits for domain, bits in losses["domains"].items() if domain != config.heldout.reference_domain]
+        mean = float(np.mean(others)) if others else None
+        points.append({"general_share": share, "reference_loss": losses["reference_loss"], "other_domains": mean})
+    return points
 
 
 def _losses(store: Store, keys: Sequence[str]) -> dict[str, Any]:
@@ -304,18 +313,35 @@ def _map(store: Store, config: RunConfig, version: str, scores: pa.Table, chosen
 
 
 def _diversity(
-    store: Store, config: RunConfig, version: str, chosen: pa.Table, documents: pa.Table
+    store: Store, config: RunConfig, version: str, scores: pa.Table, chosen: pa.Table, documents: pa.Table
 ) -> dict[str, dict[str, float]]:
-    """Measure diversity of a sample of the selection and of as many random documents."""
+    """Measure diversity of a sample of the selection, and of as many documents chosen otherwise.
+
+    `random`: uniformly; `top_influence`: the best of those scored; `cluster_uniform`: from arms drawn uniformly.
+    """
     generator = np.random.default_rng([config.seed, 11])
     selected = chosen["position"].to_numpy()
     n = min(DIVERSITY_DOCUMENTS, len(selected))
     pool_counts = np.bincount(documents["arm"].to_numpy())
     profiles = {}
-    for name, population in (("selected", selected), ("random", np.arange(documents.num_rows))):
-        sample = generator.choice(population, n, replace=False)
+    arm = documents["arm"].to_numpy()
+    best = scores["position"].to_numpy()[np.argsort(-scores["influence"].to_numpy(), kind="stable")]
+    samples = {
+        "selected": generator.choice(selected, n, replace=False),
+        "random": generator.choice(documents.num_rows, n, replace=False),
+        "top_influence": best[:n],
+        "cluster_uniform": generator.choice(len(arm), n, replace=False, p=_uniform_over_arms(arm)),
+    }
+    for name, sample in samples.items():
         rows = read_positions(store, version, sample, ["text", "arm", "embedding"])
         counts = np.bincount(rows["arm"].to_numpy(), minlength=len(pool_counts))
         vectors = column_vectors(rows["embedding"])
         profiles[name] = diversity.diversity_profile(rows["text"].to_pylist(), vectors, counts, pool_counts)
     return profiles
+
+
+def _uniform_over_arms(arm_N: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return [N] each document's chance where arms are drawn uniformly and documents uniformly within."""
+    size_K = np.bincount(arm_N)
+    chance_N: np.ndarray[Any, Any] = 1 / (size_K[arm_N] * np.count_nonzero(size_K))
+    return chance_N

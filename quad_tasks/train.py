@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quad_tasks.checkpoints import load_checkpoint, restore_optimizer, save_checkpoint, weights_sha256
-from quad_tasks.choose import draw_control
+from quad_tasks.choose import draw_control, select_mixture
 from quad_tasks.compute import spread, step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import training
@@ -27,7 +27,8 @@ FIRST_SELECTED = "trained/selected-0"
 def train_stage(config: RunConfig, stage: Stage, reference: str) -> str:
     """Train the selected and the random arms of a stage, measure them and the model before; return the next checkpoint.
 
-    Losses stand in `losses.json` under `<stage>/trained/`: `before`, `selected-<seed>` and `random-<seed>`.
+    Losses stand in `losses.json` under `<stage>/trained/`: `before`, `selected-<seed>`, `random-<seed>` and
+    `general-<share>`.
     """
     settings = {
         "training": config.training.model_dump(),
@@ -42,6 +43,8 @@ def train_stage(config: RunConfig, stage: Stage, reference: str) -> str:
     items: list[tuple[Any, ...]] = [(*common, f"{stage.prefix}/selected", f"trained/selected-{n}", n) for n in seeds]
     if config.training.control:
         items += [(*common, draw_control(config, stage, n), f"trained/random-{n}", n) for n in seeds]
+    for share in config.training.frontier:
+        items.append((*common, select_mixture(config, stage, share), f"trained/general-{share:g}", 0))
     items.append((*common, None, "trained/before", 0))
     spread(train_and_measure, items, "train and measure", "models")
     return f"{stage.prefix}/{FIRST_SELECTED}"

@@ -18,9 +18,9 @@ from quad_tasks import pull
 from quad_tasks.config import Signature, parse_config
 from quad_tasks.core import bandit, diagnosis
 from quad_tasks.core.diagnosis import Measured, diagnose
+from quad_tasks.findings import UnwantedFinding
 from quad_tasks.pull import score_chunk
 from quad_tasks.records import Pull
-from quad_tasks.report import UnwantedFinding
 from quad_tasks.storage.store import open_store
 
 N_TOPICS, DOCUMENTS, WORDS = 12, 30, 14

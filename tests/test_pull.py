@@ -7,7 +7,8 @@ from small_pool import small_config
 
 from flows.select_data import select_data
 from quad_tasks.config import parse_config
-from quad_tasks.pull import ARM_SCHEMA, load_state, policy, stop_reason
+from quad_tasks.draw import policy
+from quad_tasks.pull import ARM_SCHEMA, load_state, stop_reason
 from quad_tasks.records import Stage
 from quad_tasks.run import pinned_pool
 from quad_tasks.state import SCORE_SCHEMA, load_arms

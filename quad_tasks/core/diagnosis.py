@@ -137,6 +137,34 @@ def diagnose(run: Measured) -> list[Finding]:
     return sorted((f for f in findings if f is not None), key=lambda finding: finding.severity != "severe")
 
 
+def diagnose_rounds(
+    influence_N: FloatArray,
+    arm_N: IntArray,
+    round_N: IntArray,
+    n_arms: int,
+    documents_per_pull: int,
+    scored_tokens: int,
+    budget_tokens: int,
+) -> list[Finding]:
+    """Collect the findings that a stage's rounds tell before anything is selected.
+
+    Args:
+        influence_N: influence per token of the documents drawn at random so far.
+        arm_N: their arms.
+        round_N: the rounds that drew them; 0 is the random pilot.
+        n_arms: arms that have documents.
+        documents_per_pull: documents a whole pull draws at random.
+        scored_tokens: tokens scored so far, however drawn.
+        budget_tokens: tokens the stage is to select.
+    """
+    findings = [
+        bandit_collapsed(arm_N, round_N, n_arms),
+        arms_not_homogeneous(influence_N, arm_N, documents_per_pull),
+        too_much_compute(scored_tokens, budget_tokens, {}),
+    ]
+    return [finding for finding in findings if finding is not None]
+
+
 def budget_not_reached(selected_tokens: int, budget_tokens: int, pool_tokens: int) -> Finding | None:
     """Find that fewer tokens were selected than wanted."""
     share = selected_tokens / budget_tokens

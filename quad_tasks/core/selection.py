@@ -58,6 +58,7 @@ def select(
     per_arm_share: float | None = None,
     general_share: float = 0.0,
     generator: np.random.Generator | None = None,
+    order: Int64 | None = None,
 ) -> Int64:
     """Take documents above the threshold, best first, until the token budget is full.
 
@@ -71,6 +72,7 @@ def select(
         general_share: share of the budget, in [0, 1], drawn from the rest of the pool; it also takes up what the
             targeted part could not fill.
         generator: draws the general part; needed where there is one.
+        order: the eligible rows, best first, where they are ranked otherwise; None: by `rank`.
 
     Returns:
         [B] row numbers, the targeted in the order chosen, then the general; fewer tokens than the budget only where no
@@ -82,8 +84,9 @@ def select(
     """
     if not 0 <= general_share <= 1:
         raise ValueError(f"general_share: expected a share in [0, 1], got {general_share}")
-    order = rank(candidates, threshold, mode, arm_mean_K)
-    targeted_tokens = budget_tokens - int(general_share * budget_tokens)
+    if order is None:
+        order = rank(candidates, threshold, mode, arm_mean_K)
+    targeted_tokens = targeted_budget(budget_tokens, general_share)
     if per_arm_share is None:
         targeted = fill_budget(order, candidates.n_tokens, targeted_tokens)
     else:
@@ -98,6 +101,11 @@ def select(
         proportional_order(rest, candidates.n_tokens, candidates.arm, generator), candidates.n_tokens, left
     )
     return np.concatenate((targeted, general))
+
+
+def targeted_budget(budget_tokens: int, general_share: float) -> int:
+    """Return the tokens of a budget that are not drawn from the rest of the pool."""
+    return budget_tokens - int(general_share * budget_tokens)
 
 
 def rank(candidates: Candidates, threshold: float, mode: Mode = "instance", arm_mean_K: Float64 | None = None) -> Int64:
