@@ -176,7 +176,7 @@ def run_share(
             pulls.append(Pull(arm, cursor, n, n, float(influence_N[rows].mean()), 0.0))
         if fitted:
             left = np.flatnonzero(~scored_N)
-            n_active = min(len(pulls) * (PULL - RANDOM_PULL), n_scored - int(scored_N.sum()))
+            n_active = int(np.clip(n_scored - scored_N.sum(), 0, len(pulls) * (PULL - RANDOM_PULL)))
             scored_N[left[active_draw(estimate_N[left], cut, n_active, 0.0, generator)[0]]] = True
         state = update(state, pulls, policy)
         if scored_N.sum() >= n_scored:
