@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from quad_tasks.artifacts import show_stage
 from quad_tasks.compute import step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import redundancy, selection
 from quad_tasks.core.diagnosis import budget_not_reached
 from quad_tasks.predict import fit_scored, predict_positions
 from quad_tasks.records import Stage
-from quad_tasks.state import load_arms
+from quad_tasks.state import load_arms, load_token_counts
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage import rounds
 from quad_tasks.storage.manifest import read_manifest, write_manifest
@@ -47,7 +48,9 @@ def select_stage(config: RunConfig, stage: Stage) -> str:
     Scores of earlier stages count as long as they were measured against the same direction. What was measured against
     another one counts as unseen, and what an earlier stage chose is not chosen again.
     """
-    return _commit_choice(config, stage, f"{stage.prefix}/selected", config.selection.general_share)
+    key = _commit_choice(config, stage, f"{stage.prefix}/selected", config.selection.general_share)
+    show_stage(stage, read_manifest(open_store(config.workspace), f"{key}.json"))
+    return key
 
 
 @step("select a mixture")
@@ -62,7 +65,7 @@ def _commit_choice(config: RunConfig, stage: Stage, key: str, general_share: flo
         return key
     scores, threshold = _read_scores(store, stage)
     taken = read_chosen(store, stage.run, stage.number)
-    candidates = _measured_candidates(store, stage, scores)
+    candidates = _measured_candidates(config.workspace, stage, scores)
     info: dict[str, Any] = {"threshold": threshold, "direction": stage.direction, "general_share": general_share}
     if config.selection.mode == "predicted":
         unseen = np.setdiff1d(np.flatnonzero(~candidates.scored), taken["position"].to_numpy())
@@ -112,15 +115,15 @@ def stage_budget(config: RunConfig, number: int) -> int:
     return config.selection.budget_tokens * (number + 1) // config.training.stages
 
 
-def _measured_candidates(store: Store, stage: Stage, scores: pa.Table) -> selection.Candidates:
+def _measured_candidates(workspace: str, stage: Stage, scores: pa.Table) -> selection.Candidates:
     """Lay out the whole pool version by position, with influence where it was measured."""
-    arm = read_column(store, stage.version, "arm")
+    arm = read_column(open_store(workspace), stage.version, "arm")
     influence = np.full(len(arm), np.nan)
     scored = np.zeros(len(arm), dtype=bool)
     position = scores["position"].to_numpy()
     influence[position] = scores["influence"].to_numpy()
     scored[position] = True
-    n_tokens = read_column(store, stage.version, "n_tokens").astype(np.int64)
+    n_tokens = load_token_counts(workspace, stage.version)
     return selection.Candidates(np.arange(len(arm)), arm, n_tokens, influence, scored)
 
 
@@ -231,7 +234,7 @@ def draw_control(config: RunConfig, stage: Stage, seed: int) -> str:
     key = f"{stage.prefix}/random-{seed}"
     if store.exists(f"{key}.json"):
         return key
-    candidates = _measured_candidates(store, stage, NO_SCORES)
+    candidates = _measured_candidates(config.workspace, stage, NO_SCORES)
     budget = read_manifest(store, f"{stage.prefix}/selected.json")["tokens"]
     generator = np.random.default_rng([config.seed, 6, stage.number, seed])
     rows = selection.random_control(candidates.n_tokens, budget, generator)

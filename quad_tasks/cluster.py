@@ -27,6 +27,8 @@ from quad_tasks.storage.store import Store, open_store
 PART_ROWS = 8192
 ROW_GROUP_ROWS = 64  # a few pulls: a pull reads one or two row groups
 SHUFFLE_GROUP_ROWS = 512
+GATHERED_PARTS = 8
+"""Parts written by one task: of each shard a task reads one range of rows, so that reads stay few and whole."""
 ASSIGNMENT_SCHEMA = pa.schema([("arm", pa.int32()), ("order", pa.uint64()), ("squared_distance", pa.float32())])
 
 
@@ -116,8 +118,8 @@ def lay_out_arms(config: RunConfig, names: list[str], clustering: str, model_key
     spread(
         shuffle_shard, [(config.workspace, pool, n, embedder, clustering, build) for n in names], "shuffle", "shards"
     )
-    parts = [(config.workspace, build, part, pieces) for part, pieces in enumerate(plan)]
-    summaries = spread(write_part, parts, "lay out arms", "parts")
+    groups = [(config.workspace, build, first, pieces) for first, pieces in plan]
+    summaries = [s for group in spread(write_parts, groups, "lay out arms", "groups of parts") for s in group]
     index = _arm_index(summaries, tables.read_array(store, f"{clustering}/centroids.npy"))
     tables.write_table_stream(store, f"{build}/arms.parquet", index.schema, index.to_batches(), PART_ROWS)
     body = {
@@ -177,8 +179,11 @@ def find_version(store: Store, pool: str, build: str) -> str | None:
 
 def _plan_layout(
     store: Store, names: list[str], clustering: str, build: str, duplicates: list[Duplicates]
-) -> list[list[tuple[str, int, int]]]:
-    """Give every kept document its position in arm order; return for each part its (shard, first row, rows) pieces.
+) -> list[tuple[int, list[tuple[str, int, int]]]]:
+    """Give every kept document its position in arm order.
+
+    Returns:
+        For each `GATHERED_PARTS` parts the first one's number and their (shard, first row, rows) pieces.
 
     A shard's kept rows and their positions, ascending, go to `positions/<shard>.npy`, [2, rows kept].
     """
@@ -192,16 +197,17 @@ def _plan_layout(
     n = sum(map(len, kept_rows))
     position = np.empty(n, dtype=np.int64)
     position[np.lexsort((np.concatenate(kept_orders), np.concatenate(kept_arms)))] = np.arange(n)
-    pieces: list[list[tuple[str, int, int]]] = [[] for _ in range(0, n, PART_ROWS)]
+    rows_each = PART_ROWS * GATHERED_PARTS
+    pieces: list[list[tuple[str, int, int]]] = [[] for _ in range(0, n, rows_each)]
     starts = np.cumsum([0, *map(len, kept_rows)])
     for name, rows, start, end in zip(names, kept_rows, starts[:-1], starts[1:], strict=True):
         order = np.argsort(position[start:end])
         own = position[start:end][order]
         tables.write_array(store, f"{build}/positions/{name}.npy", np.stack([rows[order], own]))
-        bounds = np.searchsorted(own, np.arange(len(pieces) + 1) * PART_ROWS)
-        for part in np.flatnonzero(np.diff(bounds)):
-            pieces[part].append((name, int(bounds[part]), int(bounds[part + 1] - bounds[part])))
-    return pieces
+        bounds = np.searchsorted(own, np.arange(len(pieces) + 1) * rows_each)
+        for group in np.flatnonzero(np.diff(bounds)):
+            pieces[group].append((name, int(bounds[group]), int(bounds[group + 1] - bounds[group])))
+    return [(group * GATHERED_PARTS, own) for group, own in enumerate(pieces)]
 
 
 def shuffle_shard(workspace: str, pool: str, name: str, embedder: str, clustering: str, build: str) -> None:
@@ -232,8 +238,8 @@ def shuffle_shard(workspace: str, pool: str, name: str, embedder: str, clusterin
     )
 
 
-def write_part(workspace: str, build: str, part: int, pieces: list[tuple[str, int, int]]) -> dict[str, Any]:
-    """Gather one part from the shuffled shards and return its counts and its arms' moments."""
+def write_parts(workspace: str, build: str, first: int, pieces: list[tuple[str, int, int]]) -> list[dict[str, Any]]:
+    """Gather parts from the shuffled shards, from number `first` on; return each one's counts and arms' moments."""
     store = open_store(workspace)
     table = (
         pa.concat_tables(
@@ -242,6 +248,11 @@ def write_part(workspace: str, build: str, part: int, pieces: list[tuple[str, in
         .sort_by("position")
         .drop_columns(["position"])
     )
+    starts = range(0, table.num_rows, PART_ROWS)
+    return [_write_part(store, build, first + i, table.slice(start, PART_ROWS)) for i, start in enumerate(starts)]
+
+
+def _write_part(store: Store, build: str, part: int, table: pa.Table) -> dict[str, Any]:
     key = f"{build}/arms/part-{part:05d}.parquet"
     rows, sha256 = tables.write_table_stream(store, key, table.schema, table.to_batches(), ROW_GROUP_ROWS)
     arm = table["arm"].to_numpy()

@@ -20,8 +20,8 @@ from quad_tasks.config import RunConfig
 from quad_tasks.core import bandit, contextual, prediction, selection
 from quad_tasks.predict import fit_scored, predict_positions
 from quad_tasks.records import Stage
-from quad_tasks.state import Reading, load_arms, read_state, stage_scores
-from quad_tasks.storage.positions import column_vectors, read_column
+from quad_tasks.state import Reading, load_arms, load_token_counts, read_state, stage_scores
+from quad_tasks.storage.positions import column_vectors
 from quad_tasks.storage.store import open_store
 
 PRESET_CHOICES = {
@@ -162,7 +162,7 @@ def _predict_pool(config: RunConfig, stage: Stage, reading: Reading) -> tuple[np
     open_N = np.flatnonzero(~np.isnan(influence))
     budget = stage_budget(config, stage.number) - int(taken["n_tokens"].to_numpy().sum())
     targeted = selection.targeted_budget(budget, config.selection.general_share)
-    n_tokens = read_column(store, stage.version, "n_tokens")[open_N].astype(np.int64)
+    n_tokens = load_token_counts(config.workspace, stage.version)[open_N]
     return influence, prediction.selection_cut(influence[open_N], n_tokens, targeted)
 
 

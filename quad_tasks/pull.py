@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from quad_tasks.artifacts import show_round
 from quad_tasks.checkpoints import load_checkpoint
 from quad_tasks.compute import spread, step
 from quad_tasks.config import RunConfig
@@ -128,15 +129,17 @@ def commit_round(config: RunConfig, stage: Stage, number: int, plan: Plan, score
     }
     if number == 0:
         info["pilot"] = describe_pilot(table["influence"].to_numpy(), table["arm"].to_numpy())
+    pull_rows = [_pull_row(pull, ucb) for pull in pulls]
     written = {
         "arms": _changed_arms(before, after),
-        "pulls": pa.Table.from_pylist([_pull_row(p, ucb) for p in pulls], PULL_SCHEMA),
+        "pulls": pa.Table.from_pylist(pull_rows, PULL_SCHEMA),
         "scores": table.append_column("accepted", pa.array(accepted)),
     }
     if plan.rescored:
         written["rescored"] = rescored
     rounds.commit_round(store, stage.run, stage.number, number, written, info)
     _announce(config, stage, number, info)
+    show_round(stage, number, info, pull_rows)
 
 
 def _findings(config: RunConfig, stage: Stage, scores: list[pa.Table]) -> list[diagnosis.Finding]:

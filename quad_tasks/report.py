@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from sklearn.decomposition import PCA
 
+from quad_tasks.artifacts import show_report
 from quad_tasks.choose import read_chosen
 from quad_tasks.compute import peak_memory_bytes, step
 from quad_tasks.config import RunConfig
@@ -53,6 +54,7 @@ def write_report(config: RunConfig, version: str, reference: str) -> str:
     store.put(f"{key}/report.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
     store.put(f"{key}/index.html", render_page(report).encode())
     announce_findings(f"run {config.run}", report["findings"])
+    show_report(report, f"{store.uri}/{key}/index.html")
     return f"{key}/index.html"
 
 

@@ -16,7 +16,7 @@ from quad_tasks.core import bandit
 from quad_tasks.records import BanditState, Stage
 from quad_tasks.storage import rounds
 from quad_tasks.storage.manifest import read_manifest
-from quad_tasks.storage.positions import read_table
+from quad_tasks.storage.positions import read_column, read_table
 from quad_tasks.storage.store import Store, open_store
 
 SCORE_SCHEMA = pa.schema(
@@ -129,3 +129,9 @@ def load_arms(workspace: str, version: str) -> pa.Table:
     starts = np.cumsum([0, *[part["rows"] for part in manifest["parts"]]])
     position = starts[table["part"].to_numpy()] + table["row"].to_numpy()
     return table.append_column("position", pa.array(position))
+
+
+@functools.lru_cache(maxsize=1)
+def load_token_counts(workspace: str, version: str) -> npt.NDArray[np.int64]:
+    """Load the tokens of every document of a pool version, [N] by position."""
+    return read_column(open_store(workspace), version, "n_tokens").astype(np.int64)
