@@ -9,7 +9,13 @@ export PREFECT_API_URL="http://127.0.0.1:$PORT/api"
 export PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 export PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30
 
-trap 'trap - EXIT; kill $(jobs -p) 2>/dev/null; wait' EXIT INT TERM
+stop() {
+    trap - EXIT INT TERM
+    kill $(jobs -pr) 2>/dev/null || true
+    for _ in $(seq 30); do [ -n "$(jobs -pr)" ] || return 0; sleep 0.5; done
+    kill -KILL $(jobs -pr) 2>/dev/null || true # a worker may wait for its server, which is gone
+}
+trap stop EXIT INT TERM
 "$BIN/prefect" server start --host 127.0.0.1 --port "$PORT" &
 "$BIN/python" infra/bootstrap.py server
 "$BIN/prefect" worker start --pool quad-cpu --type process &

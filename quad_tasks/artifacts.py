@@ -34,7 +34,7 @@ def show_round(stage: Stage, number: int, info: Mapping[str, Any], pulls: Sequen
         f"influence), {info['tokens']:,} tokens; {info['accepted_documents']:,} are above τ = {info['threshold']:.4g}. "
         f"{info['arms']:,} arms pulled, {info['effective_arms']:.1f} effective arms so far.",
         "Mean influence of each pull, per token:",
-        _bars({f"arm {pull['arm']}": pull["reward"] for pull in pulls}),
+        _bars({f"arm {pull['arm']}": pull["reward"] for pull in pulls if pull["n_targets"]}),
         _list(info["findings"]),
     ]
     _markdown(f"{stage.run}-rounds", lines, title)

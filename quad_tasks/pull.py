@@ -123,7 +123,7 @@ def commit_round(config: RunConfig, stage: Stage, number: int, plan: Plan, score
         "tokens": int(n_tokens.sum()),
         "accepted_documents": int(accepted.sum()),
         "accepted_tokens": int(n_tokens[accepted].sum()),
-        "mean_reward": float(np.mean([p.reward for p in pulls])),
+        "mean_reward": float(np.mean([p.reward for p in pulls if p.n_targets] or [0.0])),
         "effective_arms": float(effective_arms(after.cursor.astype(np.float64))),
         "findings": [asdict(finding) for finding in findings],
     }

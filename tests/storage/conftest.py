@@ -1,5 +1,6 @@
 """Stores to test on: a local folder, fsspec's memory, moto's S3, and an S3 that fails as told."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,8 +25,15 @@ class Backend:
     peek: Callable[[str], bytes | None]
 
 
+REAL_ENDPOINT = "QUAD_TEST_S3_ENDPOINT"
+"""Environment variable that names a real S3 to test on, with credentials in AWS's own variables; unset: moto."""
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
+    if real := os.environ.get(REAL_ENDPOINT):
+        yield real
+        return
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -35,6 +43,8 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    if os.environ.get(REAL_ENDPOINT):
+        return monkeypatch
     for name, value in {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
