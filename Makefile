@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test lint check ui bench-influence bench-bandit bench-crash clean
+.PHONY: demo test test-s3-real lint check ui bench-influence bench-bandit bench-crash clean
 
 demo: .venv/installed   ## the whole method on text this machine has already
 	$(BIN)/quad demo
 
 test: .venv/installed   ## every test
 	$(THREADS) $(BIN)/pytest -n 2 --dist loadfile
+
+test-s3-real: .venv/installed   ## the store's tests on a Ceph object gateway (Debian: ceph-mon ceph-osd ceph-mgr radosgw)
+	tests/storage/on_ceph.sh $(BIN)/pytest -k s3 tests/storage
 
 lint: .venv/installed   ## style and types
 	$(BIN)/ruff check .

@@ -85,6 +85,23 @@ def draw_rounds(report: Report) -> Figure:
     )
 
 
+def describe_pilot(report: Report) -> Paragraph | None:
+    """Say what the last stage's random pilot advised."""
+    pilot = need(report, "stages", -1).get("pilot")
+    if not pilot:
+        return None
+    m = pilot.get("documents_per_pull")
+    advice = (
+        f"pulls of {count(m)} documents would tell arms apart (a standard error of half the deviation between them)"
+        if m
+        else "arms do not differ, however many documents a pull draws"
+    )
+    return Paragraph(
+        f"The random pilot put τ at {significant(need(report, 'threshold'))}. Influence deviates by "
+        f"{significant(need(pilot, 'influence_deviation'))} per token, which α weighs; {advice}."
+    )
+
+
 def describe_prediction(report: Report) -> Paragraph | None:
     """Say how well a regression predicted the influence of unscored documents, where one was tried."""
     prediction = report.get("prediction")
@@ -185,21 +202,23 @@ def show_worst(report: Report) -> Examples:
 
 
 def list_diversity(report: Report) -> Table:
-    """List the diversity of the selection beside that of a random one."""
-    selected, random = need(report, "diversity", "selected"), need(report, "diversity", "random")
+    """List the diversity of the selection beside that of as many documents chosen otherwise."""
+    profiles = need(report, "diversity")
+    selected, random = need(profiles, "selected"), need(profiles, "random")
+    others = [name for name in profiles if name != "selected"]
     rows = tuple(
         (
             text_cell(metric.replace("_", " ")),
             significant_cell(selected.get(metric)),
-            significant_cell(random.get(metric)),
+            *(significant_cell(profiles[name].get(metric)) for name in others),
             number_cell(_ratio(selected.get(metric), random.get(metric)), 2),
         )
         for metric in dict.fromkeys([*selected, *random])
     )
     return Table(
         "diversity-table",
-        "Diversity of the selection and of a random selection of as many tokens.",
-        ("measure", "selection", "random", "selection / random"),
+        "Diversity of the selection and of as many documents chosen otherwise.",
+        ("measure", "selection", *(name.replace("_", " ") for name in others), "selection / random"),
         rows,
     )
 

@@ -221,6 +221,30 @@ def list_stages(report: Report) -> Table | None:
     return Table("stage-table", "Reference loss by stage, nats per token; lower is better.", columns, rows)
 
 
+def list_frontier(report: Report) -> Table | None:
+    """List what each general share gave in the last stage, where others were trained than selection and control."""
+    points = need(report, "stages", -1).get("frontier") or []
+    if len(points) < 3:
+        return None
+    rows = tuple(
+        (
+            percent_cell(need(point, "general_share")),
+            number_cell(need(point, "reference_loss"), 4),
+            number_cell(points[-1]["reference_loss"] - point["reference_loss"], 4, sign=True),
+            number_cell(point.get("other_domains"), 4),
+        )
+        for point in points
+    )
+    columns = ("general share", "reference loss", "gain over the last", "other domains")
+    return Table(
+        "frontier-table",
+        "What the reference gains and the other domains pay, by the share of the budget drawn from the rest of the "
+        "pool: reference loss in nats per token, mean of the other domains in bits per byte, one seed.",
+        columns,
+        rows,
+    )
+
+
 def balance(report: Report) -> Paragraph:
     """Say whether every document that came in is accounted for."""
     kept = need(report, "pool", "documents")

@@ -68,7 +68,7 @@ def small_config(corpus: Path, workspace: str, **changes: object) -> dict[str, o
         "factors": {"sample_documents": 40},
         "bandit": {"pilot_documents": 24, "arms_per_round": 2, "documents_per_pull": 4, "max_scored_share": 0.6},
         "selection": {"budget_tokens": 1500},
-        "training": {"stages": 2, "batch_tokens": 512},
+        "training": {"stages": 2, "batch_tokens": 512, "frontier": [0.5]},
         "compute": {"device": "cpu"},
     }
     for dotted, value in changes.items():

@@ -8,7 +8,7 @@ from small_pool import small_config
 from flows.select_data import select_data
 from quad_tasks.config import parse_config
 from quad_tasks.draw import policy
-from quad_tasks.pull import ARM_SCHEMA, load_state, stop_reason
+from quad_tasks.pull import ARM_SCHEMA, describe_pilot, load_state, stop_reason
 from quad_tasks.records import Stage
 from quad_tasks.run import pinned_pool
 from quad_tasks.state import SCORE_SCHEMA, load_arms
@@ -71,3 +71,65 @@ def test_a_stage_stops_when_its_rounds_accepted_tokens_hold_the_oversampled_budg
     held = np.cumsum([r.info["accepted_tokens"] for r in committed])
     for number, tokens in enumerate(held, start=1):
         assert (stop_reason(config, stage, number) == "budget") == (tokens >= wanted)
+
+
+def committed_tables(config, stage, number):
+    store = open_store(config.workspace)
+    manifest = rounds.read_round(store, config.run, stage, number)
+    return manifest, {name: rounds.read_round_table(store, manifest, name) for name in manifest.tables}
+
+
+def positions_of(config, pulls):
+    """The positions each pull of a round covers: its arm's first, and the cursor's documents from there."""
+    first = load_arms(config.workspace, pinned_pool(config))["position"].to_pylist()
+    rows = pulls.select(["arm", "cursor", "n_documents"]).to_pylist()
+    return [set(range(first[r["arm"]] + r["cursor"], first[r["arm"]] + r["cursor"] + r["n_documents"])) for r in rows]
+
+
+def test_a_pulls_reward_is_the_mean_of_its_own_documents_whoever_drew_them_first(small_run):
+    known: dict[int, float] = {}
+    for number in range(rounds.count_rounds(open_store(small_run.workspace), small_run.run, 0)):
+        _, tables = committed_tables(small_run, 0, number)
+        scores = tables["scores"].to_pylist()
+        assert not known.keys() & {row["position"] for row in scores}
+        known |= {row["position"]: row["influence"] for row in scores}
+        covered = positions_of(small_run, tables["pulls"])
+        for pull, own in zip(tables["pulls"].to_pylist(), covered, strict=True):
+            assert own <= known.keys()
+            assert pull["reward"] == pytest.approx(np.mean([known[position] for position in own]))
+        assert [row["active"] for row in scores] == [row["position"] not in set().union(*covered) for row in scores]
+
+
+def test_a_round_scores_no_more_documents_than_its_pulls_hold(small_run):
+    for stage in range(2):
+        for number in range(1, rounds.count_rounds(open_store(small_run.workspace), small_run.run, stage)):
+            manifest, tables = committed_tables(small_run, stage, number)
+            n_pulls = tables["pulls"].num_rows
+            at_random = tables["pulls"]["n_documents"].to_numpy().sum()
+            assert at_random <= n_pulls * (1 - small_run.bandit.active_share) * small_run.bandit.documents_per_pull
+            assert manifest.info["documents"] <= n_pulls * small_run.bandit.documents_per_pull
+            assert manifest.info["active_documents"] > 0
+
+
+def test_the_next_stage_scores_some_documents_again_to_tell_how_stale_influence_is(small_run):
+    store = open_store(small_run.workspace)
+    before = {}
+    for manifest in rounds.list_rounds(store, small_run.run, 0):
+        table = rounds.read_round_table(store, manifest, "scores")
+        before |= dict(zip(table["position"].to_pylist(), table["influence"].to_pylist(), strict=True))
+    _, tables = committed_tables(small_run, 1, 0)
+    again = tables["rescored"].to_pylist()
+    assert len({row["position"] for row in again}) == len(again) == min(100, len(before))
+    assert all(row["before"] == before[row["position"]] != row["influence"] for row in again)
+    assert "rescored" not in committed_tables(small_run, 0, 0)[1]
+    assert "rescored" not in committed_tables(small_run, 1, 1)[1]
+
+
+def test_the_pilot_advises_the_pull_that_tells_its_arms_apart():
+    # two arms of two, means 1 and 3: within-arm variance 2 about each, mean square between 4; (4 - 2) / 2 = 1 between
+    advice = describe_pilot(np.array([0.0, 2.0, 2.0, 4.0]), np.array([0, 0, 1, 1], dtype=np.int32))
+    assert advice["within_arms_deviation"] ** 2 == pytest.approx(2)
+    assert advice["between_arms_deviation"] ** 2 == pytest.approx(1)
+    assert advice["wanted_standard_error"] == pytest.approx(0.5)
+    assert advice["documents_per_pull"] == 8  # 2 / 0.5²
+    assert describe_pilot(np.ones(4), np.array([0, 0, 1, 1], dtype=np.int32))["documents_per_pull"] is None
