@@ -4,29 +4,14 @@ Exit codes: 0 done, 1 failed, 2 bad input or config. An error is one message, ne
 """
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-PREFECT_DEFAULTS = {
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",
-    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "DASK_LOGGING__DISTRIBUTED": "critical",
-}
-FAILED, BAD_INPUT = 1, 2
+from flows.terminal import FAILED, print_body, print_rows, session
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n", 1)[0])
 pool_app = typer.Typer(no_args_is_help=True, help="The candidate pool.")
@@ -53,7 +38,7 @@ def run(
 
     Example: quad run config.yaml --set selection.budget_tokens=1_000_000
     """
-    with _session(quiet, debug):
+    with session(quiet, debug):
         from quad_tasks.config import load_config
 
         _select(load_config(config, overrides or ()), as_json)
@@ -71,7 +56,7 @@ def resume(
 
     Example: quad resume lambada --workspace s3://bucket/quad
     """
-    with _session(quiet, debug):
+    with session(quiet, debug):
         from quad_tasks.run import load_run
 
         _select(load_run(workspace, run), as_json)
@@ -88,7 +73,7 @@ def demo(
 
     Example: quad demo
     """
-    with _session(quiet, debug):
+    with session(quiet, debug):
         from flows.demo import demo_config
 
         _select(demo_config(workspace), as_json)
@@ -102,7 +87,7 @@ def refresh(
 
     Example: quad pool refresh config.yaml
     """
-    with _session(quiet, debug):
+    with session(quiet, debug):
         from flows.refresh_pool import refresh_pool
         from quad_tasks.config import load_config
         from quad_tasks.storage.manifest import read_manifest
@@ -112,7 +97,7 @@ def refresh(
         version = _flow(refresh_pool, settings)
         body = read_manifest(open_store(settings.workspace), version)
         counts = {key: body[key] for key in ("documents", "tokens", "arms", "set_aside")}
-        _print({"version": version, **counts}, as_json)
+        print_body({"version": version, **counts}, as_json)
 
 
 @app.command()
@@ -121,7 +106,7 @@ def verify(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
 
     Example: quad verify lambada
     """
-    with _session(True, debug):
+    with session(True, debug):
         from quad_tasks.run import load_run
         from quad_tasks.verify import verify_run
 
@@ -132,7 +117,7 @@ def verify(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
                 f"{result['documents_in']:,} documents in = {aside:,} set aside + {result['unpulled']:,} unpulled"
                 f" + {rejected:,} rejected + {result['selected']:,} selected"
             )
-        _print(result, as_json)
+        print_body(result, as_json)
         if not (result["balanced"] and result["scored_once"] and result["within_budget"]):
             raise typer.Exit(FAILED)
 
@@ -149,12 +134,12 @@ def clean(
 
     Example: quad clean lambada --dry-run
     """
-    with _session(True, debug):
+    with session(True, debug):
         from quad_tasks.clean import clean_run
         from quad_tasks.run import load_run
 
         result = clean_run(load_run(workspace, run), dry_run)
-        _print(result if as_json else _by_kind(result), as_json)
+        print_body(result if as_json else _by_kind(result), as_json)
 
 
 @app.command()
@@ -163,10 +148,10 @@ def status(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
 
     Example: quad status lambada
     """
-    with _session(True, debug):
+    with session(True, debug):
         from quad_tasks.run import load_run, run_status
 
-        _print(run_status(load_run(workspace, run)), as_json)
+        print_body(run_status(load_run(workspace, run)), as_json)
 
 
 @app.command()
@@ -175,7 +160,7 @@ def report(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
 
     Example: quad report lambada
     """
-    with _session(True, debug):
+    with session(True, debug):
         from quad_tasks.run import load_run
 
         _print_report(load_run(workspace, run), as_json)
@@ -187,7 +172,7 @@ def replay(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
 
     Example: quad bandit replay lambada
     """
-    with _session(True, debug):
+    with session(True, debug):
         from flows.cluster import dask_cluster
         from quad_tasks.replay import replay_run
         from quad_tasks.run import load_run
@@ -197,9 +182,9 @@ def replay(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
             rounds = replay_run(config)
         reproduced = all(r["reproduced"] for r in rounds)
         if as_json:
-            _print({"run": run, "reproduced": reproduced, "rounds": rounds}, as_json)
+            print_body({"run": run, "reproduced": reproduced, "rounds": rounds}, as_json)
         else:
-            _print_rows(rounds)
+            print_rows(rounds)
         if not reproduced:
             raise typer.Exit(FAILED)
 
@@ -217,7 +202,7 @@ def experiment(
 
     Example: quad experiment bandit --quick
     """
-    with _session(quiet, debug):
+    with session(quiet, debug):
         from flows.run_experiment import run_experiment
         from quad_tasks.experiments.bandit import tables
         from quad_tasks.storage.manifest import read_manifest
@@ -227,12 +212,84 @@ def experiment(
         store = open_store(workspace)
         result = read_manifest(store, key)
         if as_json:
-            _print({**result, "result": str(store.local_path(key) or f"{store.uri}/{key}")}, as_json)
+            print_body({**result, "result": str(store.local_path(key) or f"{store.uri}/{key}")}, as_json)
             return
         for title, rows in tables(result).items():
             Console().print(f"\n{title}")
-            _print_rows(rows)
+            print_rows(rows)
         print(f"\n{store.local_path(key) or f'{store.uri}/{key}'}")
+
+
+@app.command()
+def export(
+    run: RunName,
+    out: Annotated[str, typer.Option(help="Folder, a path or URI, the export is written to.")],
+    format: Annotated[str, typer.Option(help="parquet, jsonl.zst, or hf: a Hugging Face dataset folder.")] = "parquet",
+    shard_size: Annotated[int, typer.Option(metavar="BYTES", help="Text bytes after which a file ends.")] = 256 * 2**20,
+    license: Annotated[str, typer.Option(help="Licence identifier of the dataset card.")] = "other",
+    workspace: Workspace = "workspace",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write the selection for training, in the pool's own field names.
+
+    Example: quad export lambada --format hf --out dataset --license cc-by-4.0
+    """
+    with session(True, debug):
+        from quad_tasks.config import ConfigError
+        from quad_tasks.export import FORMATS, export_selection
+        from quad_tasks.run import load_run
+
+        if format not in FORMATS:
+            raise ConfigError(f"--format: expected one of {', '.join(FORMATS)}, found {format!r}")
+        written = export_selection(load_run(workspace, run), out, format, shard_size, license)
+        summary = {key: written[key] for key in ("run", "format", "rows", "tokens")}
+        print_body(written if as_json else {**summary, "files": len(written["files"]), "folder": out}, as_json)
+
+
+@app.command()
+def inspect(
+    run: RunName,
+    document: Annotated[str, typer.Argument(metavar="DOCUMENT_ID", help="The document's id in the pool.")],
+    workspace: Workspace = "workspace",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Tell one document's story: where it stood, what it scored, why it was taken or left.
+
+    Example: quad inspect lambada dup-0001
+    """
+    with session(True, debug):
+        from quad_tasks.inspect import inspect_document
+        from quad_tasks.run import load_run
+
+        print_body(inspect_document(load_run(workspace, run), document), as_json)
+
+
+@app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A finished run.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Another one.")],
+    workspace: Workspace = "workspace",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two finished runs: what both chose, the mixture, the outcome, the configuration.
+
+    Example: quad compare lambada lambada-joint
+    """
+    with session(True, debug):
+        from quad_tasks.compare import compare_runs
+
+        compared = compare_runs(workspace, run_a, run_b)
+        if as_json:
+            print_body(compared, as_json)
+            return
+        print_body(compared["overlap"], as_json)
+        for name in ("outcome", "mixture", "config"):
+            if compared[name]:
+                Console().print(f"\n{name}")
+                print_rows(compared[name])
 
 
 def main() -> None:
@@ -255,64 +312,11 @@ def _flow(flow: Callable[..., Any], *arguments: Any) -> Any:
         return flow(*arguments)
 
 
-@contextmanager
-def _session(quiet: bool, debug: bool) -> Iterator[None]:
-    """Set up a command's process and turn errors into one message and an exit code."""
-    for name, value in PREFECT_DEFAULTS.items():
-        os.environ.setdefault(name, "INFO" if debug and "LOGGING" in name else value)
-    if quiet:
-        os.environ["QUAD_QUIET"] = "1"
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except KeyboardInterrupt:
-        _fail("interrupted; `quad resume` goes on from the last commit", FAILED)
-    except Exception as error:
-        if debug:
-            raise
-        _fail(str(error) or type(error).__name__, _exit_code(error))
-
-
-def _exit_code(error: Exception) -> int:
-    from quad_tasks.config import ConfigError
-    from quad_tasks.core.blocks import UnsupportedLayer
-    from quad_tasks.core.model import ModelError
-    from quad_tasks.storage.faults import InvalidKey, StoreKeyError, UnsupportedStore
-    from quad_tasks.storage.manifest import ManifestMismatch
-    from quad_tasks.storage.readers import InputError
-
-    bad = (ConfigError, InputError, ModelError, UnsupportedLayer, UnsupportedStore, InvalidKey, StoreKeyError)
-    return BAD_INPUT if isinstance(error, (*bad, ManifestMismatch)) else FAILED
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"quad: {message}", file=sys.stderr)
-    raise typer.Exit(code)
-
-
-def _print(body: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(body, indent=1))
-        return
-    table = Table(show_header=False, box=None)
-    for key, value in body.items():
-        table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
-    Console().print(table)
-
-
 def _by_kind(cleaned: dict[str, Any]) -> dict[str, Any]:
     """Give each kind of leftovers a line, and their sum the last one."""
     rows = {kind: f"{n['objects']:,} ({n['size_bytes']:,} bytes)" for kind, n in cleaned["leftovers"].items()}
     verb = "would be removed" if cleaned["dry_run"] else "removed"
     return {**rows, verb: f"{cleaned['objects']:,} ({cleaned['size_bytes']:,} bytes)"}
-
-
-def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(*(key.replace("_", " ") for key in rows[0]), box=None)
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
 
 
 def _print_report(config: Any, as_json: bool) -> None:
@@ -339,4 +343,4 @@ def _print_report(config: Any, as_json: bool) -> None:
         "peak memory": f"{body['peak_memory_bytes'] / 2**30:.2f} GiB",
         "report": store.local_path(f"{key}/index.html") or f"{store.uri}/{key}/index.html",
     }
-    _print(rows, False)
+    print_body(rows, False)

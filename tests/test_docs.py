@@ -74,7 +74,8 @@ def test_every_deployment_is_documented_and_its_entrypoint_is_a_flow():
     for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
         assert f"`{deployment['name']}`" in README
         file, function = deployment["entrypoint"].split(":")
-        assert re.search(rf"@flow\(.*\)\ndef {function}\(config: RunConfig", (ROOT / file).read_text())
+        parameter = "name: str" if function == "run_experiment" else "config: RunConfig"
+        assert re.search(rf"@flow\(.*\)\ndef {function}\({parameter}", (ROOT / file).read_text())
 
 
 def test_every_make_target_the_readme_names_exists():

@@ -1,0 +1,80 @@
+"""What every command does alike: set up its process, turn errors into one message and an exit code, print results."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+PREFECT_DEFAULTS = {
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DASK_LOGGING__DISTRIBUTED": "critical",
+}
+FAILED, BAD_INPUT = 1, 2
+
+
+@contextmanager
+def session(quiet: bool, debug: bool) -> Iterator[None]:
+    """Set up a command's process and turn errors into one message and an exit code."""
+    for name, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, "INFO" if debug and "LOGGING" in name else value)
+    if quiet:
+        os.environ["QUAD_QUIET"] = "1"
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        _fail("interrupted; `quad resume` goes on from the last commit", FAILED)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(str(error) or type(error).__name__, _exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    from quad_tasks.config import ConfigError
+    from quad_tasks.core.blocks import UnsupportedLayer
+    from quad_tasks.core.model import ModelError
+    from quad_tasks.storage.faults import InvalidKey, StoreKeyError, UnsupportedStore
+    from quad_tasks.storage.manifest import ManifestMismatch
+    from quad_tasks.storage.readers import InputError
+
+    bad = (ConfigError, InputError, ModelError, UnsupportedLayer, UnsupportedStore, InvalidKey, StoreKeyError)
+    return BAD_INPUT if isinstance(error, (*bad, ManifestMismatch)) else FAILED
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"quad: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def print_body(body: dict[str, Any], as_json: bool) -> None:
+    """Print a result as JSON, or a line a key."""
+    if as_json:
+        print(json.dumps(body, indent=1))
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in body.items():
+        table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    Console().print(table)
+
+
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows of the same keys as a table."""
+    table = Table(*(key.replace("_", " ") for key in rows[0]), box=None)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
