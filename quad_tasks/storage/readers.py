@@ -133,10 +133,8 @@ def number_documents(uri: str, fields: Fields | None = None) -> Iterator[tuple[i
     """
     fields = fields or Fields()
     name = uri.rpartition("/")[2]
-    suffix = _suffix(uri)
-    source = name.removesuffix(suffix)
-    rows = _parquet_rows(uri) if suffix == PARQUET_SUFFIX else _json_rows(uri, COMPRESSIONS[suffix])
-    for number, record in rows:
+    source = name.removesuffix(_suffix(uri))
+    for number, record in _rows(uri):
         given_id = None if isinstance(record, Rejection) else _take(record, fields.id)
         document = record if isinstance(record, Rejection) else _to_document(record, given_id, fields, source)
         if isinstance(document, Rejection):
@@ -144,6 +142,20 @@ def number_documents(uri: str, fields: Fields | None = None) -> Iterator[tuple[i
             yield number, SetAside(redact(uri), number, document.reason, document.detail, known_id)
         else:
             yield number, document
+
+
+def read_records(uri: str) -> Iterator[dict[str, Any] | Rejection]:
+    """Read a file's records in order as they stand, whatever their fields are called.
+
+    Raises:
+        InputError: as `number_documents`.
+    """
+    return (record for _, record in _rows(uri))
+
+
+def _rows(uri: str) -> Iterator[Row]:
+    suffix = _suffix(uri)
+    return _parquet_rows(uri) if suffix == PARQUET_SUFFIX else _json_rows(uri, COMPRESSIONS[suffix])
 
 
 def _suffix(uri: str) -> str:

@@ -1,0 +1,326 @@
+"""What a run will take, stage by stage, before anything is spent: documents, tokens, FLOPs, bytes, time, money.
+
+Counts follow from the configuration and a look at the inputs (`sample.py`); seconds from what a unit of each kind of
+work takes on this machine (`probe.py`). The same look finds what would end the run in its first minutes: inputs that
+cannot be read, fields that are not there, a budget above the pool, a workspace that takes no commits. Writes nothing on
+local disk; of a remote workspace it asks what a run asks first, which leaves two tiny objects.
+"""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from quad_tasks.config import ConfigError, RunConfig
+from quad_tasks.model import FRESH, SAMPLE_BYTES_PER_TOKEN
+from quad_tasks.probe import Rates, Shape, probe, usable_cores
+from quad_tasks.pull import PREDICTED_SCORED_SHARE
+from quad_tasks.sample import Sample, look_at, value_at
+from quad_tasks.storage.readers import InputError, expand_inputs
+from quad_tasks.storage.store import check_conditional_create, open_store
+
+WORKER_START_S = 5.0
+"""A worker's start and its imports, before its first shard."""
+ROUND_S = 1.0
+"""A round's choice, regression and commit, beside its scoring."""
+STEP_S = 1.0
+"""A Prefect flow's own time."""
+ACCEPTED_AT_RANDOM = 0.5
+"""Share of the tokens that rounds of the bandit score in its arms that are above τ; of documents drawn actively nearly
+all are (LAMBADA configuration: 0.87 of all with three quarters drawn actively)."""
+ROUND_BYTES = 16_000
+SCORE_BYTES = 60
+PROBED_BYTES = 2_000_000
+"""Text the probe works on, at most."""
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """How much of everything a run handles; documents and tokens are estimates.
+
+    Attributes:
+        documents: of the pool.
+        text_bytes: their UTF-8.
+        tokens: by the run's tokenizer.
+        mean_tokens: of a document.
+        stored_share: bytes of a compressed table per byte of text.
+        reference_tokens: of the documents the direction is made from.
+        measured_tokens: of those each model is measured on.
+    """
+
+    documents: int
+    text_bytes: int
+    tokens: int
+    mean_tokens: float
+    stored_share: float
+    reference_tokens: int
+    measured_tokens: int
+
+
+def plan_run(config: RunConfig, price_per_hour: float | None = None) -> dict[str, Any]:
+    """Estimate what every stage of a run takes on this machine.
+
+    Args:
+        config: the run's configuration.
+        price_per_hour: of this machine, in any currency.
+
+    Returns:
+        `pool` and `reference` (documents, tokens, and whether they were counted or estimated), `scored` (tokens
+        expected and at most), `stages` (name, `documents`, `tokens`, `flops`, `size_bytes` written, `seconds`,
+        `money`), `total`, `machine`, and `one_process_s`: seconds that more workers do not shorten.
+
+    Raises:
+        ConfigError: a field that no record has, or a budget above the pool.
+        InputError: an input is missing or cannot be read to its end.
+        ModelError: the model cannot be loaded.
+        UnsupportedStore: the workspace cannot commit.
+    """
+    _check_workspace(config.workspace)
+    started = time.perf_counter()
+    pool = _look(config.pool.inputs, "pool")
+    read_byte = (time.perf_counter() - started) / (pool.read_bytes or 1)
+    texts = _texts(pool, config.pool.fields.text, "pool")
+    rates, shape = probe(config, texts)
+    volumes = _volumes(config, pool, texts, shape)
+    if config.selection.budget_tokens > volumes.tokens * 1.05:
+        found = config.selection.budget_tokens
+        raise ConfigError(
+            f"selection.budget_tokens: expected at most the pool's tokens (about {volumes.tokens}), found {found}"
+        )
+    workers = min(config.compute.workers, usable_cores())
+    scored, at_most, rounds = _scored(config, volumes)
+    stages = _stages(config, volumes, rates, shape, workers, read_byte, scored, rounds)
+    one_process = _one_process(config, volumes, rates, shape)
+    for stage in stages:
+        stage["money"] = None if price_per_hour is None else stage["seconds"] / 3600 * price_per_hour
+    return {
+        "run": config.run,
+        "pool": {
+            "documents": volumes.documents,
+            "tokens": volumes.tokens,
+            "text_bytes": volumes.text_bytes,
+            "files": pool.files,
+            "counted": pool.exact,
+        },
+        "model": {"source": config.model.source, "parameters": shape.parameters},
+        "scored": {"tokens": scored, "tokens_at_most": at_most, "rounds": rounds},
+        "stages": stages,
+        "total": {
+            key: None if stages[0][key] is None else sum(stage[key] for stage in stages)
+            for key in ("flops", "size_bytes", "seconds", "money")
+        },
+        "machine": {"workers": workers, "cores": usable_cores()},
+        "one_process_s": one_process,
+        "seconds_per_unit": asdict(rates),
+    }
+
+
+def _check_workspace(workspace: str) -> None:
+    if "://" in workspace:
+        check_conditional_create(open_store(workspace))
+        return
+    folder = Path(workspace).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ConfigError(f"workspace: expected a folder that can be written, found {folder}")
+
+
+def _look(inputs: Sequence[str], which: str) -> Sample:
+    sample = look_at(expand_inputs(inputs))
+    if sample.broken:
+        raise InputError("\n".join(sample.broken.values()))
+    if not sample.records:
+        raise ConfigError(f"{which}.inputs: expected records, found none (bad lines: {dict(sample.bad)})")
+    return sample
+
+
+def _texts(sample: Sample, field: str, which: str) -> list[str]:
+    """Return the sample's texts, in one order for one sample."""
+    values = [value_at(record, field) for record in sample.records]
+    texts = [value for value in values if isinstance(value, str) and value.strip()]
+    if not texts:
+        known = ", ".join(sorted({name for record in sample.records for name in record}))
+        raise ConfigError(f"{which}.fields.text: expected a field that holds text, found none in {field!r} ({known})")
+    order = np.random.default_rng(0).permutation(len(texts))
+    taken, size = [], 0
+    for i in order:
+        if size >= PROBED_BYTES:
+            break
+        taken.append(texts[i])
+        size += len(texts[i].encode())
+    return taken
+
+
+def _volumes(config: RunConfig, pool: Sample, texts: Sequence[str], shape: Shape) -> Volumes:
+    values = [value_at(record, config.pool.fields.text) for record in pool.records]
+    sampled_bytes = sum(len(value.encode(errors="replace")) for value in values if isinstance(value, str))
+    documents = round(pool.documents * sum(isinstance(value, str) for value in values) / len(values))
+    text_bytes = round(pool.record_bytes * sampled_bytes / pool.kept_bytes)
+    tokens = round(text_bytes / shape.bytes_per_token)
+    joined = "\n".join(texts).encode()
+    reference = _look(config.reference.inputs, "reference")
+    reference_tokens = _mean_tokens(reference, config.reference.fields.text, "reference", shape)
+    used = reference.documents
+    if config.heldout.reference_domain is None:
+        used = round(used * (1 - config.reference.heldout_share))
+    measured = (reference.documents - used) * reference_tokens
+    used = min(used, config.reference.max_documents or used)
+    if config.heldout.inputs:
+        heldout = _look(config.heldout.inputs, "heldout")
+        domains = {value_at(r, config.heldout.fields.domain) for r in heldout.records} - {None}
+        n = min(heldout.documents, (len(domains) or heldout.files) * config.heldout.documents_per_domain)
+        n += config.heldout.documents_per_domain if config.heldout.reference_domain else 0
+        measured += n * _mean_tokens(heldout, config.heldout.fields.text, "heldout", shape)
+    return Volumes(
+        documents=documents,
+        text_bytes=text_bytes,
+        tokens=tokens,
+        mean_tokens=tokens / max(1, documents),
+        stored_share=len(zstandard.compress(joined)) / len(joined),
+        reference_tokens=round(used * reference_tokens),
+        measured_tokens=round(measured),
+    )
+
+
+def _mean_tokens(sample: Sample, field: str, which: str, shape: Shape) -> float:
+    texts = _texts(sample, field, which)
+    return sum(len(text.encode()) for text in texts) / len(texts) / shape.bytes_per_token
+
+
+def _scored(config: RunConfig, volumes: Volumes) -> tuple[int, int, int]:
+    """Return the tokens expected to be scored, all stages, those at most, and the rounds of the bandit."""
+    settings, stages = config.bandit, config.training.stages
+    share = settings.max_scored_share
+    if share is None:
+        share = 1.0 if config.selection.mode == "instance" else PREDICTED_SCORED_SHARE
+    at_most = share * volumes.tokens
+    pilot = min(settings.pilot_documents * stages, volumes.documents) * volumes.mean_tokens
+    wanted = settings.oversample * config.selection.budget_tokens - (1 - settings.threshold_quantile) * pilot
+    accepted = ACCEPTED_AT_RANDOM + (1 - ACCEPTED_AT_RANDOM) * settings.active_share
+    expected = max(pilot, min(pilot + max(0.0, wanted) / accepted, at_most))
+    per_round = settings.arms_per_round * settings.documents_per_pull * volumes.mean_tokens
+    rounds = min(math.ceil((expected - pilot) / per_round), settings.max_rounds * stages)
+    return round(expected), round(max(at_most, pilot)), rounds
+
+
+def _stages(
+    config: RunConfig,
+    volumes: Volumes,
+    rates: Rates,
+    shape: Shape,
+    workers: int,
+    read_byte: float,
+    scored: int,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """Lay out the stages as a run times them; those of every training stage are summed."""
+    text, tokens, n = volumes.text_bytes, volumes.tokens, volumes.documents
+    stored = volumes.stored_share * text
+    vectors = 4 * shape.dimension * n
+    forward = shape.forward_flops
+    alone = _one_process(config, volumes, rates, shape)
+    times = config.training.stages
+    fresh = config.model.source == FRESH
+    pretrained = min(config.model.fresh.train_tokens, tokens) if fresh else 0
+    fitted = round(min(config.factors.sample_documents, n) * min(volumes.mean_tokens, config.model.window_tokens))
+    gradient = volumes.reference_tokens
+    budget = config.selection.budget_tokens
+    models = config.training.seeds * (2 if config.training.control else 1) + len(config.training.frontier)
+    measured = volumes.measured_tokens
+    trained_s = budget / times * rates.train_token + measured * rates.measure_token
+    turns = math.ceil(models / workers) * trained_s + measured * rates.measure_token / workers
+    ingest_byte = read_byte + rates.encode_byte + rates.write_byte
+    fit_s = fitted * rates.fit_token + gradient * rates.gradient_token
+    product = n * config.clustering.arms * shape.dimension * rates.centroid_product
+
+    def row(name: str, documents: float, n_tokens: float, flops: float, size: float, seconds: float) -> dict[str, Any]:
+        counts = {"documents": round(documents), "tokens": round(n_tokens), "flops": float(flops)}
+        return {"stage": name, **counts, "size_bytes": round(size), "seconds": seconds}
+
+    return [
+        row(
+            "model",
+            0,
+            pretrained,
+            3 * forward * pretrained,
+            4 * shape.parameters if fresh else 0,
+            WORKER_START_S + STEP_S + alone["model"] + (2 * text * read_byte / workers if fresh else 0),
+        ),
+        row(
+            "ingest", n, tokens, 0, stored, STEP_S + text * (read_byte + rates.encode_byte + rates.write_byte) / workers
+        ),
+        row(
+            "embed",
+            n,
+            tokens,
+            forward * tokens if config.embedding.method == "model" else 0,
+            vectors,
+            STEP_S + alone["embed"] + text * rates.embed_byte / workers,
+        ),
+        row(
+            "cluster",
+            n,
+            tokens,
+            0,
+            stored + vectors,
+            STEP_S + alone["cluster"] + (2 * text * rates.write_byte + product) / workers,
+        ),
+        row(
+            "fit",
+            times * min(config.factors.sample_documents, n),
+            times * (fitted + gradient),
+            times * (4 * forward * fitted + 4 * shape.factor_values * fitted + 3 * forward * gradient),
+            times * 4 * (shape.factor_values + shape.tracked),
+            times * STEP_S
+            + alone["fit"]
+            + times * (fitted * rates.fit_token + gradient * rates.gradient_token) / workers,
+        ),
+        row(
+            "bandit",
+            scored / volumes.mean_tokens,
+            scored,
+            3 * forward * scored,
+            rounds * ROUND_BYTES + SCORE_BYTES * scored / volumes.mean_tokens,
+            times * STEP_S + rounds * ROUND_S + scored * rates.score_token / workers,
+        ),
+        row(
+            "train",
+            models * budget / volumes.mean_tokens,
+            models * budget + times * (models + 1) * measured,
+            3 * forward * models * budget + times * forward * (models + 1) * measured,
+            times * 12 * shape.parameters,
+            times * (STEP_S + turns),
+        ),
+        row(
+            "publish",
+            budget / volumes.mean_tokens,
+            budget,
+            0,
+            volumes.stored_share * budget * shape.bytes_per_token,
+            0.2 + budget * shape.bytes_per_token * rates.write_byte,
+        ),
+    ]
+
+
+def _one_process(config: RunConfig, volumes: Volumes, rates: Rates, shape: Shape) -> dict[str, float]:
+    """Return the seconds of each stage that run in one process, however many workers there are."""
+    alone = dict.fromkeys(("model", "embed", "cluster", "fit"), 0.0)
+    if config.model.source == FRESH:
+        wanted = config.model.fresh.train_tokens
+        sampled = min(SAMPLE_BYTES_PER_TOKEN * wanted, volumes.text_bytes)
+        alone["model"] = sampled * (rates.tokenizer_byte + rates.encode_byte)
+        alone["model"] += min(wanted, volumes.tokens) * rates.pretrain_token
+    share = min(1.0, config.embedding.sample_documents / max(1, volumes.documents))
+    alone["embed"] = rates.embed_fit + share * volumes.text_bytes * rates.embed_fit_byte
+    sample = min(config.clustering.sample_documents, volumes.documents)
+    products = sample * config.clustering.arms * shape.dimension * config.clustering.iterations
+    alone["cluster"] = products * rates.centroid_product
+    alone["fit"] = config.training.stages * rates.decompose
+    return alone
