@@ -1,169 +1,310 @@
-"""One document's story: where it stood, its arm and when that was pulled, what it scored, why it was taken or not.
+"""One document's story in a run: where it stands, how its arm fared, what it scored, and why it was taken or not.
 
-Everything is read back from what the run committed; of the pool only ids are scanned, and of its arm the embeddings.
+Everything is read back from what the run committed; the ids of the pool are searched part by part, and after that only
+the document's own arm, its rounds and its row groups are read. What was predicted of a document is predicted again, by
+the same regression on the same scores, since the ledger keeps measurements alone.
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from quad_tasks.choose import read_chosen
-from quad_tasks.config import RunConfig
+from quad_tasks.config import ConfigError, RunConfig
+from quad_tasks.core.terms import telling_terms
+from quad_tasks.core.wasserstein import gaussian_distance
 from quad_tasks.ingest import documents_key, set_aside_key, shard_manifest_key
-from quad_tasks.publish import read_scores
+from quad_tasks.predict import fit_scored, predict_block
 from quad_tasks.run import pinned_pool
-from quad_tasks.state import load_arms
+from quad_tasks.state import SCORE_SCHEMA, load_arms
+from quad_tasks.storage import pool as tables
 from quad_tasks.storage import rounds
 from quad_tasks.storage.manifest import read_manifest
 from quad_tasks.storage.positions import column_vectors, read_positions, read_table
 from quad_tasks.storage.store import Store, StoreKeyError, open_store
 
-NEIGHBOURS = 5
-COMPARED_DOCUMENTS = 4096
-"""Of the arm, from its first: a random sample of it."""
-TEXT_CHARACTERS = 500
+NEAREST = 5
+ARM_DOCUMENTS = 4096
+"""Documents of an arm among which the nearest are looked for."""
+TERM_DOCUMENTS = 16
+TERMS = 6
+EXCERPT_CHARACTERS = 600
+BATCH_ROWS = 8192
+
+
+class UnknownDocument(ConfigError):
+    """A document's id that a run's pool has never seen."""
+
+
+@dataclass(frozen=True)
+class _Ledger:
+    """What the rounds of a run say: pulls of one arm, scores of one document, and each stage's τ and direction."""
+
+    pulls: list[dict[str, Any]]
+    scores: list[dict[str, Any]]
+    threshold: dict[int, float]
+    direction: dict[int, str]
 
 
 def inspect_document(config: RunConfig, document_id: str) -> dict[str, Any]:
-    """Tell what became of one document of a run's pool.
+    """Tell a document's story.
 
     Args:
         config: the run's configuration.
-        document_id: the document's id.
+        document_id: its id, as in the user's shard or as derived from its text.
 
     Returns:
-        `verdict` and `reason`; `input`, `line`, `text`; and, where the document is in the pool, `shard`, `shard_row`,
-        `arm` with its size, terms and nearest arms, `pulled_in` (stage and round), `influence` per target token with
-        the stage and round that scored it, its rank among the scored, or `predicted_influence`, and the nearest
-        documents of the arm with their cosines.
+        `id`, `where` (input, line, shard, row), `source`, `n_tokens`, `excerpt`, `arm` (number, size, terms, nearest
+        arms), `nearest_documents`, `rounds` its arm was pulled in, `scores` (influence per token, with what each
+        reference gave where there are several), `predicted_influence`, `verdict` and `reason`. Of a document that was
+        set aside: `id`, `where`, `verdict`, `reason`.
 
     Raises:
-        StoreKeyError: the run has no pool yet, or there is no such document.
+        StoreKeyError: the run has no pool yet.
+        UnknownDocument: no document of the pool, kept or set aside, has this id.
     """
     store = open_store(config.workspace)
     version = pinned_pool(config)
     if version is None:
-        raise StoreKeyError(f"run {config.run!r} in {store.uri}: expected a run with a pool, found none")
-    position = _find_position(store, version, document_id)
+        raise StoreKeyError(f"run {config.run!r} in {store.uri}: expected a pool, found none yet")
+    manifest = read_manifest(store, version)
+    position = _find(store, [part["key"] for part in manifest["parts"]], "id", document_id)
     if position is None:
-        return _find_set_aside(store, config, version, document_id)
-    columns = ["source", "text", "arm", "shard", "shard_row", "n_tokens", "embedding"]
+        return _set_aside(store, config.pool.name, manifest["shards"], document_id)
+    columns = ["id", "source", "text", "metadata", "n_tokens", "n_bytes", "arm", "shard", "shard_row"]
     row = read_positions(store, version, np.array([position]), columns).to_pylist()[0]
-    line = read_table(store, documents_key(config.pool.name, row["shard"]), ["line"])["line"][row["shard_row"]].as_py()
-    verdict = _judge(store, config, position, row["arm"])
-    return {
-        "id": document_id,
-        **verdict,
-        "input": read_manifest(store, shard_manifest_key(config.pool.name, row["shard"]))["input"]["uri"],
-        "line": line,
-        "shard": row["shard"],
-        "shard_row": row["shard_row"],
+    arms = load_arms(config.workspace, version)
+    ledger = _read_ledger(store, config, row["arm"], position)
+    story: dict[str, Any] = {
+        "id": row["id"],
+        "where": _where(store, config.pool.name, row["shard"], row["shard_row"]),
+        "position": position,
         "source": row["source"],
+        "metadata": json.loads(row["metadata"]),
         "n_tokens": row["n_tokens"],
-        "arm": _describe_arm(store, config, version, row["arm"]),
-        "pulled_in": _pulled_in(store, config, row["arm"]),
-        "nearest_documents": _nearest_documents(store, config, version, position, row),
-        "text": row["text"][:TEXT_CHARACTERS],
+        "n_bytes": row["n_bytes"],
+        "excerpt": row["text"][:EXCERPT_CHARACTERS],
+        "arm": _arm(store, version, arms, row["arm"], position),
+        "nearest_documents": _nearest_documents(store, version, arms, row["arm"], position),
+        "rounds": ledger.pulls,
+        "scores": ledger.scores,
     }
+    return story | _verdict(store, config, version, position, row["arm"], ledger)
 
 
-def _find_position(store: Store, version: str, document_id: str) -> int | None:
+def _find(store: Store, keys: Sequence[str], column: str, value: str) -> int | None:
+    """Return the row of a value in a column of consecutive tables; None where it is in none."""
     start = 0
-    for part in read_manifest(store, version)["parts"]:
-        found = pc.index(read_table(store, part["key"], ["id"])["id"], document_id).as_py()
-        if found >= 0:
-            return start + int(found)
-        start += part["rows"]
+    for key in keys:
+        for batch in tables.iter_batches(store, key, [column], BATCH_ROWS):
+            found = pc.index(batch[column], value).as_py()
+            if found >= 0:
+                return start + int(found)
+            start += batch.num_rows
     return None
 
 
-def _find_set_aside(store: Store, config: RunConfig, version: str, document_id: str) -> dict[str, Any]:
-    """Look among what ingest set aside, and among duplicates, which the pool version leaves out."""
-    for shard in read_manifest(store, version)["shards"]:
-        manifest = read_manifest(store, shard_manifest_key(config.pool.name, shard))
-        table = read_table(store, set_aside_key(config.pool.name, shard))
-        for row in table.filter(pc.equal(table["id"], document_id)).to_pylist():
-            where = {"input": row["input"], "line": row["line"]}
-            return {"id": document_id, "verdict": "set aside", "reason": f"{row['reason']}: {row['detail']}", **where}
-        documents = read_table(store, documents_key(config.pool.name, shard), ["id", "line", "text"])
-        found = pc.index(documents["id"], document_id).as_py()
-        if found >= 0:
-            reason = "a document before it in the pool has the same text, or the same id"
-            where = {"input": manifest["input"]["uri"], "line": documents["line"][found].as_py()}
-            text = documents["text"][found].as_py()[:TEXT_CHARACTERS]
-            return {"id": document_id, "verdict": "set aside", "reason": reason, **where, "text": text}
-    raise StoreKeyError(f"document {document_id!r}: expected an id of pool {config.pool.name!r}, found none")
+def _where(store: Store, pool: str, shard: str, row: int) -> dict[str, Any]:
+    line = tables.read_rows(store, documents_key(pool, shard), row, 1, ["line"])["line"][0].as_py()
+    source = read_manifest(store, shard_manifest_key(pool, shard))["input"]["uri"]
+    return {"input": source, "line": line, "shard": shard, "row": row}
 
 
-def _judge(store: Store, config: RunConfig, position: int, arm: int) -> dict[str, Any]:
-    """Say what was decided of a document of the pool, and why."""
-    stages = [
-        n for n in range(config.training.stages) if store.exists(f"runs/{config.run}/stage-{n:02d}/selected.json")
+def _set_aside(store: Store, pool: str, shards: Sequence[str], document_id: str) -> dict[str, Any]:
+    """Tell of a document that is in no arm: bad where it stood, or a duplicate of another."""
+    for shard in shards:
+        table = read_table(store, set_aside_key(pool, shard))
+        found = table.filter(pc.equal(table["id"], document_id)).slice(0, 1).to_pylist()
+        if found:
+            where = {"input": found[0]["input"], "line": found[0]["line"], "shard": shard}
+            reason = f"{found[0]['reason']}: {found[0]['detail']}"
+            return {"id": document_id, "where": where, "verdict": "set aside", "reason": reason}
+    for shard in shards:
+        row = _find(store, [documents_key(pool, shard)], "id", document_id)
+        if row is not None:
+            other = _same_text(store, pool, shards, shard, row)
+            where = _where(store, pool, shard, row)
+            return {"id": document_id, "where": where, "verdict": "set aside", "reason": f"duplicate_text: of {other}"}
+    raise UnknownDocument(
+        f"document {document_id!r}: expected an id of the pool {pool!r}, kept or set aside, found none in its "
+        f"{len(shards)} shards (a record whose id was not read, as in a broken line, cannot be found by it)"
+    )
+
+
+def _same_text(store: Store, pool: str, shards: Sequence[str], shard: str, row: int) -> str:
+    """Name the first document with the text of this one."""
+    wanted = tables.read_rows(store, documents_key(pool, shard), row, 1, ["text_hash"])["text_hash"][0].as_py()
+    for other in shards:
+        at = _find(store, [documents_key(pool, other)], "text_hash", wanted)
+        if at is not None and (other, at) != (shard, row):
+            name = tables.read_rows(store, documents_key(pool, other), at, 1, ["id"])["id"][0].as_py()
+            return f"{name!r} in {other}"
+    return "a document with the same id"
+
+
+def _arm(store: Store, version: str, arms: pa.Table, arm: int, position: int) -> dict[str, Any]:
+    """Describe an arm: its size, what tells it from its nearest arms, and those."""
+    centroids, variances = (column_vectors(arms[name]) for name in ("centroid", "variance"))
+    own = (centroids[arm], variances[arm])
+    distances = [gaussian_distance(*own, mean, variance) for mean, variance in zip(centroids, variances, strict=True)]
+    held = arms["n_documents"].to_numpy() > 0
+    nearest = [int(k) for k in np.argsort(distances, kind="stable") if held[k] and k != arm][:NEAREST]
+    groups = [arm, *nearest]
+    terms = telling_terms([_first_texts(store, version, arms, k) for k in groups], TERMS)
+    described = [
+        {"arm": k, "distance": round(distances[k], 4), "terms": words} for k, words in zip(groups, terms, strict=True)
     ]
-    scores = read_scores(store, config.run, len(stages))
-    row = scores.filter(pc.equal(scores["position"], position)).to_pylist()
-    story: dict[str, Any] = {}
-    if row:
-        same_stage = scores.filter(pc.equal(scores["stage"], row[0]["stage"]))["influence"].to_numpy()
-        story = {name: row[0][name] for name in ("influence", "stage", "round", "active")}
-        story["rank_among_scored"] = int(np.count_nonzero(same_stage > row[0]["influence"])) + 1
-        story["scored_in_stage"] = len(same_stage)
-    chosen = read_chosen(store, config.run, len(stages))
-    taken = chosen.filter(pc.equal(chosen["position"], position)).to_pylist()
-    if taken:
-        number = chosen["position"].to_pylist().index(position) + 1
-        how = "measured" if taken[0]["scored"] else "predicted"
-        if not row:
-            story["predicted_influence"] = taken[0]["influence"]
-        if taken[0]["influence"] is None:
-            how, reason = "", f"number {number} of {len(chosen)}, drawn from the rest of its arm"
+    return {
+        "arm": arm,
+        "documents": arms["n_documents"][arm].as_py(),
+        "tokens": arms["n_tokens"][arm].as_py(),
+        "row": position - arms["position"][arm].as_py(),
+        "terms": terms[0],
+        "nearest_arms": described[1:],
+    }
+
+
+def _first_texts(store: Store, version: str, arms: pa.Table, arm: int) -> list[str]:
+    start, n = arms["position"][arm].as_py(), min(TERM_DOCUMENTS, arms["n_documents"][arm].as_py())
+    texts: list[str] = read_positions(store, version, np.arange(start, start + n), ["text"])["text"].to_pylist()
+    return texts
+
+
+def _nearest_documents(store: Store, version: str, arms: pa.Table, arm: int, position: int) -> list[dict[str, Any]]:
+    """Find the documents of the arm with the highest cosine, among its first `ARM_DOCUMENTS` and the document's own."""
+    start, n = arms["position"][arm].as_py(), arms["n_documents"][arm].as_py()
+    positions = np.union1d(np.arange(start, start + min(n, ARM_DOCUMENTS)), [position])
+    rows = read_positions(store, version, positions, ["id", "embedding"])
+    vectors = column_vectors(rows["embedding"])
+    own = int(np.searchsorted(positions, position))
+    cosines = vectors @ vectors[own]
+    best = [int(i) for i in np.argsort(-cosines, kind="stable") if i != own][:NEAREST]
+    return [{"id": rows["id"][i].as_py(), "cosine": round(float(cosines[i]), 4)} for i in best]
+
+
+def _read_ledger(store: Store, config: RunConfig, arm: int, position: int) -> _Ledger:
+    ledger = _Ledger([], [], {}, {})
+    for number in range(config.training.stages):
+        for committed in rounds.list_rounds(store, config.run, number):
+            ledger.threshold[number] = float(committed.info["threshold"])
+            ledger.direction[number] = committed.info["direction"]
+            name = {"stage": number, "round": committed.round, "kind": committed.info["kind"]}
+            pulls = rounds.read_round_table(store, committed, "pulls")
+            ledger.pulls.extend(name | row for row in pulls.filter(pc.equal(pulls["arm"], arm)).to_pylist())
+            scores = rounds.read_round_table(store, committed, "scores")
+            own = scores.filter(pc.equal(scores["position"], position)).to_pylist()
+            ledger.scores.extend(name | _score(row, ledger.threshold[number]) for row in own)
+    return ledger
+
+
+def _score(row: dict[str, Any], threshold: float) -> dict[str, Any]:
+    """Keep what a score says; further numbers are what each reference gave."""
+    extra = row.keys() - {*SCORE_SCHEMA.names, "accepted"}
+    by_reference = {name.removeprefix("influence_"): row[name] for name in sorted(extra)}
+    kept = {name: row[name] for name in ("influence", "n_targets", "active", "accepted") if name in row}
+    return {**kept, "threshold": threshold, **({"by_reference": by_reference} if by_reference else {})}
+
+
+def _verdict(store: Store, config: RunConfig, version: str, position: int, arm: int, ledger: _Ledger) -> dict[str, Any]:
+    """Say what became of a document in the stages that have chosen, the last one deciding why it was left."""
+    verdict: dict[str, Any] = {"verdict": "undecided", "reason": "no stage has chosen yet", "predicted_influence": None}
+    for number in range(config.training.stages):
+        key = f"runs/{config.run}/stage-{number:02d}/selected"
+        if not store.exists(f"{key}.json"):
+            return verdict
+        info, chosen = read_manifest(store, f"{key}.json"), read_table(store, f"{key}.parquet")
+        rank = pc.index(chosen["position"], position).as_py()
+        predicted = _predicted(config, version, position, arm, number, ledger)
+        if rank >= 0:
+            row = chosen.slice(rank, 1).to_pylist()[0]
+            return _taken(row, rank + 1, chosen.num_rows, number, info["threshold"], predicted)
+        verdict = _left(store, config, version, position, number, info, chosen, predicted, ledger)
+    return verdict
+
+
+def _taken(
+    row: dict[str, Any], rank: int, n: int, stage: int, threshold: float, predicted: float | None
+) -> dict[str, Any]:
+    how = "measured" if row["scored"] else "predicted"
+    if row["influence"] is None or row["influence"] <= threshold:
+        reason = "drawn for the general share, whatever its influence"
+    else:
+        reason = f"{how} influence {row['influence']:.4g} above τ = {threshold:.4g}, within the budget"
+    return {
+        "verdict": "selected",
+        "reason": f"stage {stage}, rank {rank:,} of {n:,}: {reason}",
+        "stage": stage,
+        "rank": rank,
+        "predicted_influence": predicted,
+    }
+
+
+def _left(
+    store: Store,
+    config: RunConfig,
+    version: str,
+    position: int,
+    stage: int,
+    info: dict[str, Any],
+    chosen: pa.Table,
+    predicted: float | None,
+    ledger: _Ledger,
+) -> dict[str, Any]:
+    """Say why a stage left a document."""
+    threshold = info["threshold"]
+    scored = [s for s in ledger.scores if ledger.direction[s["stage"]] == info["direction"] and s["stage"] <= stage]
+    influence = scored[-1]["influence"] if scored else predicted
+    how = "influence" if scored else "predicted influence"
+    if position in info["near_duplicates"]:
+        verdict, reason = "rejected", f"near-duplicate of {_alike(store, version, position, chosen)}"
+    elif influence is None and config.selection.mode == "predicted":
+        verdict = "unpulled"
+        reason = "not scored, and not predicted: no scored document of its arm has an influence above τ"
+    elif influence is None:
+        verdict, reason = "unpulled", f"never drawn; mode {config.selection.mode!r} ranks what was scored"
+    else:
+        verdict = "rejected" if scored else "unpulled"
+        if influence <= threshold:
+            reason = f"{how} {influence:.4g} not above τ = {threshold:.4g}"
         else:
-            reason = f"number {number} of {len(chosen)}, for its {how} influence"
-        return {"verdict": "selected", "reason": reason, **story}
-    for stage in stages:
-        manifest = read_manifest(store, f"runs/{config.run}/stage-{stage:02d}/selected.json")
-        if position in manifest["near_duplicates"]:
-            return {"verdict": "left out", "reason": "near-duplicate of a better document of its arm", **story}
-    if row:
-        reason = "above τ, but the token budget was full" if row[0]["accepted"] else "its influence is not above τ"
-        return {"verdict": "rejected", "reason": reason, **story}
-    return {"verdict": "not pulled", "reason": "never scored, and its predicted influence did not place it", **story}
+            least = pc.min(chosen["influence"]).as_py()
+            reason = f"{how} {influence:.4g} above τ = {threshold:.4g}, but the budget was full"
+            reason += f" (least taken: {least:.4g})" if least is not None else ""
+    return {"verdict": verdict, "reason": f"stage {stage}: {reason}", "predicted_influence": predicted}
 
 
-def _describe_arm(store: Store, config: RunConfig, version: str, arm: int) -> dict[str, Any]:
-    arms = load_arms(config.workspace, version)
-    centroids = column_vectors(arms["centroid"])
-    distance = np.linalg.norm(centroids - centroids[arm], axis=1)
-    nearest = [int(other) for other in np.argsort(distance, kind="stable") if other != arm][:NEIGHBOURS]
-    described = {"arm": arm, "documents": arms["n_documents"][arm].as_py(), "nearest_arms": nearest}
-    key = f"runs/{config.run}/report/report.json"
-    if store.exists(key):
-        described["terms"] = json.loads(store.get(key))["arms"][arm]["terms"]
-    return described
+def _alike(store: Store, version: str, position: int, chosen: pa.Table) -> str:
+    """Name the chosen document nearest to one that was dropped for its likeness."""
+    positions = np.append(chosen["position"].to_numpy(), position)
+    rows = read_positions(store, version, positions, ["id", "arm", "embedding"])
+    vectors, arms = column_vectors(rows["embedding"]), rows["arm"].to_numpy()
+    cosines = np.where(arms[:-1] == arms[-1], vectors[:-1] @ vectors[-1], -np.inf)
+    if not np.isfinite(cosines).any():
+        return "a better document of its arm"
+    best = int(np.argmax(cosines))
+    return f"{rows['id'][best].as_py()!r} (cosine {cosines[best]:.4f})"
 
 
-def _pulled_in(store: Store, config: RunConfig, arm: int) -> list[str]:
-    found = []
-    for stage in range(config.training.stages):
-        for committed in rounds.list_rounds(store, config.run, stage):
-            if arm in rounds.read_round_table(store, committed, "pulls")["arm"].to_pylist():
-                found.append(f"stage {stage} round {committed.round}")
-    return found
-
-
-def _nearest_documents(
-    store: Store, config: RunConfig, version: str, position: int, row: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """List the documents of the arm nearest by cosine, among its first."""
-    arms = load_arms(config.workspace, version)
-    start, n = arms["position"][row["arm"]].as_py(), arms["n_documents"][row["arm"]].as_py()
-    positions = np.setdiff1d(np.arange(start, start + min(n, COMPARED_DOCUMENTS)), [position])
-    if not len(positions):
-        return []
-    others = read_positions(store, version, positions, ["id", "embedding"])
-    cosine = column_vectors(others["embedding"]) @ np.array(row["embedding"], dtype=np.float32)
-    best = np.argsort(-cosine, kind="stable")[:NEIGHBOURS]
-    ids = others["id"].take(best).to_pylist()
-    return [{"id": name, "cosine": round(float(c), 4)} for name, c in zip(ids, cosine[best], strict=True)]
+def _predicted(config: RunConfig, version: str, position: int, arm: int, stage: int, ledger: _Ledger) -> float | None:
+    """Predict the document's influence as the stage's choice did; None where that predicts nothing of its arm."""
+    if config.selection.mode != "predicted":
+        return None
+    store = open_store(config.workspace)
+    tables_ = [
+        rounds.read_round_table(store, committed, "scores")
+        for number in range(stage + 1)
+        for committed in rounds.list_rounds(store, config.run, number)
+        if committed.info["direction"] == ledger.direction[stage]
+    ]
+    scores = pa.concat_tables(tables_)
+    own = scores["influence"].to_numpy()[scores["arm"].to_numpy() == arm]
+    if len(own) and own.max() <= ledger.threshold[stage]:
+        return None
+    generator = np.random.default_rng([config.seed, 13, stage])
+    n_arms = load_arms(config.workspace, version).num_rows
+    predictor = fit_scored(config.workspace, version, scores, n_arms, generator)
+    return float(predict_block(config.workspace, version, predictor, np.array([position]))[0])

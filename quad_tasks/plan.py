@@ -253,9 +253,7 @@ def _stages(
             4 * shape.parameters if fresh else 0,
             WORKER_START_S + STEP_S + alone["model"] + (2 * text * read_byte / workers if fresh else 0),
         ),
-        row(
-            "ingest", n, tokens, 0, stored, STEP_S + text * (read_byte + rates.encode_byte + rates.write_byte) / workers
-        ),
+        row("ingest", n, tokens, 0, stored, STEP_S + text * ingest_byte / workers),
         row(
             "embed",
             n,
@@ -278,9 +276,7 @@ def _stages(
             times * (fitted + gradient),
             times * (4 * forward * fitted + 4 * shape.factor_values * fitted + 3 * forward * gradient),
             times * 4 * (shape.factor_values + shape.tracked),
-            times * STEP_S
-            + alone["fit"]
-            + times * (fitted * rates.fit_token + gradient * rates.gradient_token) / workers,
+            times * STEP_S + alone["fit"] + times * fit_s / workers,
         ),
         row(
             "bandit",
