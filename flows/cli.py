@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 failed, 2 bad input or config. An error is one message, never a traceback, unless `--debug`.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,13 +25,75 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show logs, and tracebacks of errors.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.")]
+
+
+def _complete_run(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete a run's name from the workspace given before it, or the default one."""
+    from quad_tasks.run import list_runs
+
+    return [name for name in list_runs(context.params.get("workspace") or "workspace") if name.startswith(incomplete)]
+
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.", autocompletion=_complete_run)]
 Workspace = Annotated[str, typer.Option(help="Path or URI the run is kept under.")]
+
+
+Inputs = Annotated[
+    list[str] | None, typer.Option(metavar="FILE", help="Files or globs; give it again for more of them.")
+]
+Price = Annotated[float | None, typer.Option(min=0, help="What this machine costs an hour, in any currency.")]
+
+
+@app.command()
+def init(
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="The pool's shards: paths, URIs or globs.")],
+    reference: Inputs = None,
+    heldout: Inputs = None,
+    out: Annotated[Path, typer.Option(help="Where the configuration goes.")] = Path("config.yaml"),
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Look at a sample of your files and write a commented configuration for them.
+
+    Example: quad init 'shards/*.jsonl.zst' --reference wanted.jsonl --out config.yaml
+    """
+    with session(True, debug):
+        from flows.printing import print_first_config
+        from quad_tasks.initialise import write_config
+
+        result = write_config(files, out, reference or (), heldout or ())
+        print_body(result, True) if as_json else print_first_config(result)
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    price_per_hour: Price = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a run will take, stage by stage, before anything is spent.
+
+    Example: quad plan config.yaml --price-per-hour 2.50
+    """
+    with session(quiet, debug):
+        from quad_tasks.config import load_config
+
+        _plan(load_config(config, overrides or ()), price_per_hour, as_json)
 
 
 @app.command()
 def run(
-    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, spend nothing.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Choose data: the whole run, going on where an earlier attempt stopped.
 
@@ -41,7 +102,11 @@ def run(
     with session(quiet, debug):
         from quad_tasks.config import load_config
 
-        _select(load_config(config, overrides or ()), as_json)
+        settings = load_config(config, overrides or ())
+        if dry_run:
+            _plan(settings, None, as_json)
+        else:
+            _select(settings, as_json)
 
 
 @app.command()
@@ -135,11 +200,12 @@ def clean(
     Example: quad clean lambada --dry-run
     """
     with session(True, debug):
+        from flows.printing import by_kind
         from quad_tasks.clean import clean_run
         from quad_tasks.run import load_run
 
         result = clean_run(load_run(workspace, run), dry_run)
-        print_body(result if as_json else _by_kind(result), as_json)
+        print_body(result if as_json else by_kind(result), as_json)
 
 
 @app.command()
@@ -155,15 +221,37 @@ def status(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
 
 
 @app.command()
+def inspect(
+    run: RunName,
+    document_id: Annotated[str, typer.Argument(metavar="DOCUMENT_ID", help="The document's id in the pool.")],
+    workspace: Workspace = "workspace",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Tell one document's story: where it stands, its arm, its rounds, its influence, why it was taken or not.
+
+    Example: quad inspect lambada dup-0001
+    """
+    with session(True, debug):
+        from flows.printing import print_story
+        from quad_tasks.inspect import inspect_document
+        from quad_tasks.run import load_run
+
+        story = inspect_document(load_run(workspace, run), document_id)
+        print_body(story, True) if as_json else print_story(story)
+
+
+@app.command()
 def report(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = False, debug: Debug = False) -> None:
     """Print a finished run's headline and the path of its report.
 
     Example: quad report lambada
     """
     with session(True, debug):
+        from flows.printing import print_report
         from quad_tasks.run import load_run
 
-        _print_report(load_run(workspace, run), as_json)
+        print_report(load_run(workspace, run), as_json)
 
 
 @bandit_app.command()
@@ -248,28 +336,9 @@ def export(
 
 
 @app.command()
-def inspect(
-    run: RunName,
-    document: Annotated[str, typer.Argument(metavar="DOCUMENT_ID", help="The document's id in the pool.")],
-    workspace: Workspace = "workspace",
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Tell one document's story: where it stood, what it scored, why it was taken or left.
-
-    Example: quad inspect lambada dup-0001
-    """
-    with session(True, debug):
-        from quad_tasks.inspect import inspect_document
-        from quad_tasks.run import load_run
-
-        print_body(inspect_document(load_run(workspace, run), document), as_json)
-
-
-@app.command()
 def compare(
-    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A finished run.")],
-    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Another one.")],
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A finished run.", autocompletion=_complete_run)],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Another one.", autocompletion=_complete_run)],
     workspace: Workspace = "workspace",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -297,11 +366,20 @@ def main() -> None:
     app()
 
 
+def _plan(config: Any, price_per_hour: float | None, as_json: bool) -> None:
+    from flows.printing import print_plan
+    from quad_tasks.plan import plan_run
+
+    result = plan_run(config, price_per_hour)
+    print_body(result, True) if as_json else print_plan(result)
+
+
 def _select(config: Any, as_json: bool) -> None:
+    from flows.printing import print_report
     from flows.select_data import select_data
 
     _flow(select_data, config)
-    _print_report(config, as_json)
+    print_report(config, as_json)
 
 
 def _flow(flow: Callable[..., Any], *arguments: Any) -> Any:
@@ -312,35 +390,5 @@ def _flow(flow: Callable[..., Any], *arguments: Any) -> Any:
         return flow(*arguments)
 
 
-def _by_kind(cleaned: dict[str, Any]) -> dict[str, Any]:
-    """Give each kind of leftovers a line, and their sum the last one."""
-    rows = {kind: f"{n['objects']:,} ({n['size_bytes']:,} bytes)" for kind, n in cleaned["leftovers"].items()}
-    verb = "would be removed" if cleaned["dry_run"] else "removed"
-    return {**rows, verb: f"{cleaned['objects']:,} ({cleaned['size_bytes']:,} bytes)"}
-
-
-def _print_report(config: Any, as_json: bool) -> None:
-    from quad_tasks.storage.store import open_store
-
-    store = open_store(config.workspace)
-    key = f"runs/{config.run}/report"
-    body = json.loads(store.get(f"{key}/report.json"))
-    if as_json:
-        print(json.dumps(body))
-        return
-    last = body["stages"][-1]
-    rows: dict[str, Any] = {
-        "run": body["run"],
-        "pool": f"{body['pool']['documents']:,} documents, {body['pool']['tokens']:,} tokens",
-        "scored": f"{body['scored']['documents']:,} documents ({body['scored']['share']:.1%})",
-        "selected": f"{body['selected']['documents']:,} documents, {body['selected']['tokens']:,} tokens"
-        f" (budget {body['selected']['budget_tokens']:,})",
-        "reference loss": ", ".join(
-            f"{last[kind]['reference_loss']:.4f} {kind}" for kind in ("before", "selected", "random") if kind in last
-        ),
-        "findings": ", ".join(f["signature"] for f in body["findings"]) or "none",
-        "time": f"{sum(body['time_s'].values()):.0f} s",
-        "peak memory": f"{body['peak_memory_bytes'] / 2**30:.2f} GiB",
-        "report": store.local_path(f"{key}/index.html") or f"{store.uri}/{key}/index.html",
-    }
-    print_body(rows, False)
+if __name__ == "__main__":
+    main()

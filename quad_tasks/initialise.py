@@ -198,18 +198,18 @@ def _find_fields(inputs: Inputs, which: str) -> None:
     source = _named(few, "source") or (few[0] if len(few) == 1 else None)
     metadata = _named([c for c in columns if "object" in c.kinds], "metadata")
     domain = _named(few, "domain") if which == "heldout" else None
-    for name, found in (("id", identity), ("source", source), ("metadata", metadata), ("domain", domain)):
+    for ours, found in (("id", identity), ("source", source), ("metadata", metadata), ("domain", domain)):
         if found is not None:
-            inputs.fields[name] = found.name
+            inputs.fields[ours] = found.name
     if which != "pool":
         return
     if identity is None:
         inputs.undecided.append("pool.fields.id: no field differs in every record; ids will come from the texts")
     if source is None:
-        found = ", ".join(c.name for c in few)
+        candidates = ", ".join(c.name for c in few)
         inputs.undecided.append(
             "pool.fields.source: "
-            + (f"which of {found} names where a text came from?" if found else "no field names sources")
+            + (f"which of {candidates} names where a text came from?" if few else "no field names sources")
             + " Until then a document's source is its file's name"
         )
 
@@ -295,5 +295,5 @@ def _flow(value: Any) -> str:
 
 def _round(n: int) -> int:
     """Keep two digits."""
-    size = 10 ** max(0, len(str(n)) - 2)
+    size: int = 10 ** max(0, len(str(n)) - 2)
     return max(1, n // size * size)

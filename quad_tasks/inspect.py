@@ -93,7 +93,8 @@ def inspect_document(config: RunConfig, document_id: str) -> dict[str, Any]:
         "rounds": ledger.pulls,
         "scores": ledger.scores,
     }
-    return story | _verdict(store, config, version, position, row["arm"], ledger)
+    nearest = (story["nearest_documents"] or [None])[0]
+    return story | _verdict(store, config, version, position, row["arm"], ledger, nearest)
 
 
 def _find(store: Store, keys: Sequence[str], column: str, value: str) -> int | None:
@@ -205,11 +206,19 @@ def _score(row: dict[str, Any], threshold: float) -> dict[str, Any]:
     """Keep what a score says; further numbers are what each reference gave."""
     extra = row.keys() - {*SCORE_SCHEMA.names, "accepted"}
     by_reference = {name.removeprefix("influence_"): row[name] for name in sorted(extra)}
-    kept = {name: row[name] for name in ("influence", "n_targets", "active", "accepted") if name in row}
+    kept: dict[str, Any] = {name: row[name] for name in ("influence", "n_targets", "active", "accepted") if name in row}
     return {**kept, "threshold": threshold, **({"by_reference": by_reference} if by_reference else {})}
 
 
-def _verdict(store: Store, config: RunConfig, version: str, position: int, arm: int, ledger: _Ledger) -> dict[str, Any]:
+def _verdict(
+    store: Store,
+    config: RunConfig,
+    version: str,
+    position: int,
+    arm: int,
+    ledger: _Ledger,
+    nearest: dict[str, Any] | None,
+) -> dict[str, Any]:
     """Say what became of a document in the stages that have chosen, the last one deciding why it was left."""
     verdict: dict[str, Any] = {"verdict": "undecided", "reason": "no stage has chosen yet", "predicted_influence": None}
     for number in range(config.training.stages):
@@ -222,7 +231,7 @@ def _verdict(store: Store, config: RunConfig, version: str, position: int, arm: 
         if rank >= 0:
             row = chosen.slice(rank, 1).to_pylist()[0]
             return _taken(row, rank + 1, chosen.num_rows, number, info["threshold"], predicted)
-        verdict = _left(store, config, version, position, number, info, chosen, predicted, ledger)
+        verdict = _left(config, position, number, info, chosen, predicted, ledger, nearest)
     return verdict
 
 
@@ -244,23 +253,22 @@ def _taken(
 
 
 def _left(
-    store: Store,
     config: RunConfig,
-    version: str,
     position: int,
     stage: int,
     info: dict[str, Any],
     chosen: pa.Table,
     predicted: float | None,
     ledger: _Ledger,
+    nearest: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Say why a stage left a document."""
     threshold = info["threshold"]
     scored = [s for s in ledger.scores if ledger.direction[s["stage"]] == info["direction"] and s["stage"] <= stage]
     influence = scored[-1]["influence"] if scored else predicted
     how = "influence" if scored else "predicted influence"
-    if position in info["near_duplicates"]:
-        verdict, reason = "rejected", f"near-duplicate of {_alike(store, version, position, chosen)}"
+    if position in info["near_duplicates"] and nearest:
+        verdict, reason = "rejected", f"near-duplicate of {nearest['id']!r} (cosine {nearest['cosine']})"
     elif influence is None and config.selection.mode == "predicted":
         verdict = "unpulled"
         reason = "not scored, and not predicted: no scored document of its arm has an influence above τ"
@@ -277,30 +285,18 @@ def _left(
     return {"verdict": verdict, "reason": f"stage {stage}: {reason}", "predicted_influence": predicted}
 
 
-def _alike(store: Store, version: str, position: int, chosen: pa.Table) -> str:
-    """Name the chosen document nearest to one that was dropped for its likeness."""
-    positions = np.append(chosen["position"].to_numpy(), position)
-    rows = read_positions(store, version, positions, ["id", "arm", "embedding"])
-    vectors, arms = column_vectors(rows["embedding"]), rows["arm"].to_numpy()
-    cosines = np.where(arms[:-1] == arms[-1], vectors[:-1] @ vectors[-1], -np.inf)
-    if not np.isfinite(cosines).any():
-        return "a better document of its arm"
-    best = int(np.argmax(cosines))
-    return f"{rows['id'][best].as_py()!r} (cosine {cosines[best]:.4f})"
-
-
 def _predicted(config: RunConfig, version: str, position: int, arm: int, stage: int, ledger: _Ledger) -> float | None:
     """Predict the document's influence as the stage's choice did; None where that predicts nothing of its arm."""
     if config.selection.mode != "predicted":
         return None
     store = open_store(config.workspace)
-    tables_ = [
+    measured = [
         rounds.read_round_table(store, committed, "scores")
         for number in range(stage + 1)
         for committed in rounds.list_rounds(store, config.run, number)
         if committed.info["direction"] == ledger.direction[stage]
     ]
-    scores = pa.concat_tables(tables_)
+    scores = pa.concat_tables(measured)
     own = scores["influence"].to_numpy()[scores["arm"].to_numpy() == arm]
     if len(own) and own.max() <= ledger.threshold[stage]:
         return None

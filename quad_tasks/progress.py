@@ -7,10 +7,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 QUIET_VARIABLE = "QUAD_QUIET"
 PLAIN_INTERVAL_S = 10.0
+
+
+class _Rate(ProgressColumn):
+    """Units done a second, lately."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f}/s" if speed else "")
 
 
 @contextmanager
@@ -30,6 +48,7 @@ def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int],
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(unit),
+            _Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -51,7 +70,9 @@ def _plain(label: str, total: int, unit: str) -> Callable[[int], None]:
         if done >= total or now - last >= PLAIN_INTERVAL_S:
             last = now
             rate = done / max(now - started, 1e-9)
-            left = f", {(total - done) / rate:.0f} s left" if done < total else f" in {now - started:.1f} s"
+            left = (
+                f", {rate:,.1f}/s, {(total - done) / rate:.0f} s left" if done < total else f" in {now - started:.1f} s"
+            )
             print(f"{label}: {done:,}/{total:,} {unit}{left}", file=sys.stderr, flush=True)
 
     return advance

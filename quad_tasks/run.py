@@ -13,7 +13,7 @@ from quad_tasks.config import RunConfig, parse_config
 from quad_tasks.storage.faults import StorageError
 from quad_tasks.storage.manifest import read_manifest, write_manifest
 from quad_tasks.storage.rounds import LEASE_TTL_S, LeaseLost, claim_run, list_rounds, release_run, renew_run
-from quad_tasks.storage.store import check_conditional_create, open_store
+from quad_tasks.storage.store import check_conditional_create, connect, open_store
 
 RENEWALS_PER_LEASE = 4
 
@@ -42,6 +42,16 @@ def load_run(workspace: str, run: str) -> RunConfig:
     where = body.pop("volatile")
     del body["digest"]
     return parse_config({**body, **where, "workspace": workspace}, key)
+
+
+def list_runs(workspace: str) -> list[str]:
+    """Name the runs of a workspace; none where there is no such place."""
+    files, path = connect(f"{workspace}/runs")
+    try:
+        found = files.ls(path, detail=False)
+    except OSError:
+        return []
+    return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
 
 
 @contextmanager

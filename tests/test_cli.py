@@ -9,6 +9,7 @@ from small_pool import small_config, topic_records, write_jsonl
 from typer.testing import CliRunner
 
 from flows.cli import app
+from quad_tasks.run import list_runs
 from quad_tasks.storage.store import open_store
 
 
@@ -116,3 +117,40 @@ def test_a_run_that_does_not_exist_is_named(tmp_path):
     result = invoke("status", "absent", "--workspace", str(tmp_path))
     assert result.exit_code == 2, result.stderr
     assert "runs/absent/config.json" in result.stderr
+
+
+def test_a_dry_run_prints_the_plan_and_spends_nothing(config_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("quad_tasks.probe.LEAST_S", 0.0)
+    result = invoke("run", config_file(), "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert {stage["stage"] for stage in json.loads(result.stdout)["stages"]} >= {"model", "bandit", "train"}
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_init_writes_a_configuration_that_plans(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("quad_tasks.probe.LEAST_S", 0.0)
+    out = str(tmp_path / "config.yaml")
+    result = invoke("init", f"{corpus}/pool/*.jsonl", "--reference", f"{corpus}/reference/*.jsonl", "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert "bad records, which a run sets aside: 1 invalid_json" in result.stdout
+    assert invoke("init", f"{corpus}/pool/*.jsonl", "--out", out).exit_code == 2
+    planned = invoke("plan", out, "--price-per-hour", "2")
+    assert planned.exit_code == 0, planned.stderr
+    assert "money" in planned.stdout
+
+
+def test_a_story_is_told_on_a_terminal_and_as_json(small_run):
+    arguments = ("inspect", "small", "harbour-0-7", "--workspace", small_run.workspace)
+    assert "where" in invoke(*arguments).stdout
+    assert json.loads(invoke(*arguments, "--json").stdout)["where"]["line"] == 8
+    missing = invoke("inspect", "small", "nobody", "--workspace", small_run.workspace)
+    assert missing.exit_code == 2
+    assert "'nobody'" in missing.stderr
+
+
+def test_names_of_runs_complete_from_the_workspace(small_run, tmp_path):
+    environment = {"_QUAD_COMPLETE": "complete_bash", "COMP_CWORD": "4"}
+    words = {"COMP_WORDS": f"quad status --workspace {small_run.workspace} s"}
+    result = CliRunner().invoke(app, [], env=environment | words, prog_name="quad")
+    assert "small" in result.stdout
+    assert list_runs(str(tmp_path / "nowhere")) == []

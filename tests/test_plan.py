@@ -1,0 +1,78 @@
+"""`quad plan`: counts follow from the inputs, stages are the ones a run times, what would end a run is found before."""
+
+import pytest
+from small_pool import small_config
+
+from quad_tasks import probe, sample
+from quad_tasks.config import ConfigError, parse_config
+from quad_tasks.plan import plan_run
+from quad_tasks.run import pinned_pool
+from quad_tasks.sample import look_at
+from quad_tasks.storage.manifest import read_manifest
+from quad_tasks.storage.readers import InputError, expand_inputs
+from quad_tasks.storage.store import open_store
+from quad_tasks.timing import read_times
+
+
+@pytest.fixture(autouse=True)
+def short_probe(monkeypatch):
+    """Measure for no longer than it takes: no test reads a duration."""
+    monkeypatch.setattr(probe, "LEAST_S", 0.0)
+
+
+def test_a_plan_counts_what_the_run_counted(small_run):
+    plan = plan_run(small_run, price_per_hour=3.0)
+    store = open_store(small_run.workspace)
+    pool = read_manifest(store, pinned_pool(small_run))
+    assert plan["pool"]["documents"] == pool["documents"] + pool["set_aside"]["duplicate_text"] + 1  # one is too short
+    assert 0.5 < plan["pool"]["tokens"] / pool["tokens"] < 2
+    assert [stage["stage"] for stage in plan["stages"]] == [
+        "model", "ingest", "embed", "cluster", "fit", "bandit", "train", "publish"
+    ]  # fmt: skip
+    assert {stage["stage"] for stage in plan["stages"]} == set(read_times(store, small_run.run))
+    assert plan["total"]["money"] == pytest.approx(plan["total"]["seconds"] / 3600 * 3.0)
+    assert all(stage["seconds"] > 0 for stage in plan["stages"])
+    assert plan["scored"]["tokens"] <= plan["scored"]["tokens_at_most"]
+
+
+def test_flops_of_training_are_six_per_parameter_and_token(corpus, tmp_path):
+    """Up to attention (Kaplan et al. 2020, arXiv 2001.08361, table 1)."""
+    plan = plan_run(parse_config(small_config(corpus, str(tmp_path)), "test"))
+    model = plan["stages"][0]
+    six = 6 * plan["model"]["parameters"] * model["tokens"]
+    assert six < model["flops"] < 1.5 * six
+
+
+def test_large_inputs_are_sampled_and_their_counts_estimated(corpus, monkeypatch):
+    uris = expand_inputs([f"{corpus}/pool/*.jsonl"])
+    whole = look_at(uris)
+    monkeypatch.setattr(sample, "WHOLE_BYTES", 1)
+    monkeypatch.setattr(sample, "SAMPLED_RECORDS", 20)
+    part = look_at(uris)
+    assert (whole.exact, part.exact) == (True, False)
+    assert len(part.records) == 60
+    assert 0.8 < part.documents / whole.documents < 1.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"pool__inputs": ["/nowhere/*.jsonl"]}, InputError, r"/nowhere/\*.jsonl"),
+        ({"pool__fields": {"text": "body"}}, ConfigError, r"pool.fields.text: .*none in 'body' \(.*id.*text"),
+        ({"selection__budget_tokens": 10**9}, ConfigError, r"selection.budget_tokens: expected at most the pool's"),
+    ],
+)
+def test_what_would_end_a_run_is_found_before_it(corpus, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        plan_run(parse_config(small_config(corpus, str(tmp_path), **changes), "test"))
+
+
+def test_a_workspace_that_is_a_file_is_named(corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"workspace: expected a folder that can be written, found .*file"):
+        plan_run(parse_config(small_config(corpus, str(tmp_path / "file" / "workspace")), "test"))
+
+
+def test_a_plan_leaves_no_trace_in_a_local_workspace(corpus, tmp_path):
+    plan_run(parse_config(small_config(corpus, str(tmp_path / "workspace")), "test"))
+    assert not (tmp_path / "workspace").exists()
