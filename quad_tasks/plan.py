@@ -19,13 +19,13 @@ import zstandard
 
 from quad_tasks.config import ConfigError, RunConfig
 from quad_tasks.model import FRESH, SAMPLE_BYTES_PER_TOKEN
-from quad_tasks.probe import Rates, Shape, probe, usable_cores
+from quad_tasks.probe import Rates, Shape, probe, sharing_slowdown, usable_cores
 from quad_tasks.pull import PREDICTED_SCORED_SHARE
 from quad_tasks.sample import Sample, look_at, value_at
 from quad_tasks.storage.readers import InputError, expand_inputs
 from quad_tasks.storage.store import check_conditional_create, open_store
 
-WORKER_START_S = 5.0
+WORKER_START_S = 8.0
 """A worker's start and its imports, before its first shard."""
 ROUND_S = 1.0
 """A round's choice, regression and commit, beside its scoring."""
@@ -95,7 +95,8 @@ def plan_run(config: RunConfig, price_per_hour: float | None = None) -> dict[str
         )
     workers = min(config.compute.workers, usable_cores())
     scored, at_most, rounds = _scored(config, volumes)
-    stages = _stages(config, volumes, rates, shape, workers, read_byte, scored, rounds)
+    slowdown = sharing_slowdown(workers)
+    stages = _stages(config, volumes, rates, shape, workers / slowdown, read_byte, scored, rounds)
     one_process = _one_process(config, volumes, rates, shape)
     for stage in stages:
         stage["money"] = None if price_per_hour is None else stage["seconds"] / 3600 * price_per_hour
@@ -115,7 +116,7 @@ def plan_run(config: RunConfig, price_per_hour: float | None = None) -> dict[str
             key: None if stages[0][key] is None else sum(stage[key] for stage in stages)
             for key in ("flops", "size_bytes", "seconds", "money")
         },
-        "machine": {"workers": workers, "cores": usable_cores()},
+        "machine": {"workers": workers, "cores": usable_cores(), "sharing_slowdown": slowdown},
         "one_process_s": one_process,
         "seconds_per_unit": asdict(rates),
     }
@@ -215,12 +216,12 @@ def _stages(
     volumes: Volumes,
     rates: Rates,
     shape: Shape,
-    workers: int,
+    workers: float,
     read_byte: float,
     scored: int,
     rounds: int,
 ) -> list[dict[str, Any]]:
-    """Lay out the stages as a run times them; those of every training stage are summed."""
+    """Lay out the stages as a run times them; `workers` counts as many as work as fast as one alone."""
     text, tokens, n = volumes.text_bytes, volumes.tokens, volumes.documents
     stored = volumes.stored_share * text
     vectors = 4 * shape.dimension * n
@@ -235,7 +236,7 @@ def _stages(
     models = config.training.seeds * (2 if config.training.control else 1) + len(config.training.frontier)
     measured = volumes.measured_tokens
     trained_s = budget / times * rates.train_token + measured * rates.measure_token
-    turns = math.ceil(models / workers) * trained_s + measured * rates.measure_token / workers
+    turns = max(1.0, models / workers) * trained_s + measured * rates.measure_token / workers
     ingest_byte = read_byte + rates.encode_byte + rates.write_byte
     fit_s = fitted * rates.fit_token + gradient * rates.gradient_token
     product = n * config.clustering.arms * shape.dimension * rates.centroid_product

@@ -8,6 +8,8 @@ that takes longer.
 import io
 import itertools
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -312,6 +314,40 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+COMPANION = """
+import numpy as np
+a = np.ones((256, 256), np.float32)
+print("ready", flush=True)
+while True:
+    a @ a
+"""
+
+
+def sharing_slowdown(workers: int) -> float:
+    """Return how many times longer a worker takes beside the others, which share caches, memory and cores; >= 1."""
+    alone = _products_per_second()
+    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
+    others = [
+        subprocess.Popen([sys.executable, "-c", COMPANION], env=environment, stdout=subprocess.PIPE)
+        for _ in range(workers - 1)
+    ]
+    try:
+        for other in others:
+            if other.stdout is not None:
+                other.stdout.readline()
+        return max(1.0, alone / _products_per_second())
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
+
+
+def _products_per_second() -> float:
+    matrix = torch.ones(256, 256)
+    with _threads(1):
+        return 1 / _seconds(lambda: matrix @ matrix, 1)
 
 
 def usable_cores() -> int:

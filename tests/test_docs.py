@@ -1,14 +1,24 @@
 """The README is held to the code: every command, configuration field and deployment, and its figures' commands."""
 
+import ast
+import importlib
+import inspect
+import json
+import pkgutil
 import re
+import textwrap
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
 from typer.main import get_command
 
+import flows
+import quad_tasks
 from flows.cli import app
 from quad_tasks.config import RunConfig
 
@@ -86,3 +96,112 @@ def test_every_make_target_the_readme_names_exists():
 def test_every_file_the_readme_names_exists():
     for path in re.findall(r"\]\(([\w./-]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+def test_every_python_example_of_the_readme_runs_alone(capsys):
+    examples = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    used = "\n".join(examples)
+    assert all(re.search(rf"\b{name}\b", used) for name in quad_tasks.__all__ if name[0].islower())
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out
+
+
+def test_every_configuration_field_says_what_it_means_and_what_it_may_be():
+    """A number has a bound, a text a pattern, a length or a list of choices, unless any value has a meaning."""
+    unbounded = [name for name, field in fields() if _is_number(field) and not _bounded(field)]
+    assert unbounded == ["bandit.threshold"]  # influence per token, of any sign and size
+    assert [name for name, field in fields() if not (field.description or "").endswith(".")] == []
+
+
+def fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _is_number(field: FieldInfo) -> bool:
+    return bool({int, float} & set(_types(field.annotation)))
+
+
+def _types(annotation: object) -> Iterator[object]:
+    yield annotation
+    if typing.get_origin(annotation) is not typing.Literal:
+        for part in typing.get_args(annotation):
+            yield from _types(part)
+
+
+def _bounded(field: FieldInfo) -> bool:
+    schema = json.dumps(TypeAdapter(typing.Annotated[field.annotation, field]).json_schema())
+    return "inimum" in schema or "aximum" in schema
+
+
+def public_functions() -> list[object]:
+    """Return every public function and method of the two packages."""
+    found = []
+    for package in (quad_tasks, flows):
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            module = importlib.import_module(info.name)
+            for name, value in vars(module).items():
+                value = getattr(value, "fn", value)  # a Prefect task's or flow's own function
+                value = inspect.unwrap(value) if callable(value) else value
+                if inspect.isfunction(value) and value.__module__ == info.name and not name.startswith("_"):
+                    found.append(value)
+    return found
+
+
+def test_every_docstring_section_is_true_of_its_function():
+    """Args name parameters and all of them; Raises name errors; who returns nothing has no Returns."""
+    wrong = []
+    for function in public_functions():
+        parts = sections(inspect.getdoc(function) or "")
+        parameters = set(inspect.signature(function).parameters)
+        if "Args" in parts and set(parts["Args"]) != parameters:
+            wrong.append(f"{function.__module__}.{function.__name__}: Args {set(parts['Args']) ^ parameters}")
+        if "Returns" in parts and inspect.signature(function).return_annotation in (None, "None"):
+            wrong.append(f"{function.__module__}.{function.__name__}: returns nothing")
+        if not all(name[0].isupper() for name in parts.get("Raises", [])):
+            wrong.append(f"{function.__module__}.{function.__name__}: Raises {parts['Raises']}")
+    assert wrong == []
+
+
+def test_core_and_storage_name_the_errors_they_raise():
+    """Every error constructed in a public function's own body stands in its docstring, or in the one it points to."""
+    missing = []
+    for function in public_functions():
+        if not function.__module__.startswith(("quad_tasks.core", "quad_tasks.storage", "quad_tasks.api")):
+            continue
+        docstring = inspect.getdoc(function) or ""
+        named = set(sections(docstring).get("Raises", []))
+        left = {name for name in raised(function) if name[0].isupper()} - named
+        if left and "errors as `" not in docstring:
+            missing.append(f"{function.__module__}.{function.__name__}: {left}")
+    assert missing == []
+
+
+def raised(function: object) -> set[str]:
+    """Return the names of the errors that a function's own body constructs and raises."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    left, names = list(ast.iter_child_nodes(body)), set()
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            names.add(ast.unparse(node.exc.func).rpartition(".")[2])
+        if not isinstance(node, ast.FunctionDef | ast.Lambda):
+            left += ast.iter_child_nodes(node)
+    return names
+
+
+def sections(docstring: str) -> dict[str, list[str]]:
+    """Return the names each section of a Google-style docstring lists."""
+    parts: dict[str, list[str]] = {}
+    current = ""
+    for line in docstring.splitlines():
+        if heading := re.fullmatch(r"(Args|Returns|Raises|Yields|Attributes):", line):
+            current = heading[1]
+            parts[current] = []
+        elif current and (entry := re.match(r"    (\w+)(?:, (\w+))*:", line)):
+            parts[current].append(entry[1])
+    return parts
