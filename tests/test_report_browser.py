@@ -1,5 +1,6 @@
 """The report page in a real browser: nothing loaded, nothing overflowing, tables sorted by mouse and by keyboard."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_every_section_can_be_linked_to_and_reached(open_page):
     assert all(page.locator(f"[id='{link[1:]}']").count() == 1 for link in links)
     levels = page.locator("h1, h2, h3, h4").evaluate_all("all => all.map(h => Number(h.tagName[1]))")
     assert levels[0] == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     unnamed = page.locator("svg").evaluate_all(
         "all => all.filter(s => !s.getAttribute('aria-label') && !s.getAttribute('aria-labelledby')"
         " && s.getAttribute('aria-hidden') !== 'true' && !s.closest('[role=img]')).length"
