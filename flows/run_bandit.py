@@ -7,7 +7,7 @@ from quad_tasks.choose import read_findings, select_stage
 from quad_tasks.config import RunConfig
 from quad_tasks.draw import choose_round
 from quad_tasks.findings import refuse_unwanted
-from quad_tasks.pull import commit_round, rounds_committed, score_round, stop_reason
+from quad_tasks.pull import calibrate_scorer, commit_round, rounds_committed, score_round, stop_reason
 from quad_tasks.records import Stage
 from quad_tasks.timing import timed
 
@@ -17,7 +17,8 @@ def bandit_round(config: RunConfig, stage: Stage, number: int) -> None:
     """Choose arms, score their next documents, commit."""
     plan = choose_round(config, stage, number)
     scores = score_round(config, stage, plan)
-    commit_round(config, stage, number, plan, scores)
+    calibration = calibrate_scorer(config, stage, plan) if number == 0 else None
+    commit_round(config, stage, number, plan, scores, calibration)
 
 
 @flow(name="run-bandit")

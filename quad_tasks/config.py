@@ -199,6 +199,17 @@ class BanditConfig(_Frozen):
     propagation: Literal["none", "weights", "released"] | None = Field(
         None, description="What arms near in Wasserstein distance hear of a pull; None: the preset's."
     )
+    scorer: Literal["exact", "low_rank", "forward_only"] = Field(
+        "exact",
+        description="How documents are scored after the pilot; one that is not exact must first rank a part of the "
+        "pilot as exact scoring does, or exact scoring goes on.",
+    )
+    scorer_floor: Share = Field(
+        0.999, description="Least rank correlation with exact scoring that lets a scorer be used."
+    )
+    calibration_documents: Annotated[int, Field(ge=8)] = Field(
+        64, description="Pilot documents an approximate scorer is tried on, each stage."
+    )
     discount: Share = Field(0.5, description="What arms' statistics of the stage before still count (γ).")
 
 

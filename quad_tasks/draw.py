@@ -7,7 +7,7 @@ direction; a few are scored again at the next stage's, to tell how stale influen
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from quad_tasks.core import bandit, contextual, prediction, selection
 from quad_tasks.predict import fit_scored, predict_positions
 from quad_tasks.records import Stage
 from quad_tasks.state import Reading, load_arms, load_token_counts, read_state, stage_scores
+from quad_tasks.storage import rounds
 from quad_tasks.storage.positions import column_vectors
 from quad_tasks.storage.store import open_store
 
@@ -31,6 +32,7 @@ PRESET_CHOICES = {
     "contextual": ("alpha", "arms_per_round", "documents_per_pull"),
 }
 """What of a configuration each preset takes."""
+EXACT: Mapping[str, Any] = {"scorer": "exact"}
 RESCORED_DOCUMENTS = 100
 """Enough for a rank correlation's standard error of 0.1."""
 
@@ -51,11 +53,13 @@ class Plan(NamedTuple):
         chunks: positions to score, each scored at once: the pulls' documents not scored before, pull by pull, then
             those drawn actively.
         rescored: positions scored against the direction before, to be scored again; of a stage's round 0 only.
+        scorer: keyword arguments of `influence.score_documents` that say how to score.
     """
 
     draws: list[Draw]
     chunks: list[tuple[int, ...]]
     rescored: tuple[int, ...] = ()
+    scorer: Mapping[str, Any] = EXACT
 
 
 @step("choose arms")
@@ -78,7 +82,17 @@ def choose_round(config: RunConfig, stage: Stage, number: int) -> Plan:
     if number > 0:
         chunks += _draw_active(config, stage, reading, np.concatenate(ranges), len(arms), generator)
     rescored = _draw_rescored(stage, reading, generator) if number == 0 else ()
-    return Plan(draws, [tuple(chunk.tolist()) for chunk in chunks if len(chunk)], rescored)
+    scorer = read_scorer(config, stage) if number > 0 else EXACT
+    return Plan(draws, [tuple(chunk.tolist()) for chunk in chunks if len(chunk)], rescored, scorer)
+
+
+def read_scorer(config: RunConfig, stage: Stage) -> dict[str, Any]:
+    """Return how a stage's rounds score, as its pilot's calibration found; exactly where none was asked for."""
+    if config.bandit.scorer == "exact":
+        return dict(EXACT)
+    pilot = rounds.read_round(open_store(config.workspace), stage.run, stage.number, 0)
+    scorer: dict[str, Any] = pilot.info["calibration"]["used"]
+    return scorer
 
 
 def _draw_rescored(stage: Stage, reading: Reading, generator: np.random.Generator) -> tuple[int, ...]:

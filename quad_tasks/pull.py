@@ -19,9 +19,9 @@ from quad_tasks.compute import spread, step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import bandit, diagnosis, wasserstein
 from quad_tasks.core.diversity import effective_arms
-from quad_tasks.core.influence import score_documents
+from quad_tasks.core.influence import Scorer, calibrate, score_documents
 from quad_tasks.core.model import encode, make_batches, pick_device
-from quad_tasks.draw import Draw, Plan, policy, pulled_positions, random_documents
+from quad_tasks.draw import EXACT, Draw, Plan, policy, pulled_positions, random_documents
 from quad_tasks.findings import announce_findings
 from quad_tasks.progress import notice
 from quad_tasks.records import BanditState, Pull, Stage
@@ -55,7 +55,7 @@ def score_round(config: RunConfig, stage: Stage, plan: Plan) -> list[pa.Table]:
     """Score a round's documents against the direction; one table a chunk, what is scored again last."""
     device = pick_device(config.compute.device)
     model = config.model
-    settings = (model.window_tokens, model.batch_tokens, model.dtype, device)
+    settings = (model.window_tokens, model.batch_tokens, model.dtype, device, dict(plan.scorer))
     chunks = [*plan.chunks, plan.rescored] if plan.rescored else plan.chunks
     items = [(config.workspace, stage, chunk, *settings) for chunk in chunks]
     return spread(score_chunk, items, "score", "pulls")
@@ -69,6 +69,7 @@ def score_chunk(
     batch_tokens: int,
     dtype: str,
     device: str,
+    scorer: dict[str, Any],
 ) -> pa.Table:
     """Score the documents at `positions`, windows of a document summed."""
     columns = ["id", "source", "arm", "text"]
@@ -76,7 +77,7 @@ def score_chunk(
     model, tokenizer = load_checkpoint(workspace, stage.checkpoint, dtype, device)
     documents = encode(tokenizer, rows["text"].to_pylist())
     batches, owner = make_batches(documents, window_tokens, batch_tokens)
-    scores = score_documents(model, batches, _load_direction(workspace, stage.direction, dtype, device))
+    scores = score_documents(model, batches, _load_direction(workspace, stage.direction, dtype, device), **scorer)
     n = len(positions)
     influence = torch.zeros(n, dtype=torch.float64).index_add_(0, owner, torch.as_tensor(scores.influence))
     targets = torch.zeros(n, dtype=torch.int64).index_add_(0, owner, torch.as_tensor(scores.n_tokens))
@@ -93,8 +94,62 @@ def score_chunk(
     )
 
 
+@step("calibrate scorer")
+def calibrate_scorer(config: RunConfig, stage: Stage, plan: Plan) -> dict[str, Any] | None:
+    """Try the configured scorer on a part of the pilot; None where it is exact.
+
+    Returns:
+        `scorer`, `spearman` with exact scoring, `accepted`, `documents` it was tried on, and what is `used`: keyword
+        arguments of `influence.score_documents`.
+    """
+    settings, model = config.bandit, config.model
+    if settings.scorer == "exact":
+        return None
+    pilot = [position for chunk in plan.chunks for position in chunk]
+    generator = np.random.default_rng([config.seed, 16, stage.number])
+    sample = generator.permutation(np.array(pilot, dtype=np.int64))[: settings.calibration_documents]
+    where = (model.window_tokens, model.batch_tokens, model.dtype, pick_device(config.compute.device))
+    item = (config.workspace, stage, tuple(sample.tolist()), *where, settings.scorer, settings.scorer_floor)
+    found: dict[str, Any] = spread(calibrate_chunk, [item], "calibrate", "samples")[0]
+    if not found["accepted"]:
+        notice(
+            f"stage {stage.number}: scored exactly, since {settings.scorer} reaches a rank correlation of "
+            f"{found['spearman']:.4f} with exact scoring, expected {settings.scorer_floor} (bandit.scorer_floor)"
+        )
+    return found
+
+
+def calibrate_chunk(
+    workspace: str,
+    stage: Stage,
+    positions: tuple[int, ...],
+    window_tokens: int,
+    batch_tokens: int,
+    dtype: str,
+    device: str,
+    scorer: Scorer,
+    floor: float,
+) -> dict[str, Any]:
+    """Calibrate a scorer on the documents at `positions`."""
+    rows = read_positions(open_store(workspace), stage.version, np.array(positions), ["text"])
+    model, tokenizer = load_checkpoint(workspace, stage.checkpoint, dtype, device)
+    batches, _ = make_batches(encode(tokenizer, rows["text"].to_pylist()), window_tokens, batch_tokens)
+    direction = _load_direction(workspace, stage.direction, dtype, device)
+    found = calibrate(model, batches, direction, scorer, floor)
+    used = {"scorer": scorer, **found.settings} if found.accepted else dict(EXACT)
+    measured = {"scorer": scorer, "spearman": found.spearman, "accepted": found.accepted}
+    return {**measured, "documents": len(positions), "used": used}
+
+
 @step("commit round")
-def commit_round(config: RunConfig, stage: Stage, number: int, plan: Plan, scores: list[pa.Table]) -> None:
+def commit_round(
+    config: RunConfig,
+    stage: Stage,
+    number: int,
+    plan: Plan,
+    scores: list[pa.Table],
+    calibration: dict[str, Any] | None = None,
+) -> None:
     """Update the arms and commit the round to the ledger; its manifest says what it cost and what it found."""
     store = open_store(config.workspace)
     reading = read_state(config, stage, number)
@@ -126,8 +181,10 @@ def commit_round(config: RunConfig, stage: Stage, number: int, plan: Plan, score
         "mean_reward": float(np.mean([p.reward for p in pulls if p.n_targets] or [0.0])),
         "effective_arms": float(effective_arms(after.cursor.astype(np.float64))),
         "findings": [asdict(finding) for finding in findings],
+        "scorer": dict(plan.scorer),
     }
     if number == 0:
+        info["calibration"] = calibration
         info["pilot"] = describe_pilot(table["influence"].to_numpy(), table["arm"].to_numpy())
     pull_rows = [_pull_row(pull, ucb) for pull in pulls]
     written = {

@@ -7,12 +7,21 @@ from small_pool import small_config
 
 from flows.select_data import select_data
 from quad_tasks.config import parse_config
-from quad_tasks.draw import policy
-from quad_tasks.pull import ARM_SCHEMA, describe_pilot, load_state, stop_reason
+from quad_tasks.draw import choose_round, policy
+from quad_tasks.pull import (
+    ARM_SCHEMA,
+    calibrate_scorer,
+    commit_round,
+    describe_pilot,
+    load_state,
+    score_round,
+    stop_reason,
+)
 from quad_tasks.records import Stage
 from quad_tasks.run import pinned_pool
 from quad_tasks.state import SCORE_SCHEMA, load_arms
 from quad_tasks.storage import rounds
+from quad_tasks.storage.manifest import read_manifest
 from quad_tasks.storage.store import open_store
 
 
@@ -133,3 +142,27 @@ def test_the_pilot_advises_the_pull_that_tells_its_arms_apart():
     assert advice["wanted_standard_error"] == pytest.approx(0.5)
     assert advice["documents_per_pull"] == 8  # 2 / 0.5²
     assert describe_pilot(np.ones(4), np.array([0, 0, 1, 1], dtype=np.int32))["documents_per_pull"] is None
+
+
+@pytest.mark.parametrize(("floor", "accepted"), [(0.0, True), (1.0, False)])
+def test_an_approximate_scorer_is_used_where_it_ranks_as_exact_scoring_does(small_run, floor, accepted):
+    bandit = small_run.bandit.model_copy(
+        update={"scorer": "forward_only", "scorer_floor": floor, "calibration_documents": 16}
+    )
+    config = small_run.model_copy(update={"run": f"gated-{floor}", "bandit": bandit})
+    first = rounds.list_rounds(open_store(small_run.workspace), small_run.run, 0)[0]
+    checkpoint = read_manifest(open_store(small_run.workspace), pinned_pool(small_run))["model"]
+    stage = Stage(config.run, 0, pinned_pool(small_run), checkpoint, first.info["direction"])
+    plan = choose_round.fn(config, stage, 0)
+    found = calibrate_scorer.fn(config, stage, plan)
+    scores = score_round.fn(config, stage, plan)
+    commit_round.fn(config, stage, 0, plan, scores, found)
+    assert found["accepted"] is accepted
+    assert found["documents"] == 16
+    assert 0.9 < found["spearman"] < 1
+    following = choose_round.fn(config, stage, 1)
+    assert following.scorer["scorer"] == ("forward_only" if accepted else "exact")
+    assert plan.scorer["scorer"] == "exact"
+    exact = score_round.fn(config, stage, following._replace(scorer={"scorer": "exact"}))[0]["influence"].to_numpy()
+    used = score_round.fn(config, stage, following)[0]["influence"].to_numpy()
+    assert np.array_equal(used, exact) is not accepted
