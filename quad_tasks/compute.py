@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from distributed import Client, as_completed, default_client
+from distributed import CancelledError, Client, as_completed, default_client
+from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 from prefect import Task, task
@@ -24,7 +25,10 @@ from quad_tasks.storage.faults import StoreUnavailable
 
 RETRIES = 2
 RETRY_DELAYS_S = [5.0, 30.0]
-TRANSIENT = (StoreUnavailable, KilledWorker, CommClosedError)
+TRANSIENT = (StoreUnavailable, KilledWorker, CommClosedError, FutureCancelledError, CancelledError)
+RECONNECT_TIMEOUT_S = 120
+GPU = "GPU"
+"""The resource that Dask workers with a GPU declare: `dask worker --resources GPU=1`."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,7 +50,9 @@ def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
     return isinstance(state.result(raise_on_failure=False), TRANSIENT)
 
 
-def spread(function: Callable[..., Any], items: Sequence[tuple[Any, ...]], label: str, unit: str) -> list[Any]:
+def spread(
+    function: Callable[..., Any], items: Sequence[tuple[Any, ...]], label: str, unit: str, on_gpu: bool = False
+) -> list[Any]:
     """Call `function(*item)` on the Dask cluster for every item and return the results in the items' order.
 
     A result is small: keys, counts, a pull's scores. A failing call raises its own error here.
@@ -56,11 +62,13 @@ def spread(function: Callable[..., Any], items: Sequence[tuple[Any, ...]], label
         items: positional arguments of each call.
         label: shown as the step's name.
         unit: what an item is, in the plural.
+        on_gpu: keep to workers that declare a `GPU`, one item at a time each, where the cluster has any.
     """
     if not items:
         return []
     with _dask_client() as client, progress(label, len(items), unit) as advance:
-        futures = [client.submit(function, *item, pure=False) for item in items]
+        resources = {GPU: 1} if on_gpu and _has_gpu(client) else None
+        futures = [client.submit(function, *item, pure=False, resources=resources) for item in items]
         for _ in as_completed(futures, raise_errors=True):
             advance(1)
         return list(client.gather(futures))
@@ -75,9 +83,22 @@ def current_client() -> Client | None:
 
 
 def _dask_client() -> AbstractContextManager[Client]:
-    """Give the open client without closing it, else, on a worker, one of Prefect's."""
+    """Give the open client without closing it, else, on a worker, one of Prefect's.
+
+    One whose scheduler went away is connected again: a scheduler of the same address may have taken its place.
+    """
     existing = current_client()
-    return nullcontext(existing) if existing is not None else get_dask_client()
+    if existing is None:
+        prefects: AbstractContextManager[Client] = get_dask_client()
+        return prefects
+    if existing.status != "running":
+        existing = Client(existing.scheduler.address, timeout=RECONNECT_TIMEOUT_S)
+    return nullcontext(existing)
+
+
+def _has_gpu(client: Client) -> bool:
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return any(GPU in worker["resources"] for worker in workers)
 
 
 def peak_memory_bytes() -> int:

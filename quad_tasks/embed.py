@@ -53,7 +53,7 @@ def embed_shards(config: RunConfig, names: list[str], embedder_key: str) -> None
     """Embed every shard that is not embedded yet."""
     compute = (config.model.dtype, pick_device(config.compute.device))
     items = [(config.workspace, config.pool.name, name, embedder_key, *compute) for name in names]
-    spread(embed_shard, items, "embed", "shards")
+    spread(embed_shard, items, "embed", "shards", on_gpu=True)
 
 
 def embed_shard(workspace: str, pool: str, name: str, embedder_key: str, dtype: str, device: str) -> None:

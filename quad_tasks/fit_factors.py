@@ -47,11 +47,11 @@ def fit_factors(config: RunConfig, version: str, checkpoint: str) -> str:
     choice = (config.factors.attention, config.factors.fisher)
     fit = Fit(config.workspace, version, checkpoint, key, *choice, _limits(config))
     items = [(fit, chunk, index) for index, chunk in enumerate(chunks)]
-    parts = spread(covariance_chunk, items, "fit covariances", "chunks")
+    parts = spread(covariance_chunk, items, "fit covariances", "chunks", on_gpu=True)
     sums = _merge(store, parts, covariance.covariances_from_tensors, covariance.merge)
     basis = ekfac.decompose(sums)
     _save(store, f"{key}/basis.safetensors", ekfac.basis_to_tensors(basis))
-    second = spread(eigenvalue_chunk, items, "fit eigenvalues", "chunks")
+    second = spread(eigenvalue_chunk, items, "fit eigenvalues", "chunks", on_gpu=True)
     eigenvalues = _merge(store, second, ekfac.eigenvalue_sums_from_tensors, ekfac.merge)
     sha256 = _save(store, f"{key}/factors.safetensors", ekfac.factors_to_tensors(ekfac.finish(basis, eigenvalues)))
     body = {
@@ -84,7 +84,7 @@ def fit_direction(config: RunConfig, factors: str, checkpoint: str, reference: s
     starts = range(0, manifest["reference"]["documents"], CHUNK_DOCUMENTS)
     attention = config.factors.attention
     items = [(config.workspace, reference, checkpoint, key, attention, _limits(config), start) for start in starts]
-    parts = spread(gradient_chunk, items, "reference gradient", "chunks")
+    parts = spread(gradient_chunk, items, "reference gradient", "chunks", on_gpu=True)
     total = _load(store, parts[0])
     n_targets = int(total.pop("n_targets"))
     for part in parts[1:]:

@@ -58,7 +58,7 @@ def score_round(config: RunConfig, stage: Stage, plan: Plan) -> list[pa.Table]:
     settings = (model.window_tokens, model.batch_tokens, model.dtype, device, dict(plan.scorer))
     chunks = [*plan.chunks, plan.rescored] if plan.rescored else plan.chunks
     items = [(config.workspace, stage, chunk, *settings) for chunk in chunks]
-    return spread(score_chunk, items, "score", "pulls")
+    return spread(score_chunk, items, "score", "pulls", on_gpu=True)
 
 
 def score_chunk(
@@ -110,7 +110,7 @@ def calibrate_scorer(config: RunConfig, stage: Stage, plan: Plan) -> dict[str, A
     sample = generator.permutation(np.array(pilot, dtype=np.int64))[: settings.calibration_documents]
     where = (model.window_tokens, model.batch_tokens, model.dtype, pick_device(config.compute.device))
     item = (config.workspace, stage, tuple(sample.tolist()), *where, settings.scorer, settings.scorer_floor)
-    found: dict[str, Any] = spread(calibrate_chunk, [item], "calibrate", "samples")[0]
+    found: dict[str, Any] = spread(calibrate_chunk, [item], "calibrate", "samples", on_gpu=True)[0]
     if not found["accepted"]:
         notice(
             f"stage {stage.number}: scored exactly, since {settings.scorer} reaches a rank correlation of "

@@ -46,7 +46,7 @@ def train_stage(config: RunConfig, stage: Stage, reference: str) -> str:
     for share in config.training.frontier:
         items.append((*common, select_mixture(config, stage, share), f"trained/general-{share:g}", 0))
     items.append((*common, None, "trained/before", 0))
-    spread(train_and_measure, items, "train and measure", "models")
+    spread(train_and_measure, items, "train and measure", "models", on_gpu=True)
     return f"{stage.prefix}/{FIRST_SELECTED}"
 
 
