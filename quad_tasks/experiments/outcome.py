@@ -1,0 +1,111 @@
+"""What a selection is worth: training on it from one checkpoint, on equal tokens, and the statistics over seeds."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import spearmanr, ttest_rel
+from transformers import PreTrainedModel
+
+from quad_tasks.core import training
+from quad_tasks.core.training import Schedule
+from quad_tasks.experiments.bandit import interval
+
+Float64 = npt.NDArray[np.float64]
+Documents = Sequence[Sequence[int]]
+
+
+def continue_training(
+    model: PreTrainedModel, documents: Documents, peak: float, window_tokens: int, batch_tokens: int, seed: int
+) -> PreTrainedModel:
+    """Train a copy of a checkpoint one pass over documents; the checkpoint is left as it was.
+
+    Args:
+        model: the checkpoint.
+        documents: token ids.
+        peak: peak learning rate; a twentieth of the tokens warm up.
+        window_tokens: longest sequence.
+        batch_tokens: tokens of a step, padding included.
+        seed: draws the order.
+    """
+    trained = copy.deepcopy(model)
+    n_tokens = sum(map(len, documents))
+    schedule = Schedule(peak, 0.05 * n_tokens, n_tokens)
+    optimizer, generator = training.make_optimizer(trained, 0.01), np.random.default_rng(seed)
+    training.train(trained, optimizer, documents, schedule, 0, window_tokens, batch_tokens, generator)
+    return trained
+
+
+def loss_per_token(model: PreTrainedModel, documents: Documents, window_tokens: int, batch_tokens: int) -> float:
+    """Measure nats per target token."""
+    nats, n_targets = training.measure(model, documents, window_tokens, batch_tokens)
+    return nats / n_targets
+
+
+def gain_share(baseline: Sequence[float], chosen: Sequence[float], best: Sequence[float]) -> dict[str, Any]:
+    """Compare what a selection gains over a baseline with what the best one gains, seed by seed.
+
+    Args:
+        baseline: losses by seed, e.g. after random documents.
+        chosen: losses by seed after the selection.
+        best: losses by seed after the best selection.
+
+    Returns:
+        `mean`, `low`, `high`: the share and Student's 95 per cent interval over seeds.
+    """
+    below = np.array(baseline)
+    return interval((below - np.array(chosen)) / (below - np.array(best)))
+
+
+def compare(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """Test two methods' losses, seed by seed: mean difference (< 0: the first is lower), interval, p of a paired t."""
+    difference = interval(np.array(first) - np.array(second))
+    return {**difference, "p": float(ttest_rel(first, second).pvalue)}
+
+
+def datamodelling_score(
+    influence_N: Float64, subsets: Sequence[npt.NDArray[np.int64]], losses: Sequence[float]
+) -> dict[str, float]:
+    """Correlate subsets' summed influence with how low the loss is after training on them (LDS).
+
+    Source: Park et al. 2023, arXiv 2303.14186. The interval resamples subsets 1,000 times.
+
+    Args:
+        influence_N: [N] influence summed over each document's targets; > 0: training on it lowers the loss.
+        subsets: rows trained on.
+        losses: reference loss after each subset.
+
+    Returns:
+        `mean`: Spearman's correlation; `low`, `high`: 2.5th and 97.5th percentile of the bootstrap.
+    """
+    predicted = np.array([influence_N[rows].sum() for rows in subsets])
+    gained = -np.array(losses)
+    generator = np.random.default_rng(0)
+    drawn = [
+        spearmanr(predicted[rows], gained[rows]).statistic
+        for rows in generator.integers(len(gained), size=(1000, len(gained)))
+    ]
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return {"mean": float(spearmanr(predicted, gained).statistic), "low": float(low), "high": float(high)}
+
+
+def table(methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay methods out as a Markdown table, lowest reference loss first, with 95 per cent intervals over seeds."""
+    rows = [
+        "| method | scored | reference loss | other domains, bits per byte | time |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, method in sorted(methods.items(), key=lambda item: np.mean(item[1]["reference_loss"])):
+        cells = [_within(method[key]) for key in ("reference_loss", "other_domains_bpb")]
+        rows.append(
+            f"| {name.replace('_', ' ')} | {method['scored_share']:.1%} | {cells[0]} | {cells[1]} "
+            f"| {method['time_s']:.0f} s |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _within(values: Sequence[float]) -> str:
+    found = interval(np.array(values))
+    return f"{found['mean']:.3f} ± {found['high'] - found['mean']:.3f}"
