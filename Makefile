@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test test-s3-real lint check ui bench-influence bench-bandit bench-crash clean
+.PHONY: demo test test-s3-real lint check ui bench-influence bench-bandit bench-selection bench-crash clean
 
 demo: .venv/installed   ## the whole method on text this machine has already
 	$(BIN)/quad demo
@@ -32,6 +32,9 @@ bench-influence: .venv/bench-installed   ## fit and scoring beside kronfluence
 
 bench-bandit: .venv/installed   ## share of the achievable influence at 5, 10 and 16 % of documents scored
 	$(BIN)/python tests/benchmarks/bench_bandit.py --json
+
+bench-selection: .venv/installed   ## train on what Quad and nine other methods choose, on equal tokens
+	$(THREADS) $(BIN)/python tests/benchmarks/bench_selection.py --out tests/benchmarks/results
 
 clean:
 	rm -rf .venv demo

@@ -35,12 +35,13 @@ from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.ekfac import apply_inverse, fit_factors
 from quad_tasks.core.embedding import embed_ngrams, fit_ngram_embedder
 from quad_tasks.core.influence import reference_gradient, score_directions
-from quad_tasks.core.kmeans import assign_arms, train_centroids
+from quad_tasks.core.kmeans import arm_gaussians, arm_moments, assign_arms, train_centroids
 from quad_tasks.core.loss import frozen, head_weight, hidden_states, losses, read_batch
 from quad_tasks.core.model import LlamaSize, encode, fresh_llama, make_batches, train_tokenizer
 from quad_tasks.core.prediction import active_draw, document_features, fit_predictor, predict, selection_cut
 from quad_tasks.core.selection import Candidates, fill_budget, select
 from quad_tasks.core.training import bits_per_byte, measure
+from quad_tasks.core.wasserstein import Neighbours, neighbour_lists
 from quad_tasks.experiments import baselines, outcome
 from quad_tasks.records import Pull
 from quad_tasks.state import REFIT_GROWTH
@@ -146,6 +147,7 @@ def play(
     features_ND: Float64 | None,
     n_tokens_N: Int64,
     seed: int,
+    neighbours: Neighbours | None = None,
 ) -> tuple[npt.NDArray[np.bool_], Float64]:
     """Score a share of the pool as a run does: a pilot, rounds of pulls, with features draws near the cut too.
 
@@ -175,7 +177,7 @@ def play(
             unscored = np.flatnonzero(~scored_N)
             n_active = int(np.clip(n_scored - scored_N.sum(), 0, len(pulls) * active_per_pull))
             scored_N[unscored[active_draw(estimate_N[unscored], cut, n_active, 0.0, generator)[0]]] = True
-        state = update(state, pulls, policy)
+        state = update(state, pulls, policy, neighbours)
         done = scored_N.sum() >= n_scored or not pulls
         if features_ND is not None and (done or scored_N.sum() >= REFIT_GROWTH * fitted):
             rows = np.flatnonzero(scored_N)
@@ -205,7 +207,11 @@ def measure_methods(setting: Setting) -> dict[str, Any]:
     loss_N = document_losses(setting)
     loss_s, started = time.perf_counter() - started, time.perf_counter()
     vectors = embed_ngrams(fit_ngram_embedder(setting.texts), setting.texts)
-    arm_N = assign_arms(vectors, train_centroids(vectors, N_ARMS, 0))[0]
+    centroids = train_centroids(vectors, N_ARMS, 0)
+    arm_N = assign_arms(vectors, centroids)[0]
+    gaussians = arm_gaussians(arm_moments(vectors, arm_N), centroids)
+    policy = released_policy()
+    near = neighbour_lists(*gaussians, policy.bandwidth or 0.0)
     cluster_s, started = time.perf_counter() - started, time.perf_counter()
     n_bytes = np.array([len(text.encode()) for text in setting.texts])
     features_ND = document_features(vectors, n_tokens_N, n_bytes)
@@ -217,7 +223,7 @@ def measure_methods(setting: Setting) -> dict[str, Any]:
         return fill_budget(np.argsort(-estimate_N, kind="stable"), n_tokens_N, BUDGET_TOKENS)
 
     def released(seed: int) -> Int64:
-        scored_N, influence_N = play(arm_N, scores["quad"], released_policy(), None, n_tokens_N, seed)
+        scored_N, influence_N = play(arm_N, scores["quad"], policy, None, n_tokens_N, seed, near)
         count_K = np.bincount(arm_N[scored_N], minlength=N_ARMS)
         total_K = np.bincount(arm_N[scored_N], weights=influence_N[scored_N], minlength=N_ARMS)
         mean_K = np.where(count_K > 0, total_K / np.maximum(count_K, 1), np.nan)
@@ -263,6 +269,7 @@ def measure_methods(setting: Setting) -> dict[str, Any]:
         }
         log(f"{name} {np.mean(reference):.4f} {np.mean(others):.4f}")
     loss = {name: method["reference_loss"] for name, method in methods.items()}
+    gained = outcome.gain_share(loss["random"], loss["quad"], loss["full_influence"])
     bpb = {name: method["other_domains_bpb"] for name, method in methods.items()}
     return {
         "methods": methods,
@@ -270,8 +277,8 @@ def measure_methods(setting: Setting) -> dict[str, Any]:
             "reference_loss": setting.reference_loss(setting.model),
             "other_domains_bpb": setting.other_domains(setting.model),
         },
-        "gain_share": (share := outcome.gain_share(loss["random"], loss["quad"], loss["full_influence"]))["mean"],
-        "gain_share_interval": [share["low"], share["high"]],
+        "gain_share": gained["mean"],
+        "gain_share_interval": [gained["low"], gained["high"]],
         "quad_less_other": {n: outcome.compare(loss["quad"], losses) for n, losses in loss.items() if n != "quad"},
         "quad_less_full_other_domains_bpb": outcome.compare(bpb["quad"], bpb["full_influence"]),
     }
