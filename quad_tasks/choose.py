@@ -14,7 +14,7 @@ from quad_tasks.artifacts import show_stage
 from quad_tasks.compute import step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import redundancy, selection
-from quad_tasks.core.diagnosis import budget_not_reached
+from quad_tasks.core.diagnosis import budget_not_reached, stale_influence
 from quad_tasks.predict import fit_scored, predict_positions
 from quad_tasks.records import Stage
 from quad_tasks.state import load_arms, load_token_counts
@@ -97,9 +97,12 @@ def _commit_choice(config: RunConfig, stage: Stage, key: str, general_share: flo
 
 
 def _round_findings(store: Store, stage: Stage) -> list[dict[str, Any]]:
-    last = rounds.count_rounds(store, stage.run, stage.number) - 1
-    findings: list[dict[str, Any]] = rounds.read_round(store, stage.run, stage.number, last).info["findings"]
-    return findings
+    """Read what held after the last round, and how stale influence was found to be before the first."""
+    committed = rounds.list_rounds(store, stage.run, stage.number)
+    findings: list[dict[str, Any]] = list(committed[-1].info["findings"])
+    known = {finding["signature"] for finding in findings}
+    first = committed[0].info["findings"]
+    return findings + [f for f in first if f["signature"] == stale_influence.__name__ and f["signature"] not in known]
 
 
 def read_findings(config: RunConfig, stage: Stage) -> list[dict[str, Any]]:

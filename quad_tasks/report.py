@@ -78,7 +78,7 @@ def collect_report(config: RunConfig, version: str, reference: str) -> dict[str,
     profiles = _diversity(store, config, version, scores, chosen, documents)
     times = read_times(store, config.run)
     arms = _arms(store, config, version, scores, chosen, documents)
-    measured = _measured(config, pool, arms, scores, chosen, stages[-1], profiles, times)
+    measured = _measured(config, pool, arms, scores, chosen, stages[-1], profiles, times, _rescored(store, config))
     return {
         "run": config.run,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -142,6 +142,7 @@ def _measured(
     last: Mapping[str, Any],
     profiles: Mapping[str, dict[str, float]],
     times: Mapping[str, float],
+    rescored: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None,
 ) -> Measured:
     """Gather what the failure signatures are judged by; scores are those of the last stage."""
     before, after = last["before"], last["selected"]
@@ -163,7 +164,17 @@ def _measured(
         random=profiles["random"],
         reference_change=after["reference_loss"] / before["reference_loss"] - 1,
         heldout_changes={d: after["domains"][d] / before["domains"][d] - 1 for d in others},
+        rescored=rescored,
     )
+
+
+def _rescored(store: Store, config: RunConfig) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+    """Read influence old and new of what the last stage scored again, if it did."""
+    pilot = rounds.read_round(store, config.run, config.training.stages - 1, 0)
+    if "rescored" not in pilot.tables:
+        return None
+    table = rounds.read_round_table(store, pilot, "rescored")
+    return table["before"].to_numpy(), table["influence"].to_numpy()
 
 
 def _sum_by(table: pa.Table, column: str) -> dict[Any, int]:

@@ -158,3 +158,17 @@ def test_one_far_better_arm_without_exploration_is_found_as_bandit_collapsed(alp
         heldout_changes={"other": 0.0},
     )
     assert {finding.signature for finding in diagnose(measured)} == found
+
+
+def test_scores_that_change_with_the_checkpoint_are_found_as_stale_influence(findings, monkeypatch):
+    """The second stage's scores are the first's turned round."""
+
+    def turned(workspace, stage, positions, *settings):
+        table = score_chunk(workspace, stage, positions, *settings)
+        return table if stage.number == 0 else with_influence(table, -table["influence"].to_numpy())
+
+    monkeypatch.setattr(pull, "score_chunk", turned)
+    two = {**COMMON["training"], "stages": 2}
+    found = findings("stale", training=two, selection=selecting(2500))
+    assert found["stale_influence"]["severity"] == "severe"
+    assert found["stale_influence"]["evidence"]["rank_correlation"] < 0
