@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,11 +28,15 @@ FAILED, BAD_INPUT = 1, 2
 
 @contextmanager
 def session(quiet: bool, debug: bool) -> Iterator[None]:
-    """Set up a command's process and turn errors into one message and an exit code."""
+    """Set up a command's process and turn errors into one message and an exit code.
+
+    SIGTERM ends a command as Ctrl-C does, so that its workers and its own Prefect server end with it.
+    """
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, "INFO" if debug and "LOGGING" in name else value)
     if quiet:
         os.environ["QUAD_QUIET"] = "1"
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except typer.Exit:
@@ -42,6 +47,8 @@ def session(quiet: bool, debug: bool) -> Iterator[None]:
         if debug:
             raise
         _fail(str(error) or type(error).__name__, _exit_code(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _exit_code(error: Exception) -> int:

@@ -2,13 +2,16 @@
 
 import json
 import re
+import signal
 
 import pytest
+import typer
 import yaml
 from small_pool import small_config, topic_records, write_jsonl
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.terminal import session
 from quad_tasks.run import list_runs
 from quad_tasks.storage.store import open_store
 
@@ -154,3 +157,12 @@ def test_names_of_runs_complete_from_the_workspace(small_run, tmp_path):
     result = CliRunner().invoke(app, [], env=environment | words, prog_name="quad")
     assert "small" in result.stdout
     assert list_runs(str(tmp_path / "nowhere")) == []
+
+
+def test_sigterm_ends_a_command_as_an_interrupt_does(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(typer.Exit) as ended, session(True, False):
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.exit_code == 1
+    assert "`quad resume` goes on from the last commit" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
