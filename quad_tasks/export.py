@@ -48,7 +48,7 @@ def export_selection(
 
     Raises:
         StoreKeyError: the run has no published selection.
-        ConfigError: the folder holds another export.
+        ConfigError: the folder holds another export, or `data/` in it other files, which a reader would read too.
         DigestMismatch: a part's bytes are not those published.
     """
     source, target = open_store(config.workspace), open_store(out)
@@ -64,6 +64,7 @@ def export_selection(
         "rows": manifest["rows"],
         "tokens": manifest["n_tokens"],
         "tokenizer": manifest["tokenizer"],
+        **({"license": license} if format == "hf" else {}),
     }
     if target.exists("export.json"):
         found = json.loads(target.get("export.json"))
@@ -80,6 +81,9 @@ def export_selection(
             else _write_parquet(target, name, tables, config)
         )
         files.append({"name": name, "rows": rows, "sha256": hashlib.sha256(target.get(name)).hexdigest()})
+    strays = sorted(set(target.list("data/")) - {file["name"] for file in files})
+    if strays:
+        raise ConfigError(f"{out}: expected only this export's files in data/, found {strays[0]} too: remove it")
     target.put("mixture.json", _json(manifest["mixture"]))
     if format == "hf":
         target.put("README.md", _card(config, manifest, license).encode())

@@ -91,6 +91,21 @@ def test_another_export_is_not_written_over(small_run, tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_another_licence_is_another_export(small_run, tmp_path):
+    export_selection(small_run, str(tmp_path), "hf", license="cc-by-4.0")
+    with pytest.raises(ConfigError, match="expected an empty folder or the same export"):
+        export_selection(small_run, str(tmp_path), "hf", license="mit")
+
+
+def test_files_an_interrupted_export_of_other_sizes_left_are_named(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("quad_tasks.export.BATCH_ROWS", 2)
+    export_selection(small_run, str(tmp_path), shard_bytes=600)
+    (tmp_path / "export.json").unlink()
+    with pytest.raises(ConfigError, match=r"only this export's files in data/, found data/part-00001\.parquet"):
+        export_selection(small_run, str(tmp_path))
+    assert not (tmp_path / "export.json").exists()
+
+
 def test_a_run_without_a_selection_is_named(small_run, tmp_path):
     empty = small_run.model_copy(update={"run": "empty"})
     with pytest.raises(StoreKeyError, match=r"run 'empty' in .*: expected a published selection, found none"):
