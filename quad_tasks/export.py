@@ -25,6 +25,7 @@ SHARD_BYTES = 256 * 2**20
 BATCH_ROWS = 256
 ROW_GROUP_ROWS = 1024
 ZSTD_LEVEL = 9
+OWN_COLUMNS = ("id", "text", "source", "metadata")
 QUAD_COLUMNS = ("n_tokens", "arm", "stage", "round", "influence", "scored")
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 LARGER_CATEGORIES = ((10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))
@@ -140,10 +141,15 @@ def _write_parquet(store: Store, name: str, tables: Iterable[pa.Table], config: 
 
 
 def _rename(table: pa.Table, fields: FieldNames) -> pa.Table:
-    """Give columns the user's names (a dotted path's last part), and Quad's own the prefix `quad_`."""
-    own = [(getattr(fields, name).rsplit(".", 1)[-1], table[name]) for name in ("id", "text", "source", "metadata")]
+    """Give columns the user's names, and Quad's own the prefix `quad_`.
+
+    A dotted path gives its last part, or all of it where two end alike.
+    """
+    paths = [getattr(fields, name) for name in OWN_COLUMNS]
+    short = [path.rsplit(".", 1)[-1] for path in paths]
+    names = short if len(set(short)) == len(short) else paths
     ours = [(f"quad_{name}", table[name]) for name in QUAD_COLUMNS]
-    return pa.table(dict(own + ours))
+    return pa.table(dict([*zip(names, (table[name] for name in OWN_COLUMNS), strict=True), *ours]))
 
 
 def _write_lines(store: Store, name: str, tables: Iterable[pa.Table], config: RunConfig) -> int:

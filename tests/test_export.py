@@ -117,3 +117,10 @@ def test_the_command_prints_what_it_wrote(small_run, tmp_path):
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == len(published(small_run))
+
+
+def test_two_fields_that_end_alike_keep_their_whole_names(small_run, tmp_path):
+    summary = export_selection(renamed(small_run, id="key.value", text="content.value"), str(tmp_path))
+    table = pq.read_table(tmp_path / summary["files"][0]["name"])
+    assert table.column_names[:4] == ["key.value", "content.value", "source", "metadata"]
+    assert table["content.value"].to_pylist() == [row["text"] for row in published(small_run)]
