@@ -38,6 +38,28 @@ def prepare_reference(config: RunConfig) -> str:
     store = open_store(config.workspace)
     if store.exists(f"{key}/manifest.json"):
         return key
+    reference, measured, heldout = split_reference(config)
+    body = {
+        "inputs": dict(zip(uris, contents, strict=True)),
+        "reference": _write(config, f"{key}/reference.parquet", reference, REFERENCE_DOMAIN),
+        "measured": _write(config, f"{key}/measured.parquet", measured, REFERENCE_DOMAIN),
+        "heldout": _write(config, f"{key}/heldout.parquet", heldout, None),
+        "reference_domain": config.heldout.reference_domain,
+    }
+    write_manifest(store, f"{key}/manifest.json", body)
+    return key
+
+
+def split_reference(config: RunConfig) -> tuple[list[Document], list[Document], list[Document]]:
+    """Read the reference and held-out inputs, each in the seeded order.
+
+    Returns:
+        The documents of the direction; those that the reference loss is measured on; those of every held-out domain,
+        which `metadata["domain"]` names.
+
+    Raises:
+        ConfigError, InputError: as `prepare_reference`.
+    """
     reference = read_documents_whole(config.reference.inputs, config.reference.fields.model_dump(), "reference.inputs")
     reference.sort(key=lambda d: order_key(config.seed, d.id))
     heldout = _heldout(config)
@@ -53,16 +75,7 @@ def prepare_reference(config: RunConfig) -> str:
             raise ConfigError(
                 f"heldout.reference_domain: expected one of {known}, found {config.heldout.reference_domain!r}"
             )
-    reference = reference[: config.reference.max_documents]
-    body = {
-        "inputs": dict(zip(uris, contents, strict=True)),
-        "reference": _write(config, f"{key}/reference.parquet", reference, REFERENCE_DOMAIN),
-        "measured": _write(config, f"{key}/measured.parquet", measured, REFERENCE_DOMAIN),
-        "heldout": _write(config, f"{key}/heldout.parquet", heldout, None),
-        "reference_domain": config.heldout.reference_domain,
-    }
-    write_manifest(store, f"{key}/manifest.json", body)
-    return key
+    return reference[: config.reference.max_documents], measured, heldout
 
 
 def read_documents_whole(inputs: tuple[str, ...], fields: dict[str, str], key: str) -> list[Document]:
