@@ -1,7 +1,7 @@
 """What a selection is worth: training on it from one checkpoint, on equal tokens, and the statistics over seeds."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,23 +16,32 @@ from quad_tasks.experiments.bandit import interval
 Float64 = npt.NDArray[np.float64]
 Documents = Sequence[Sequence[int]]
 
+RESAMPLES = 1_000
+
 
 def continue_training(
-    model: PreTrainedModel, documents: Documents, peak: float, window_tokens: int, batch_tokens: int, seed: int
+    model: PreTrainedModel,
+    documents: Documents,
+    peak: float,
+    window_tokens: int,
+    batch_tokens: int,
+    seed: int,
+    warmup_share: float = 0.05,
 ) -> PreTrainedModel:
     """Train a copy of a checkpoint one pass over documents; the checkpoint is left as it was.
 
     Args:
         model: the checkpoint.
         documents: token ids.
-        peak: peak learning rate; a twentieth of the tokens warm up.
+        peak: peak learning rate.
         window_tokens: longest sequence.
         batch_tokens: tokens of a step, padding included.
         seed: draws the order.
+        warmup_share: of the tokens.
     """
     trained = copy.deepcopy(model)
     n_tokens = sum(map(len, documents))
-    schedule = Schedule(peak, 0.05 * n_tokens, n_tokens)
+    schedule = Schedule(peak, warmup_share * n_tokens, n_tokens)
     optimizer, generator = training.make_optimizer(trained, 0.01), np.random.default_rng(seed)
     training.train(trained, optimizer, documents, schedule, 0, window_tokens, batch_tokens, generator)
     return trained
@@ -80,15 +89,59 @@ def datamodelling_score(
     Returns:
         `mean`: Spearman's correlation; `low`, `high`: 2.5th and 97.5th percentile of the bootstrap.
     """
-    predicted = np.array([influence_N[rows].sum() for rows in subsets])
-    gained = -np.array(losses)
-    generator = np.random.default_rng(0)
-    drawn = [
-        spearmanr(predicted[rows], gained[rows]).statistic
-        for rows in generator.integers(len(gained), size=(1000, len(gained)))
-    ]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return {"mean": float(spearmanr(predicted, gained).statistic), "low": float(low), "high": float(high)}
+    return _bootstrap(lambda rows: _foresight(influence_N, subsets, losses, rows), len(losses))
+
+
+def datamodelling_difference(
+    first_N: Float64, second_N: Float64, subsets: Sequence[npt.NDArray[np.int64]], losses: Sequence[float]
+) -> dict[str, float]:
+    """Compute how much higher the first influence's datamodelling score is, over the same resamples of the subsets."""
+    return _bootstrap(
+        lambda rows: _foresight(first_N, subsets, losses, rows) - _foresight(second_N, subsets, losses, rows),
+        len(losses),
+    )
+
+
+def _foresight(
+    influence_N: Float64,
+    subsets: Sequence[npt.NDArray[np.int64]],
+    losses: Sequence[float],
+    rows: npt.NDArray[np.int64],
+) -> float:
+    predicted = np.array([influence_N[subset].sum() for subset in subsets])
+    return float(spearmanr(predicted[rows], -np.array(losses)[rows]).statistic)
+
+
+def _bootstrap(statistic: Callable[[npt.NDArray[np.int64]], float], n: int) -> dict[str, float]:
+    drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    low, high = np.nanquantile([statistic(rows) for rows in drawn], [0.025, 0.975])
+    return {"mean": statistic(np.arange(n)), "low": float(low), "high": float(high)}
+
+
+def claim(
+    text: str, measured: Mapping[str, Any], least: float | None = None, most: float | None = None
+) -> dict[str, Any]:
+    """State a claim, what was measured with its interval, the limit, and whether the measured value holds to it.
+
+    Args:
+        text: what is measured.
+        measured: `mean`, `low`, `high`.
+        least: the measured value is to be at least this, or
+        most: at most this.
+
+    Returns:
+        `claim`, `measured`, `low`, `high`, `limit` (as `>= 0.85`), `holds`; and `certain`, whether the whole interval
+        holds to it.
+    """
+    mean, low, high = (float(measured[key]) for key in ("mean", "low", "high"))
+    if least is not None:
+        limit, holds, certain = f">= {least:g}", mean >= least, low >= least
+    elif most is not None:
+        limit, holds, certain = f"<= {most:g}", mean <= most, high <= most
+    else:
+        raise ValueError("limit: expected least or most, got neither")
+    body = {"claim": text, "measured": mean, "low": low, "high": high, "limit": limit}
+    return {**body, "holds": holds, "certain": certain}
 
 
 def table(methods: Mapping[str, Mapping[str, Any]]) -> str:

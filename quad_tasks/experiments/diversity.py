@@ -1,0 +1,207 @@
+"""Experiment "diversity": what Quad and nine other ways choose on equal tokens, and what training on it is worth.
+
+Every method sees only the scores it pays for, and its time and FLOPs count those at the laboratory's measured rate. The
+models trained on the choices start from one checkpoint. Quad's choice is a run's, on scores looked up (`lookup.py`).
+
+Shape suffixes: N documents, K arms.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from quad_tasks.core.bandit import released_policy
+from quad_tasks.core.kmeans import arm_gaussians, arm_moments
+from quad_tasks.core.prediction import document_features
+from quad_tasks.core.selection import fill_budget
+from quad_tasks.core.wasserstein import neighbour_lists
+from quad_tasks.experiments import baselines, lookup, outcome
+from quad_tasks.experiments.laboratory import Laboratory
+from quad_tasks.experiments.trials import measure_model, profile, train_trials
+
+Int64 = npt.NDArray[np.int64]
+
+SCORED_SHARE = 0.1
+RELEASED_THRESHOLD = 2e-3
+FORWARD_FLOPS, SCORING_FLOPS, FACTOR_FLOPS = 2, 6, 12
+"""Per parameter and token: a forward pass; with activations' backward and the contraction; two passes of a fit."""
+
+
+class Method(NamedTuple):
+    """A way to choose.
+
+    Attributes:
+        scored_share: of the pool's documents whose influence it pays for.
+        read_share: of the pool's tokens a model reads forward only.
+        fits: whether it needs factors.
+        shared_s: seconds of what it uses of the laboratory.
+        choose: seed to rows, best first, within the budget.
+    """
+
+    scored_share: float
+    read_share: float
+    fits: bool
+    shared_s: float
+    choose: Callable[[int], Int64]
+
+
+def list_methods(laboratory: Laboratory) -> dict[str, Method]:
+    """List every method by name."""
+    texts, wanted = laboratory.texts.pool, laboratory.texts.reference
+    n_tokens_N, arm_N, budget = laboratory.n_tokens, laboratory.arm, laboratory.size.budget_tokens
+    influence, seconds = laboratory.per_token, laboratory.seconds
+    n_bytes_N = np.array([len(text.encode()) for text in texts])
+    plain_ND = document_features(laboratory.embedding, n_tokens_N, n_bytes_N)
+    states_ND = document_features(laboratory.embedding, n_tokens_N, n_bytes_N, [laboratory.hidden])
+    released = released_rules(laboratory)
+    clustered_s = seconds["embed"] + seconds["cluster"]
+    partly_s = clustered_s + seconds["fit_joint"] + SCORED_SHARE * seconds["score"]
+
+    def ordered(order: Int64) -> Int64:
+        return fill_budget(order, n_tokens_N, budget)
+
+    def drawn(seed: int) -> np.random.Generator:
+        return np.random.default_rng([seed, 1])
+
+    def quad(features_ND: npt.NDArray[np.float64], rules: lookup.Rules) -> Callable[[int], Int64]:
+        return lambda seed: lookup.choose(influence["joint"], arm_N, n_tokens_N, features_ND, budget, rules, seed).rows
+
+    run = lookup.Rules(scored_share=SCORED_SHARE)
+    half = replace(run, scored_share=SCORED_SHARE / 2)
+    return {
+        "random": Method(0, 0, False, 0, lambda s: ordered(baselines.random_order(len(texts), drawn(s)))),
+        "cluster_uniform": Method(
+            0, 0, False, clustered_s, lambda s: ordered(baselines.cluster_uniform_order(arm_N, drawn(s)))
+        ),
+        "perplexity_lowest": Method(
+            0, 1, False, seconds["loss"], lambda s: ordered(baselines.lowest_loss_order(laboratory.loss))
+        ),
+        "perplexity_middle": Method(
+            0, 1, False, seconds["loss"], lambda s: ordered(baselines.middle_loss_order(laboratory.loss))
+        ),
+        "dsir": Method(0, 0, False, 0, lambda s: ordered(baselines.importance_order(texts, wanted, drawn(s)))),
+        "linear_classifier": Method(0, 0, False, 0, lambda s: ordered(baselines.classifier_order(texts, wanted))),
+        "gradient_dot_product": Method(
+            1, 0, False, seconds["score"], lambda s: ordered(np.argsort(-influence["identity"], kind="stable"))
+        ),
+        "full_influence": Method(
+            1,
+            0,
+            True,
+            seconds["fit_joint"] + seconds["score"],
+            lambda s: ordered(np.argsort(-influence["joint"], kind="stable")),
+        ),
+        "released": Method(SCORED_SHARE, 0, True, partly_s, quad(plain_ND, released)),
+        "quad": Method(SCORED_SHARE, 0, True, partly_s, quad(plain_ND, run)),
+        "quad_half_the_scores": Method(
+            SCORED_SHARE / 2, 0, True, partly_s - SCORED_SHARE / 2 * seconds["score"], quad(plain_ND, half)
+        ),
+        "quad_hidden_states": Method(SCORED_SHARE, 1, True, partly_s + seconds["loss"], quad(states_ND, run)),
+    }
+
+
+def released_rules(laboratory: Laboratory) -> lookup.Rules:
+    """Build the published code's rules: its policy, its τ, whole arms accepted unseen, no regression."""
+    policy = released_policy()
+    n_arms = int(laboratory.arm.max()) + 1
+    moments = arm_moments(laboratory.embedding, laboratory.arm)
+    centroids = np.stack([laboratory.embedding[laboratory.arm == arm].mean(axis=0) for arm in range(n_arms)])
+    near = neighbour_lists(*arm_gaussians(moments, centroids), policy.bandwidth or 0.0)
+    return lookup.Rules(
+        policy=policy,
+        active_documents=0,
+        scored_share=SCORED_SHARE,
+        mode="cluster",
+        threshold=RELEASED_THRESHOLD,
+        neighbours=near,
+    )
+
+
+def compare_methods(laboratory: Laboratory) -> dict[str, Any]:
+    """Choose by every method, train on what it chose, measure."""
+    size, methods = laboratory.size, list_methods(laboratory)
+    choices: dict[str, list[Int64]] = {}
+    chosen_s: dict[str, float] = {}
+    for name, method in methods.items():
+        started = time.perf_counter()
+        choices[name] = [method.choose(seed) for seed in range(size.seeds)]
+        chosen_s[name] = (time.perf_counter() - started) / size.seeds
+    trials = [(rows, seed) for chosen in choices.values() for seed, rows in enumerate(chosen)]
+    measured = train_trials(laboratory, trials)
+    found = {}
+    for number, (name, method) in enumerate(methods.items()):
+        judged = measured[number * size.seeds : (number + 1) * size.seeds]
+        found[name] = {
+            **{key: [m[key] for m in judged] for key in ("reference_loss", "other_domains_bpb", "worst_domain_bpb")},
+            "domains": {d: float(np.mean([m["domains"][d] for m in judged])) for d in judged[0]["domains"]},
+            "influence_share": [_share(laboratory, rows) for rows in choices[name]],
+            "diversity": profile(laboratory, choices[name][0]),
+            "by_source": _by_source(laboratory, choices[name][0]),
+            "tokens": [int(laboratory.n_tokens[rows].sum()) for rows in choices[name]],
+            "scored_share": method.scored_share,
+            "time_s": method.shared_s + chosen_s[name],
+            "flops": _flops(laboratory, method),
+        }
+    before = measure_model(laboratory, laboratory.model)
+    return {
+        "methods": found,
+        "before": {key: before[key] for key in ("reference_loss", "other_domains_bpb", "worst_domain_bpb", "domains")},
+        **compare_outcomes(found),
+    }
+
+
+def compare_outcomes(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Compare Quad with the others, seed by seed.
+
+    Returns:
+        `gain_share`: Quad's gain over random as a share of full scoring's, with its interval; `quad_less_other`: paired
+        differences in reference loss, < 0 where Quad is better; `quad_less_full_other_domains_bpb`: the same of what
+        the other domains paid; and `shows`, the claims with what was measured.
+    """
+    loss = {name: method["reference_loss"] for name, method in found.items()}
+    others = {name: method["other_domains_bpb"] for name, method in found.items()}
+    gained = outcome.gain_share(loss["random"], loss["quad"], loss["full_influence"])
+    less = {name: outcome.compare(loss["quad"], values) for name, values in loss.items() if name != "quad"}
+    paid = outcome.compare(others["quad"], others["full_influence"])
+    shows = [outcome.claim("gain over random, as a share of full scoring's", gained, least=0.85)]
+    for name, method in found.items():
+        if name != "quad" and not name.startswith("quad_") and method["scored_share"] <= SCORED_SHARE:
+            shows.append(outcome.claim(f"reference loss, Quad less {name.replace('_', ' ')}", less[name], most=0.0))
+    shows.append(outcome.claim("other domains' bits per byte, Quad less full scoring", paid, most=0.0))
+    return {
+        "gain_share": gained["mean"],
+        "gain_share_interval": [gained["low"], gained["high"]],
+        "quad_less_other": less,
+        "quad_less_full_other_domains_bpb": paid,
+        "shows": shows,
+    }
+
+
+def _share(laboratory: Laboratory, rows: Int64) -> float:
+    influence = laboratory.per_token["joint"]
+    return lookup.influence_share(rows, influence, laboratory.n_tokens, laboratory.size.budget_tokens)
+
+
+def _by_source(laboratory: Laboratory, rows: Sequence[int] | Int64) -> dict[str, float]:
+    tokens: dict[str, int] = {}
+    for row in rows:
+        source = laboratory.texts.source[row]
+        tokens[source] = tokens.get(source, 0) + int(laboratory.n_tokens[row])
+    total = sum(tokens.values())
+    return {source: n / total for source, n in sorted(tokens.items(), key=lambda item: -item[1])}
+
+
+def _flops(laboratory: Laboratory, method: Method) -> float:
+    """Estimate what choosing costs in floating-point operations of the model, training left out."""
+    parameters = sum(p.numel() for p in laboratory.model.parameters())
+    pool, size = int(laboratory.n_tokens.sum()), laboratory.size
+    read = SCORING_FLOPS * method.scored_share + FORWARD_FLOPS * method.read_share
+    per_document = pool / len(laboratory.documents)
+    fit = FACTOR_FLOPS * size.factor_documents + SCORING_FLOPS * size.reference_documents
+    direction = fit * per_document if method.fits else SCORING_FLOPS * size.reference_documents * per_document
+    total: float = parameters * (read * pool + (direction if method.scored_share else 0))
+    return total
