@@ -102,7 +102,7 @@ def choose(
     n_scored, fitted, cut = int(rules.scored_share * len(arm_N)), 0, 0.0
     estimate_N = np.full(len(arm_N), np.nan)
     predicting = rules.mode == "predicted" or rules.active_documents > 0
-    n_pilot = min(rules.pilot_documents, n_scored // 2)
+    n_pilot = min(rules.pilot_documents, -(-n_scored // 2))
     count_K = generator.multivariate_hypergeometric(size_K, n_pilot, method="marginals")
     threshold = rules.threshold
     while True:
