@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 bad input or config. An error is one message, ne
 """
 
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -367,6 +368,9 @@ def main() -> None:
 
 
 def _plan(config: Any, price_per_hour: float | None, as_json: bool) -> None:
+    """Plan a run; the processes that measure are forked from one that imports beside this one."""
+    forkserver.set_forkserver_preload(["quad_tasks.probe"])
+    forkserver.ensure_running()
     from flows.printing import print_plan
     from quad_tasks.plan import plan_run
 

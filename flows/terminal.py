@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-PREFECT_DEFAULTS = {
+DEFAULTS = {
+    "OMP_WAIT_POLICY": "passive",  # threads that spin for one another stand still beside any other busy process
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -32,7 +33,7 @@ def session(quiet: bool, debug: bool) -> Iterator[None]:
 
     SIGTERM ends a command as Ctrl-C does, so that its workers and its own Prefect server end with it.
     """
-    for name, value in PREFECT_DEFAULTS.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, "INFO" if debug and "LOGGING" in name else value)
     if quiet:
         os.environ["QUAD_QUIET"] = "1"

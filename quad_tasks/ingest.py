@@ -154,15 +154,16 @@ def _document_batches(
             continue
         block.append((line, record))
         if len(block) == BLOCK_ROWS:
-            yield _tokenize(block, uri, tokenizer, set_aside, counts)
+            yield tokenize_block(block, uri, tokenizer, set_aside, counts)
             block = []
     if block:
-        yield _tokenize(block, uri, tokenizer, set_aside, counts)
+        yield tokenize_block(block, uri, tokenizer, set_aside, counts)
 
 
-def _tokenize(
+def tokenize_block(
     block: list[tuple[int, Document]], uri: str, tokenizer: Any, set_aside: list[SetAside], counts: Counter[str]
 ) -> pa.RecordBatch:
+    """Turn documents and their lines into rows; what is too short goes to `set_aside`, sums go to `counts`."""
     rows = []
     token_ids = encode(tokenizer, [document.text for _, document in block])
     for (line, document), ids in zip(block, token_ids, strict=True):

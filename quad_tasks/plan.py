@@ -6,6 +6,7 @@ cannot be read, fields that are not there, a budget above the pool, a workspace 
 local disk; of a remote workspace it asks what a run asks first, which leaves two tiny objects.
 """
 
+import heapq
 import math
 import os
 import time
@@ -19,8 +20,9 @@ import zstandard
 
 from quad_tasks.config import ConfigError, RunConfig
 from quad_tasks.model import FRESH, SAMPLE_BYTES_PER_TOKEN
-from quad_tasks.probe import Rates, Shape, probe, sharing_slowdown, usable_cores
+from quad_tasks.probe import Rates, Shape, probe, usable_cores
 from quad_tasks.pull import PREDICTED_SCORED_SHARE
+from quad_tasks.reference import split_reference
 from quad_tasks.sample import Sample, look_at, value_at
 from quad_tasks.storage.readers import InputError, expand_inputs
 from quad_tasks.storage.store import check_conditional_create, open_store
@@ -83,9 +85,9 @@ def plan_run(config: RunConfig, price_per_hour: float | None = None) -> dict[str
     """
     _check_workspace(config.workspace)
     started = time.perf_counter()
-    pool = _look(config.pool.inputs, "pool")
+    pool = _look(config.pool.inputs)
     read_byte = (time.perf_counter() - started) / (pool.read_bytes or 1)
-    texts = _texts(pool, config.pool.fields.text, "pool")
+    texts = _texts(pool, config.pool.fields.text)
     rates, shape = probe(config, texts)
     volumes = _volumes(config, pool, texts, shape)
     if config.selection.budget_tokens > volumes.tokens * 1.05:
@@ -93,10 +95,9 @@ def plan_run(config: RunConfig, price_per_hour: float | None = None) -> dict[str
         raise ConfigError(
             f"selection.budget_tokens: expected at most the pool's tokens (about {volumes.tokens}), found {found}"
         )
-    workers = min(config.compute.workers, usable_cores())
     scored, at_most, rounds = _scored(config, volumes)
-    slowdown = sharing_slowdown(workers)
-    stages = _stages(config, volumes, rates, shape, workers / slowdown, read_byte, scored, rounds)
+    workers = _as_many(pool.sizes, config.compute.workers)
+    stages = _stages(config, volumes, rates, shape, workers, read_byte, scored, rounds)
     one_process = _one_process(config, volumes, rates, shape)
     for stage in stages:
         stage["money"] = None if price_per_hour is None else stage["seconds"] / 3600 * price_per_hour
@@ -116,7 +117,7 @@ def plan_run(config: RunConfig, price_per_hour: float | None = None) -> dict[str
             key: None if stages[0][key] is None else sum(stage[key] for stage in stages)
             for key in ("flops", "size_bytes", "seconds", "money")
         },
-        "machine": {"workers": workers, "cores": usable_cores(), "sharing_slowdown": slowdown},
+        "machine": {"workers": config.compute.workers, "cores": usable_cores()},
         "one_process_s": one_process,
         "seconds_per_unit": asdict(rates),
     }
@@ -133,22 +134,22 @@ def _check_workspace(workspace: str) -> None:
         raise ConfigError(f"workspace: expected a folder that can be written, found {folder}")
 
 
-def _look(inputs: Sequence[str], which: str) -> Sample:
+def _look(inputs: Sequence[str]) -> Sample:
     sample = look_at(expand_inputs(inputs))
     if sample.broken:
         raise InputError("\n".join(sample.broken.values()))
     if not sample.records:
-        raise ConfigError(f"{which}.inputs: expected records, found none (bad lines: {dict(sample.bad)})")
+        raise ConfigError(f"pool.inputs: expected records, found none (bad lines: {dict(sample.bad)})")
     return sample
 
 
-def _texts(sample: Sample, field: str, which: str) -> list[str]:
+def _texts(sample: Sample, field: str) -> list[str]:
     """Return the sample's texts, in one order for one sample."""
     values = [value_at(record, field) for record in sample.records]
     texts = [value for value in values if isinstance(value, str) and value.strip()]
     if not texts:
         known = ", ".join(sorted({name for record in sample.records for name in record}))
-        raise ConfigError(f"{which}.fields.text: expected a field that holds text, found none in {field!r} ({known})")
+        raise ConfigError(f"pool.fields.text: expected a field that holds text, found none in {field!r} ({known})")
     order = np.random.default_rng(0).permutation(len(texts))
     taken, size = [], 0
     for i in order:
@@ -166,33 +167,19 @@ def _volumes(config: RunConfig, pool: Sample, texts: Sequence[str], shape: Shape
     text_bytes = round(pool.record_bytes * sampled_bytes / pool.kept_bytes)
     tokens = round(text_bytes / shape.bytes_per_token)
     joined = "\n".join(texts).encode()
-    reference = _look(config.reference.inputs, "reference")
-    reference_tokens = _mean_tokens(reference, config.reference.fields.text, "reference", shape)
-    used = reference.documents
-    if config.heldout.reference_domain is None:
-        used = round(used * (1 - config.reference.heldout_share))
-    measured = (reference.documents - used) * reference_tokens
-    used = min(used, config.reference.max_documents or used)
-    if config.heldout.inputs:
-        heldout = _look(config.heldout.inputs, "heldout")
-        domains = {value_at(r, config.heldout.fields.domain) for r in heldout.records} - {None}
-        n = min(heldout.documents, (len(domains) or heldout.files) * config.heldout.documents_per_domain)
-        n += config.heldout.documents_per_domain if config.heldout.reference_domain else 0
-        measured += n * _mean_tokens(heldout, config.heldout.fields.text, "heldout", shape)
+    reference, measured, heldout = (
+        sum(len(document.text.encode()) for document in documents) / shape.bytes_per_token
+        for documents in split_reference(config)
+    )
     return Volumes(
         documents=documents,
         text_bytes=text_bytes,
         tokens=tokens,
         mean_tokens=tokens / max(1, documents),
         stored_share=len(zstandard.compress(joined)) / len(joined),
-        reference_tokens=round(used * reference_tokens),
-        measured_tokens=round(measured),
+        reference_tokens=round(reference),
+        measured_tokens=round(measured + heldout),
     )
-
-
-def _mean_tokens(sample: Sample, field: str, which: str, shape: Shape) -> float:
-    texts = _texts(sample, field, which)
-    return sum(len(text.encode()) for text in texts) / len(texts) / shape.bytes_per_token
 
 
 def _scored(config: RunConfig, volumes: Volumes) -> tuple[int, int, int]:
@@ -221,7 +208,8 @@ def _stages(
     scored: int,
     rounds: int,
 ) -> list[dict[str, Any]]:
-    """Lay out the stages as a run times them; `workers` counts as many as work as fast as one alone."""
+    """Lay out the stages as a run times them; of `workers`, as many work to the end of a stage whose unit is a file."""
+    work = rates.workers
     text, tokens, n = volumes.text_bytes, volumes.tokens, volumes.documents
     stored = volumes.stored_share * text
     vectors = 4 * shape.dimension * n
@@ -235,10 +223,10 @@ def _stages(
     budget = config.selection.budget_tokens
     models = config.training.seeds * (2 if config.training.control else 1) + len(config.training.frontier)
     measured = volumes.measured_tokens
-    trained_s = budget / times * rates.train_token + measured * rates.measure_token
-    turns = max(1.0, models / workers) * trained_s + measured * rates.measure_token / workers
-    ingest_byte = read_byte + rates.encode_byte + rates.write_byte
-    fit_s = fitted * rates.fit_token + gradient * rates.gradient_token
+    measured_s = measured * work.measure_token
+    trained_s = budget / times * work.train_token + measured_s
+    processes = config.compute.workers
+    fit_s = fitted * work.fit_token + gradient * work.gradient_token
     product = n * config.clustering.arms * shape.dimension * rates.centroid_product
 
     def row(name: str, documents: float, n_tokens: float, flops: float, size: float, seconds: float) -> dict[str, Any]:
@@ -254,14 +242,14 @@ def _stages(
             4 * shape.parameters if fresh else 0,
             WORKER_START_S + STEP_S + alone["model"] + (2 * text * read_byte / workers if fresh else 0),
         ),
-        row("ingest", n, tokens, 0, stored, STEP_S + text * ingest_byte / workers),
+        row("ingest", n, tokens, 0, stored, STEP_S + text * (read_byte + work.ingest_byte) / workers),
         row(
             "embed",
             n,
             tokens,
             forward * tokens if config.embedding.method == "model" else 0,
             vectors,
-            STEP_S + alone["embed"] + text * rates.embed_byte / workers,
+            STEP_S + alone["embed"] + text * work.embed_byte / workers,
         ),
         row(
             "cluster",
@@ -269,7 +257,7 @@ def _stages(
             tokens,
             0,
             stored + vectors,
-            STEP_S + alone["cluster"] + (2 * text * rates.write_byte + product) / workers,
+            STEP_S + alone["cluster"] + (2 * text * work.write_byte + product) / workers,
         ),
         row(
             "fit",
@@ -277,7 +265,7 @@ def _stages(
             times * (fitted + gradient),
             times * (4 * forward * fitted + 4 * shape.factor_values * fitted + 3 * forward * gradient),
             times * 4 * (shape.factor_values + shape.tracked),
-            times * STEP_S + alone["fit"] + times * fit_s / workers,
+            times * STEP_S + alone["fit"] + times * fit_s / processes,
         ),
         row(
             "bandit",
@@ -285,7 +273,7 @@ def _stages(
             scored,
             3 * forward * scored,
             rounds * ROUND_BYTES + SCORE_BYTES * scored / volumes.mean_tokens,
-            times * STEP_S + rounds * ROUND_S + scored * rates.score_token / workers,
+            times * STEP_S + rounds * ROUND_S + scored * work.score_token / processes,
         ),
         row(
             "train",
@@ -293,7 +281,7 @@ def _stages(
             models * budget + times * (models + 1) * measured,
             3 * forward * models * budget + times * forward * (models + 1) * measured,
             times * 12 * shape.parameters,
-            times * (STEP_S + turns),
+            times * (STEP_S + _makespan([trained_s] * models + [measured_s], processes)),
         ),
         row(
             "publish",
@@ -301,9 +289,22 @@ def _stages(
             budget,
             0,
             volumes.stored_share * budget * shape.bytes_per_token,
-            0.2 + budget * shape.bytes_per_token * rates.write_byte,
+            0.2 + budget * shape.bytes_per_token * work.write_byte,
         ),
     ]
+
+
+def _as_many(sizes: Sequence[int], workers: int) -> float:
+    """Return how many workers files of these sizes keep busy on average: one file keeps one."""
+    return sum(sizes) / max(1.0, _makespan(sizes, workers))
+
+
+def _makespan(durations: Sequence[float], workers: int) -> float:
+    """Return when the last piece of work ends, where each worker that is free takes the next one."""
+    ends = [0.0] * workers
+    for duration in durations:
+        heapq.heapreplace(ends, ends[0] + duration)
+    return max(ends)
 
 
 def _one_process(config: RunConfig, volumes: Volumes, rates: Rates, shape: Shape) -> dict[str, float]:

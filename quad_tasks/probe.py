@@ -1,24 +1,26 @@
 """What a unit of each kind of work takes on this machine, measured in seconds on a few of the run's own documents.
 
 The probe runs the functions the run will run, on a model of the run's shape and batches of its size, so that nothing
-about the machine is assumed. Refuses to spend: each measurement stops after about `LEAST_S`, or after one call where
-that takes longer.
+about the machine is assumed. What the run's workers do is measured in as many processes at once: they share caches,
+memory and cores, and a forward pass beside another may take half as long again. Refuses to spend: each measurement
+stops after about `LEAST_S`, or after one call where that takes longer.
 """
 
-import io
 import itertools
 import os
-import subprocess
-import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import astuple, dataclass
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
@@ -38,13 +40,19 @@ from quad_tasks.core.model import (
     split_windows,
     train_tokenizer,
 )
+from quad_tasks.ingest import MIN_TOKENS, tokenize_block
 from quad_tasks.model import FRESH, FRESH_BATCH_TOKENS
+from quad_tasks.records import Document
+from quad_tasks.storage import pool as tables
+from quad_tasks.storage.store import open_store
 
-LEAST_S = 0.6
+LEAST_S = 0.5
 TOO_LONG_S = 2.0
 """A first call that takes this long is the measurement; a shorter one warms up."""
 PROBED_DOCUMENTS = 32
 PROBED_TEXTS = 200
+PROBED_EMBEDDED = 16
+"""By an encoder or the model."""
 FIT_PRODUCTS = 3
 """Products with the counts that a fit of the embedder takes: embedding takes one."""
 PROBED_VECTORS = 4000
@@ -52,37 +60,50 @@ PROBED_VECTORS = 4000
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per unit, in one process with the workers' number of threads unless said otherwise.
+    """Seconds per unit of what one process does alone, with all threads.
 
     Attributes:
         tokenizer_byte: training a tokenizer, per byte of text.
         encode_byte: tokenizing, per byte of text.
-        write_byte: writing a table, per byte of text.
         embed_fit: fitting the embedder on hardly any text.
         embed_fit_byte: and per byte of text.
-        embed_byte: embedding, per byte of text.
-        centroid_product: k-means, per document, arm, dimension and iteration, with all threads.
-        pretrain_token: training the fresh model, with all threads.
-        train_token: training on a selection.
-        measure_token: forward pass with loss.
-        fit_token: both passes of the EK-FAC fit.
+        centroid_product: k-means, per document, arm, dimension and iteration.
+        pretrain_token: training the fresh model.
         decompose: the eigenbases, in all.
-        gradient_token: the reference gradient.
-        score_token: scoring.
+        workers: what the workers do at once.
     """
 
     tokenizer_byte: float
     encode_byte: float
-    write_byte: float
     embed_fit: float
     embed_fit_byte: float
-    embed_byte: float
     centroid_product: float
     pretrain_token: float
+    decompose: float
+    workers: "WorkerRates"
+
+
+@dataclass(frozen=True)
+class WorkerRates:
+    """Seconds per unit in one of the run's workers while all of them work.
+
+    Attributes:
+        ingest_byte: tokenizing documents and writing their table, per byte of text.
+        write_byte: writing a table, per byte of text.
+        embed_byte: embedding, per byte of text.
+        train_token: training on a selection.
+        measure_token: forward pass with loss.
+        fit_token: both passes of the EK-FAC fit.
+        gradient_token: the reference gradient.
+        score_token: scoring.
+    """
+
+    ingest_byte: float
+    write_byte: float
+    embed_byte: float
     train_token: float
     measure_token: float
     fit_token: float
-    decompose: float
     gradient_token: float
     score_token: float
 
@@ -117,24 +138,73 @@ def probe(config: RunConfig, texts: Sequence[str]) -> tuple[Rates, Shape]:
     """
     started = time.perf_counter()
     model, tokenizer = _model(config, texts)
-    tokenizer_byte = (time.perf_counter() - started) / _n_bytes(texts)
+    built_s = time.perf_counter() - started
     blocks = find_blocks(model, config.factors.attention)
+    workers = _at_once(probe_worker, config.compute.workers, config, texts, LEAST_S)
+    started = time.perf_counter()
     documents = encode(tokenizer, list(texts))
+    encoded_s = time.perf_counter() - started
+    some = texts[:PROBED_TEXTS]
+    started = time.perf_counter()
+    embed = _embedder(config, some, model, tokenizer)
+    embed_fit = time.perf_counter() - started
+    dimension = embed(some[:1]).shape[1]
+    fresh, counted = config.model.source == FRESH, config.embedding.method == "ngrams"
+    rates = Rates(
+        tokenizer_byte=built_s / _n_bytes(texts) if fresh else 0.0,
+        encode_byte=encoded_s / _n_bytes(texts),
+        embed_fit=embed_fit if counted else 0.0,
+        embed_fit_byte=FIT_PRODUCTS * _seconds(lambda: embed(some), _n_bytes(some), LEAST_S) if counted else 0.0,
+        centroid_product=_centroid_rate(dimension, LEAST_S),
+        pretrain_token=_train_rate(config, model, documents, FRESH_BATCH_TOKENS, LEAST_S) if fresh else 0.0,
+        decompose=_decompose_s(config, model, blocks, max(documents, key=len)),
+        workers=workers,
+    )
     bytes_per_token = _n_bytes(texts) / max(1, sum(map(len, documents)))
-    with _threads(config.compute.threads_per_worker):
-        embedding_rates, vectors = _probe_embedding(config, texts, model, tokenizer)
-        rates = {
-            "tokenizer_byte": tokenizer_byte if config.model.source == FRESH else 0.0,
-            "encode_byte": _seconds(lambda: encode(tokenizer, list(texts)), _n_bytes(texts)),
-            "write_byte": _seconds(lambda: _write(texts, vectors), _n_bytes(texts)),
-            **embedding_rates,
-            **_probe_model(config, model, blocks, documents),
-        }
-    rates["pretrain_token"] = 0.0
-    if config.model.source == FRESH:
-        rates["pretrain_token"] = _train_rate(config, model, documents, FRESH_BATCH_TOKENS)
-    rates["centroid_product"] = _centroid_rate(vectors.shape[1])
-    return Rates(**rates), _shape(config, model, blocks, bytes_per_token, vectors.shape[1])
+    return rates, _shape(config, model, blocks, bytes_per_token, dimension)
+
+
+def _at_once(
+    measure: Callable[..., WorkerRates], processes: int, config: RunConfig, texts: Sequence[str], least_s: float
+) -> WorkerRates:
+    """Measure in several processes at the same time; return the mean of what they found."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("forkserver")) as pool:
+        found = [pool.submit(measure, config, texts, least_s) for _ in range(processes)]
+        columns = zip(*(astuple(future.result()) for future in found), strict=True)
+    return WorkerRates(*(float(np.mean(column)) for column in columns))
+
+
+def probe_worker(config: RunConfig, texts: Sequence[str], least_s: float) -> WorkerRates:
+    """Measure what a worker does, in a process of its own, padding included as the run has it."""
+    torch.set_num_threads(config.compute.threads_per_worker)
+    model, tokenizer = _model(config, texts)
+    blocks = find_blocks(model, config.factors.attention)
+    limits = (config.model.window_tokens, config.model.batch_tokens)
+    documents = [ids for ids in encode(tokenizer, texts[:PROBED_TEXTS]) if len(ids) >= MIN_TOKENS]
+    some = documents[:PROBED_DOCUMENTS]
+    batches, _ = make_batches(some, *limits)
+    first, _ = make_batches([split_windows(ids, limits[0])[0] for ids in some], *limits)
+    generator = torch.Generator().manual_seed(config.seed)
+    fisher = config.factors.fisher
+    basis = ekfac.decompose(covariance.accumulate_covariances(model, first[:1], blocks, fisher, generator))
+    direction, _ = influence.gradient_sums(model, first[:1], blocks)
+    direction = {name: tensor.to(model.device) for name, tensor in direction.items()}
+    embedded = list(texts[:PROBED_TEXTS] if config.embedding.method == "ngrams" else texts[:PROBED_EMBEDDED])
+    embed = _embedder(config, embedded, model, tokenizer)
+
+    def fit(batches: Iterator[Batch]) -> object:
+        return covariance.accumulate_covariances(model, batches, blocks, fisher, generator)
+
+    return WorkerRates(
+        **_table_rates(texts[:PROBED_TEXTS], tokenizer, least_s),
+        embed_byte=_seconds(lambda: embed(embedded), _n_bytes(embedded), least_s),
+        fit_token=_per_token(fit, first, least_s)
+        + _per_token(lambda b: ekfac.accumulate_eigenvalues(model, b, basis, fisher, generator), first, least_s),
+        gradient_token=_per_token(lambda b: influence.gradient_sums(model, b, blocks), batches, least_s),
+        score_token=_per_token(lambda b: influence.score_documents(model, b, direction), batches, least_s),
+        measure_token=_per_token(lambda b: training.token_losses(model, b), batches, least_s),
+        train_token=_train_rate(config, model, documents, config.training.batch_tokens, least_s),
+    )
 
 
 def _model(config: RunConfig, texts: Sequence[str]) -> tuple[PreTrainedModel, FastTokenizer]:
@@ -150,62 +220,49 @@ def _model(config: RunConfig, texts: Sequence[str]) -> tuple[PreTrainedModel, Fa
     return model.to(getattr(torch, config.model.dtype)).to(device), tokenizer
 
 
-def _probe_embedding(
+def _embedder(
     config: RunConfig, texts: Sequence[str], model: PreTrainedModel, tokenizer: FastTokenizer
-) -> tuple[dict[str, float], np.ndarray[Any, Any]]:
-    settings = config.embedding
-    some = list(texts)[:PROBED_TEXTS]
+) -> Callable[[Sequence[str]], npt.NDArray[np.float32]]:
+    """Return the run's way to embed texts; the n-gram embedder is fitted on `texts`."""
+    settings, device = config.embedding, pick_device(config.compute.device)
     if settings.method == "ngrams":
-        started = time.perf_counter()
-        embedder = embedding.fit_ngram_embedder(some, settings.dimension, config.seed)
-        fit = time.perf_counter() - started
-        vectors = embedding.embed_ngrams(embedder, some)
-        seconds = _seconds(lambda: embedding.embed_ngrams(embedder, some), _n_bytes(some))
-        return {"embed_fit": fit, "embed_fit_byte": FIT_PRODUCTS * seconds, "embed_byte": seconds}, vectors
-    some = some[:16]
+        fitted = embedding.fit_ngram_embedder(texts, settings.dimension, config.seed)
+        return partial(embedding.embed_ngrams, fitted)
     if settings.method == "encoder":
-        encoder = embedding.load_encoder(settings.encoder, pick_device(config.compute.device))
-
-        def embed() -> np.ndarray[Any, Any]:
-            return embedding.embed_encoder(encoder, some, pooling=settings.pooling, max_tokens=settings.max_tokens)
-
-    else:
-
-        def embed() -> np.ndarray[Any, Any]:
-            return embedding.embed_hidden_states(model, tokenizer, some, max_tokens=settings.max_tokens)
-
-    vectors = embed()
-    return {"embed_fit": 0.0, "embed_fit_byte": 0.0, "embed_byte": _seconds(embed, _n_bytes(some))}, vectors
+        encoder = embedding.load_encoder(settings.encoder, device)
+        return partial(embedding.embed_encoder, encoder, pooling=settings.pooling, max_tokens=settings.max_tokens)
+    return partial(embedding.embed_hidden_states, model, tokenizer, max_tokens=settings.max_tokens)
 
 
-def _probe_model(
-    config: RunConfig, model: PreTrainedModel, blocks: list[Block], documents: Sequence[Sequence[int]]
-) -> dict[str, float]:
-    """Measure training, fitting and scoring, padding included as the run has it."""
-    limits = (config.model.window_tokens, config.model.batch_tokens)
-    some = _some(documents)
-    batches, _ = make_batches(some, *limits)
-    first, _ = make_batches([split_windows(ids, limits[0])[0] for ids in some], *limits)
+def _table_rates(texts: Sequence[str], tokenizer: FastTokenizer, least_s: float) -> dict[str, float]:
+    """Measure ingesting documents, and writing a table alone, on local disk."""
+    block = [(line, Document(str(line), text, "probe", {})) for line, text in enumerate(texts)]
+    size = _n_bytes(texts)
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(folder)
+
+        def write(batch: pa.RecordBatch) -> object:
+            return tables.write_table_stream(store, "table.parquet", tables.DOCUMENT_SCHEMA, [batch], len(texts))
+
+        def ingest() -> object:
+            return write(tokenize_block(block, "probe", tokenizer, [], Counter()))
+
+        batch = tokenize_block(block, "probe", tokenizer, [], Counter())
+        return {
+            "ingest_byte": _seconds(ingest, size, least_s),
+            "write_byte": _seconds(lambda: write(batch), size, least_s),
+        }
+
+
+def _decompose_s(config: RunConfig, model: PreTrainedModel, blocks: list[Block], ids: Sequence[int]) -> float:
+    """Time the eigendecompositions of every block's covariances."""
+    batches, _ = make_batches([ids], config.model.window_tokens, config.model.batch_tokens)
     generator = torch.Generator().manual_seed(config.seed)
-    fisher = config.factors.fisher
-    sums = covariance.accumulate_covariances(model, first[:1], blocks, fisher, generator)
-    started = time.perf_counter()
-    basis = ekfac.decompose(sums)
-    decompose = time.perf_counter() - started
-    direction, _ = influence.gradient_sums(model, first[:1], blocks)
-    direction = {name: tensor.to(model.device) for name, tensor in direction.items()}
-    return {
-        "fit_token": _per_token(lambda b: covariance.accumulate_covariances(model, b, blocks, fisher, generator), first)
-        + _per_token(lambda b: ekfac.accumulate_eigenvalues(model, b, basis, fisher, generator), first),
-        "decompose": decompose,
-        "gradient_token": _per_token(lambda b: influence.gradient_sums(model, b, blocks), batches),
-        "score_token": _per_token(lambda b: influence.score_documents(model, b, direction), batches),
-        "measure_token": _per_token(lambda b: training.token_losses(model, b), batches),
-        "train_token": _train_rate(config, model, documents, config.training.batch_tokens),
-    }
+    sums = covariance.accumulate_covariances(model, batches[:1], blocks, config.factors.fisher, generator)
+    return _once(lambda: ekfac.decompose(sums))
 
 
-def _per_token(call: Callable[[Iterator[Batch]], object], batches: Sequence[Batch]) -> float:
+def _per_token(call: Callable[[Iterator[Batch]], object], batches: Sequence[Batch], least_s: float) -> float:
     """Feed batches, again from the first where they run out, until the time is up; return seconds per token."""
     first = _once(lambda: call(iter(batches[:1])))
     if first > TOO_LONG_S:
@@ -217,7 +274,7 @@ def _per_token(call: Callable[[Iterator[Batch]], object], batches: Sequence[Batc
         for batch in itertools.cycle(batches):
             tokens += int(batch["attention_mask"].sum())
             yield batch
-            if time.perf_counter() - started > LEAST_S:
+            if time.perf_counter() - started > least_s:
                 return
 
     return _once(lambda: call(feed())) / tokens
@@ -228,42 +285,35 @@ class _Enough(Exception):
 
 
 def _train_rate(
-    config: RunConfig, model: PreTrainedModel, documents: Sequence[Sequence[int]], batch_tokens: int
+    config: RunConfig, model: PreTrainedModel, documents: Sequence[Sequence[int]], batch_tokens: int, least_s: float
 ) -> float:
-    """Train at a learning rate of 0 for a while; return seconds per token, the first step left out."""
+    """Train at a learning rate of 0 for a while; return seconds per token, but for the first step."""
     model = model.float()
     optimizer = training.make_optimizer(model, config.training.weight_decay)
     generator = np.random.default_rng(config.seed)
     limits = (config.model.window_tokens, batch_tokens)
-    steps: list[tuple[float, int]] = []
+    steps = [(time.perf_counter(), 0)]
 
     def count(tokens: int) -> None:
         steps.append((time.perf_counter(), tokens))
-        if len(steps) > 2 and steps[-1][0] - steps[0][0] > LEAST_S:
+        if len(steps) > 3 and steps[-1][0] - steps[1][0] > least_s:
             raise _Enough
 
     with suppress(_Enough):
         training.train(model, optimizer, documents, training.Schedule(0.0, 0.0, 1), 0, *limits, generator, count)
     model.eval()
-    return (steps[-1][0] - steps[0][0]) / max(1, sum(tokens for _, tokens in steps[1:]))
+    warm = steps[1:] if len(steps) > 2 else steps
+    return (warm[-1][0] - warm[0][0]) / max(1, sum(tokens for _, tokens in warm[1:]))
 
 
-def _some(documents: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Take as many documents as are scored or fitted at once."""
-    return [ids for ids in documents if len(ids) >= 2][:PROBED_DOCUMENTS]
-
-
-def _centroid_rate(dimension: int) -> float:
+def _centroid_rate(dimension: int, least_s: float) -> float:
     vectors = np.random.default_rng(0).standard_normal((PROBED_VECTORS, dimension)).astype(np.float32)
     arms, iterations = 50, 4
     return _seconds(
-        lambda: kmeans.train_centroids(vectors, arms, 0, iterations), PROBED_VECTORS * arms * dimension * iterations
+        lambda: kmeans.train_centroids(vectors, arms, 0, iterations),
+        PROBED_VECTORS * arms * dimension * iterations,
+        least_s,
     )
-
-
-def _write(texts: Sequence[str], vectors: np.ndarray[Any, Any]) -> None:
-    rows = pa.table({"text": list(texts), "embedding": list(np.resize(vectors, (len(texts), vectors.shape[1])))})
-    pq.write_table(rows, io.BytesIO(), compression="zstd", compression_level=3)
 
 
 def _shape(
@@ -287,13 +337,13 @@ def _shape(
     )
 
 
-def _seconds(call: Callable[[], object], units: int) -> float:
+def _seconds(call: Callable[[], object], units: int, least_s: float) -> float:
     """Return the mean seconds a unit takes."""
     first = _once(call)
     if first > TOO_LONG_S:
         return first / max(1, units)
     started, calls = time.perf_counter(), 0
-    while (taken := time.perf_counter() - started) < LEAST_S or calls == 0:
+    while (taken := time.perf_counter() - started) < least_s or calls == 0:
         call()
         calls += 1
     return taken / (calls * max(1, units))
@@ -303,51 +353,6 @@ def _once(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Compute with a worker's number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-COMPANION = """
-import numpy as np
-a = np.ones((256, 256), np.float32)
-print("ready", flush=True)
-while True:
-    a @ a
-"""
-
-
-def sharing_slowdown(workers: int) -> float:
-    """Return how many times longer a worker takes beside the others, which share caches, memory and cores; >= 1."""
-    alone = _products_per_second()
-    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
-    others = [
-        subprocess.Popen([sys.executable, "-c", COMPANION], env=environment, stdout=subprocess.PIPE)
-        for _ in range(workers - 1)
-    ]
-    try:
-        for other in others:
-            if other.stdout is not None:
-                other.stdout.readline()
-        return max(1.0, alone / _products_per_second())
-    finally:
-        for other in others:
-            other.kill()
-            other.communicate()
-
-
-def _products_per_second() -> float:
-    matrix = torch.ones(256, 256)
-    with _threads(1):
-        return 1 / _seconds(lambda: matrix @ matrix, 1)
 
 
 def usable_cores() -> int:

@@ -32,7 +32,7 @@ class Sample:
     Attributes:
         files: their number.
         files_read: how many of them were looked into.
-        size_bytes: of all of them, as stored.
+        sizes: bytes of each, as stored, but for those that cannot be found.
         documents: records in all of them, estimated unless `exact`.
         record_bytes: of all records as JSON.
         read_bytes: of those read, as JSON.
@@ -45,7 +45,7 @@ class Sample:
 
     files: int = 0
     files_read: int = 0
-    size_bytes: int = 0
+    sizes: list[int] = field(default_factory=list)
     documents: int = 0
     record_bytes: int = 0
     read_bytes: int = 0
@@ -70,8 +70,8 @@ def look_at(uris: Sequence[str]) -> Sample:
             sizes[uri] = input_size(uri)
         except InputError as error:
             sample.broken[uri] = str(error)
-    sample.size_bytes = sum(sizes.values())
-    sample.exact = sample.size_bytes <= WHOLE_BYTES
+    sample.sizes = list(sizes.values())
+    sample.exact = sum(sample.sizes) <= WHOLE_BYTES
     chosen = list(sizes)
     if not sample.exact:
         chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, SAMPLED_FILES).astype(int))]
@@ -80,7 +80,7 @@ def look_at(uris: Sequence[str]) -> Sample:
     sample.read_bytes = sample.record_bytes
     sample.kept_bytes = sum(len(_as_json(record)) for record in sample.records)
     if not sample.exact and seen:
-        scale = sample.size_bytes / seen
+        scale = sum(sample.sizes) / seen
         sample.documents, sample.record_bytes = round(sample.documents * scale), round(sample.record_bytes * scale)
     return sample
 

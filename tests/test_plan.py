@@ -5,7 +5,7 @@ from small_pool import small_config
 
 from quad_tasks import probe, sample
 from quad_tasks.config import ConfigError, parse_config
-from quad_tasks.plan import plan_run
+from quad_tasks.plan import _as_many, _makespan, plan_run
 from quad_tasks.run import pinned_pool
 from quad_tasks.sample import look_at
 from quad_tasks.storage.manifest import read_manifest
@@ -21,25 +21,27 @@ def short_probe(monkeypatch):
 
 
 def test_a_plan_counts_what_the_run_counted(small_run):
-    plan = plan_run(small_run, price_per_hour=3.0)
+    planned = plan_run(small_run, price_per_hour=3.0)
     store = open_store(small_run.workspace)
     pool = read_manifest(store, pinned_pool(small_run))
-    assert plan["pool"]["documents"] == pool["documents"] + pool["set_aside"]["duplicate_text"] + 1  # one is too short
-    assert 0.5 < plan["pool"]["tokens"] / pool["tokens"] < 2
-    assert [stage["stage"] for stage in plan["stages"]] == [
+    assert (
+        planned["pool"]["documents"] == pool["documents"] + pool["set_aside"]["duplicate_text"] + 1
+    )  # one is too short
+    assert 0.5 < planned["pool"]["tokens"] / pool["tokens"] < 2
+    assert [stage["stage"] for stage in planned["stages"]] == [
         "model", "ingest", "embed", "cluster", "fit", "bandit", "train", "publish"
     ]  # fmt: skip
-    assert {stage["stage"] for stage in plan["stages"]} == set(read_times(store, small_run.run))
-    assert plan["total"]["money"] == pytest.approx(plan["total"]["seconds"] / 3600 * 3.0)
-    assert all(stage["seconds"] > 0 for stage in plan["stages"])
-    assert plan["scored"]["tokens"] <= plan["scored"]["tokens_at_most"]
+    assert {stage["stage"] for stage in planned["stages"]} == set(read_times(store, small_run.run))
+    assert planned["total"]["money"] == pytest.approx(planned["total"]["seconds"] / 3600 * 3.0)
+    assert all(stage["seconds"] > 0 for stage in planned["stages"])
+    assert planned["scored"]["tokens"] <= planned["scored"]["tokens_at_most"]
 
 
 def test_flops_of_training_are_six_per_parameter_and_token(corpus, tmp_path):
     """Up to attention (Kaplan et al. 2020, arXiv 2001.08361, table 1)."""
-    plan = plan_run(parse_config(small_config(corpus, str(tmp_path)), "test"))
-    model = plan["stages"][0]
-    six = 6 * plan["model"]["parameters"] * model["tokens"]
+    planned = plan_run(parse_config(small_config(corpus, str(tmp_path)), "test"))
+    model = planned["stages"][0]
+    six = 6 * planned["model"]["parameters"] * model["tokens"]
     assert six < model["flops"] < 1.5 * six
 
 
@@ -59,6 +61,7 @@ def test_large_inputs_are_sampled_and_their_counts_estimated(corpus, monkeypatch
     [
         ({"pool__inputs": ["/nowhere/*.jsonl"]}, InputError, r"/nowhere/\*.jsonl"),
         ({"pool__fields": {"text": "body"}}, ConfigError, r"pool.fields.text: .*none in 'body' \(.*id.*text"),
+        ({"heldout__reference_domain": "nowhere"}, ConfigError, r"heldout.reference_domain: expected one of"),
         ({"selection__budget_tokens": 10**9}, ConfigError, r"selection.budget_tokens: expected at most the pool's"),
     ],
 )
@@ -76,3 +79,10 @@ def test_a_workspace_that_is_a_file_is_named(corpus, tmp_path):
 def test_a_plan_leaves_no_trace_in_a_local_workspace(corpus, tmp_path):
     plan_run(parse_config(small_config(corpus, str(tmp_path / "workspace")), "test"))
     assert not (tmp_path / "workspace").exists()
+
+
+def test_a_file_keeps_one_worker_busy():
+    assert _as_many([8], 4) == 1
+    assert _as_many([1, 1, 1, 1], 4) == 4
+    assert _as_many([3, 1, 1, 1], 2) == 2  # 3 beside 1 + 1 + 1
+    assert _makespan([5, 5, 2], 2) == 7
