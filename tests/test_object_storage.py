@@ -7,7 +7,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -25,7 +25,8 @@ from quad_tasks.verify import verify_run
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
 FAULT_SHARE = 0.1
-FAULTS = ("unavailable", "reset", "truncated")
+FAULTS = ("unavailable", "reset", "truncated", "timeout")
+READ_TIMEOUT_S = 1.0
 
 
 class FaultyProxy(ThreadingHTTPServer):
@@ -38,6 +39,7 @@ class FaultyProxy(ThreadingHTTPServer):
         self.upstream = urlsplit(upstream)
         self.failed: Counter[str] = Counter()
         self.requests = 0
+        self.ended = threading.Event()
         self._random, self._lock = random.Random(seed), threading.Lock()
 
     def next_fault(self) -> str | None:
@@ -59,7 +61,9 @@ class _Forward(BaseHTTPRequestHandler):
             self.reply(503, [], b"")
             return
         status, headers, data = self.pass_on(body)
-        if fault == "reset":
+        if fault == "timeout":
+            self.server.ended.wait(timeout=10 * READ_TIMEOUT_S)  # the client gives up long before
+        if fault in ("reset", "timeout"):
             self.hang_up()
         elif fault == "truncated":
             self.reply(status, headers, data, sent=len(data) // 2)
@@ -90,7 +94,8 @@ class _Forward(BaseHTTPRequestHandler):
 
     def hang_up(self) -> None:
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the client was first
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Keep quiet."""
@@ -102,6 +107,7 @@ def faulty_proxy(upstream: str, seed: int) -> Iterator[FaultyProxy]:
         thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield proxy
+        proxy.ended.set()
         proxy.shutdown()
         thread.join()
 
@@ -154,6 +160,7 @@ def test_a_run_on_s3_selects_what_it_selects_on_local_disk(small_run, corpus, s3
 @pytest.mark.slow
 def test_a_run_on_s3_that_fails_a_tenth_of_requests_selects_the_same(small_run, corpus, s3, monkeypatch):
     monkeypatch.setattr("quad_tasks.storage.faults.sleep", lambda seconds: None)
+    monkeypatch.setattr("quad_tasks.storage.store.READ_TIMEOUT_S", READ_TIMEOUT_S)
     config = parse_config(small_config(corpus, "s3://bucket/faulty"), "faulty")
     with faulty_proxy(s3, seed=0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
@@ -162,3 +169,4 @@ def test_a_run_on_s3_that_fails_a_tenth_of_requests_selects_the_same(small_run, 
     assert digests_of(config) == digests_of(small_run)
     assert sum(proxy.failed.values()) > FAULT_SHARE / 2 * proxy.requests
     assert set(proxy.failed) == set(FAULTS)
+    print(f"{proxy.requests} requests, {dict(proxy.failed)} failed")

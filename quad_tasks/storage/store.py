@@ -22,8 +22,8 @@ from uuid import uuid4
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
+from quad_tasks.storage.create import TEMPORARY_PREFIX, create, is_own, sync, temporary_beside
 from quad_tasks.storage.faults import (
     CONFLICT_STATUS,
     InvalidKey,
@@ -58,10 +58,6 @@ MAX_KEY_BYTES = 1024
 """S3's bound on an object's name."""
 UNSAFE_IN_KEY = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]")
 """Control characters, line separators, lone surrogates and the backslash."""
-WRITER_FIELD = "quad-writer"
-"""Names the S3 metadata entry that tells whose create an object is."""
-TEMPORARY_PREFIX = ".tmp-"
-"""Starts the names of unfinished local files; no key part may start so, and no listing shows one."""
 PROBE_FOLDER = "probes"
 """Holds what `check_conditional_create` writes for a moment, each named by its time in seconds since 1970."""
 
@@ -123,16 +119,16 @@ class Store:
         """
         token = uuid4().hex
 
-        def create(files: Any, path: str) -> bool:
+        def attempt(files: Any, path: str) -> bool:
             try:
-                _create(files, path, data, token)
+                create(files, path, data, token)
             except Exception as error:
                 if not (isinstance(error, FileExistsError) or http_status(error) in CONFLICT_STATUS):
                     raise
-                return _is_own(files, path, token)
+                return is_own(files, path, token)
             return True
 
-        return self._call(key, create)
+        return self._call(key, attempt)
 
     def exists(self, key: str) -> bool:
         """Say whether an object (not a folder) stands under ``key``."""
@@ -227,11 +223,11 @@ class Store:
         """
         local = self.local_path(key)
         if local is not None:
-            with _temporary_beside(local) as temporary:
+            with temporary_beside(local) as temporary:
                 yield temporary
-                _sync(temporary)
+                sync(temporary)
                 temporary.replace(local)
-            _sync(local.parent)
+            sync(local.parent)
             return
         with TemporaryDirectory(prefix="quad-") as folder:
             spooled = Path(folder, "spooled")
@@ -372,60 +368,3 @@ def check_conditional_create(store: Store) -> None:
         got = f"{sum(created)} winners of 2 racing writers{', and a late one' if late else ''}"
         message = f"{store.uri} ignores conditional creation (If-None-Match: *): expected one winner, got {got}"
         raise UnsupportedStore(f"{message}; use a store that honours it, e.g. AWS S3, MinIO, Ceph or a local folder")
-
-
-def _create(files: Any, path: str, data: bytes, token: str) -> None:
-    """Create a file or object exclusively, or raise FileExistsError or an HTTP conflict."""
-    if isinstance(files, LocalFileSystem):
-        _create_local(Path(path), data)
-    elif isinstance(files, MemoryFileSystem):
-        mine = MemoryFile(files, path, data)
-        if files.store.setdefault(path, mine) is not mine:
-            raise FileExistsError(path)
-    elif "s3" in files.protocol:
-        # below 100 MB this is one PUT with If-None-Match; a multipart create overwrote silently on Ceph 16
-        files.pipe_file(path, data, mode="create", Metadata={WRITER_FIELD: token})
-    else:
-        files.pipe_file(path, data, mode="create")
-
-
-def _is_own(files: Any, path: str, token: str) -> bool:
-    """Say whether the object in the way is this very write: aiohttp repeats a PUT whose connection broke, unasked."""
-    if "s3" not in files.protocol:
-        return False
-    try:
-        return bool(files.metadata(path).get(WRITER_FIELD) == token)
-    except FileNotFoundError:
-        return False
-
-
-def _create_local(path: Path, data: bytes) -> None:
-    with _temporary_beside(path) as temporary:
-        temporary.write_bytes(data)
-        _sync(temporary)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            # NFS may lose the answer to a link that was made: the link count tells (open(2), O_EXCL).
-            if temporary.stat().st_nlink != 2:
-                raise
-    _sync(path.parent)
-
-
-@contextmanager
-def _temporary_beside(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid4().hex}")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk, so that what a manifest names outlives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,8 @@ by the bucket's own lifecycle rule.
 import time
 from pathlib import Path
 
-from quad_tasks.storage.store import TEMPORARY_PREFIX, Store
+from quad_tasks.storage.create import TEMPORARY_PREFIX
+from quad_tasks.storage.store import Store
 
 
 def unfinished_files(store: Store, prefix: str, min_age_s: float) -> list[Path]:

@@ -106,8 +106,8 @@ def s3_backend(s3_endpoint: str, s3_environment: pytest.MonkeyPatch) -> Iterator
 class FaultyS3:
     """One bucket over HTTP that answers the next requests with ``faults``.
 
-    A status is answered as it is, and ``served`` is no fault; ``reset`` drops the connection; ``lost 500`` and
-    ``lost reset`` do so after doing what a PUT asks.
+    A status is answered as it is, and ``served`` is no fault; ``reset`` drops the connection, ``slow`` does so once
+    the test has ended; ``lost 500`` and ``lost reset`` fail after doing what a PUT asks.
     """
 
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -115,6 +115,7 @@ class FaultyS3:
     faults: list[int | str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     ignores_conditions: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def answer(self, request: "_Request") -> None:
         self.requests.append(request.command)
@@ -123,8 +124,10 @@ class FaultyS3:
         if isinstance(fault, int):
             request.reply(fault)
             return
-        status, data = (0, b"") if fault == "reset" else self._serve(request, body)
-        if fault in ("reset", "lost reset"):
+        if fault == "slow":
+            self.ended.wait()
+        status, data = (0, b"") if fault in ("reset", "slow") else self._serve(request, body)
+        if fault in ("reset", "slow", "lost reset"):
             request.close_connection = True
         else:
             request.reply(500 if fault == "lost 500" else status, data)
@@ -175,6 +178,7 @@ def faulty_s3(s3_environment: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server.bucket  # type: ignore[attr-defined]
+    server.bucket.ended.set()  # type: ignore[attr-defined]
     server.shutdown()
     thread.join()
     server.server_close()

@@ -286,7 +286,28 @@ def test_a_lost_connection_and_a_busy_store_are_asked_again(faulty_s3, delays):
     assert len(delays) >= 4
 
 
-@pytest.mark.parametrize(("status", "error"), [(403, StoreForbidden), (404, StoreKeyError), (400, StoreFault)])
+@pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, "reset", "slow"])
+def test_each_passing_fault_is_asked_again_whatever_is_done(faulty_s3, delays, monkeypatch, fault):
+    monkeypatch.setattr("quad_tasks.storage.store.READ_TIMEOUT_S", 0.2)
+    store = open_store("s3://bucket")
+    for operation in (
+        lambda: store.put("a", b"bytes"),
+        lambda: store.get("a"),
+        lambda: store.size("a"),
+        lambda: store.read_range("a", 0, 5),
+        lambda: store.delete("a"),
+    ):
+        faulty_s3.faults = [fault]
+        before = len(faulty_s3.requests)
+        operation()
+        assert faulty_s3.faults == []
+        assert len(faulty_s3.requests) >= before + 2
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(403, StoreForbidden), (404, StoreKeyError), (400, StoreFault), (409, StoreFault), (412, StoreFault)],
+)
 def test_a_refusal_is_asked_once(faulty_s3, delays, status, error):
     faulty_s3.faults = [status]
     with pytest.raises(error, match=r"'a' in s3://bucket"):
