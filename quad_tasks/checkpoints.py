@@ -15,9 +15,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from quad_tasks.core.model import load_model, load_tokenizer
+from quad_tasks.core.model import load_model, load_tokenizer, tokenizer_sha256
 from quad_tasks.storage.factors import load_tensors, save_tensors
-from quad_tasks.storage.manifest import read_manifest, write_manifest
+from quad_tasks.storage.manifest import check_digest, read_manifest, write_manifest
 from quad_tasks.storage.store import Store, open_store
 
 CACHED_MODELS = 2
@@ -36,11 +36,14 @@ def save_checkpoint(
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         files = sorted(path for path in Path(directory).iterdir() if path.is_file())
+        digests = {}
         for path in files:
-            store.put(f"{key}/{path.name}", path.read_bytes())
+            data = path.read_bytes()
+            store.put(f"{key}/{path.name}", data)
+            digests[path.name] = hashlib.sha256(data).hexdigest()
     if optimizer is not None:
         save_tensors(store, f"{key}/optimizer.safetensors", optimizer_arrays(optimizer), {})
-    write_manifest(store, f"{key}/manifest.json", {**info, "files": [path.name for path in files]})
+    write_manifest(store, f"{key}/manifest.json", {**info, "files": digests})
 
 
 def save_source(store: Store, key: str, source: str, info: dict[str, Any]) -> None:
@@ -53,15 +56,20 @@ def load_checkpoint(workspace: str, key: str, dtype: str, device: str) -> tuple[
     """Load a checkpoint's model and tokenizer; a process keeps the last few it loaded.
 
     Whoever changes the model's parameters calls `load_checkpoint.__wrapped__`, which gives a model of its own.
+
+    Raises:
+        DigestMismatch: a file is not the one that was written, or the source gives other weights than it did.
     """
     store = open_store(workspace)
     manifest = read_manifest(store, f"{key}/manifest.json")
     if "files" not in manifest:
-        source = manifest["source"]
-        return load_model(source, getattr(torch, dtype), device), load_tokenizer(source)
+        model = load_model(manifest["source"], getattr(torch, dtype), device)
+        if model.dtype == torch.float32:  # as it was when it was digested
+            check_digest(store, key, expected=manifest["weights_sha256"], got=weights_sha256(model))
+        return model, _source_tokenizer(store, key, manifest)
     with tempfile.TemporaryDirectory() as directory:
         for name in manifest["files"]:
-            (Path(directory) / name).write_bytes(store.get(f"{key}/{name}"))
+            _fetch(store, key, manifest, name, directory)
         return load_model(directory, getattr(torch, dtype), device), load_tokenizer(directory)
 
 
@@ -71,12 +79,25 @@ def load_checkpoint_tokenizer(workspace: str, key: str) -> FastTokenizer:
     store = open_store(workspace)
     manifest = read_manifest(store, f"{key}/manifest.json")
     if "files" not in manifest:
-        return load_tokenizer(manifest["source"])
+        return _source_tokenizer(store, key, manifest)
     with tempfile.TemporaryDirectory() as directory:
         for name in manifest["files"]:
             if not name.endswith(".safetensors"):
-                (Path(directory) / name).write_bytes(store.get(f"{key}/{name}"))
+                _fetch(store, key, manifest, name, directory)
         return load_tokenizer(directory)
+
+
+def _fetch(store: Store, key: str, manifest: dict[str, Any], name: str, directory: str) -> None:
+    """Copy one of a checkpoint's files into a folder, its digest checked."""
+    data = store.get(f"{key}/{name}")
+    check_digest(store, f"{key}/{name}", expected=manifest["files"][name], got=hashlib.sha256(data).hexdigest())
+    (Path(directory) / name).write_bytes(data)
+
+
+def _source_tokenizer(store: Store, key: str, manifest: dict[str, Any]) -> FastTokenizer:
+    tokenizer = load_tokenizer(manifest["source"])
+    check_digest(store, key, expected=manifest["tokenizer"]["sha256"], got=tokenizer_sha256(tokenizer))
+    return tokenizer
 
 
 def weights_sha256(model: PreTrainedModel) -> str:

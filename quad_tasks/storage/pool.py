@@ -10,19 +10,30 @@ lists under ``parts`` as ``{"key": ..., "rows": ..., "sha256": ...}`` in order; 
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from quad_tasks.storage.faults import StorageError
+from quad_tasks.storage.manifest import DigestMismatch, check_digest
 from quad_tasks.storage.store import Store
 
 COMPRESSION = "zstd"
 COMPRESSION_LEVEL = 3
 TEXT_HASH_BYTES = 16
+DIGEST_BYTES = 32
+READ_BYTES = 8 * 2**20
+TRAILER_BYTES = 8
+"""A Parquet file ends with its footer's length, 4 bytes little-endian, and a magic word of 4."""
+FOOTER_BYTES = 64 * 2**10
+"""Read at first for a footer: it holds that of most tables in one request, as Arrow's own guess does."""
 
 DOCUMENT_SCHEMA = pa.schema(
     [
@@ -117,13 +128,41 @@ def write_table_stream(
     with store.spool(key) as path:
         # rows are found by number, so statistics (whole texts, per row group) would only swell the footer
         with pq.ParquetWriter(
-            path, schema, compression=COMPRESSION, compression_level=COMPRESSION_LEVEL, write_statistics=False
+            path,
+            schema,
+            compression=COMPRESSION,
+            compression_level=COMPRESSION_LEVEL,
+            write_statistics=False,
+            write_page_checksum=True,
         ) as writer:
             for group in _row_groups(batches, row_group_rows):
                 writer.write_table(group.cast(schema), row_group_size=row_group_rows)
                 rows += group.num_rows
+        _seal_footer(path)
         with path.open("rb") as file:
             return Written(rows, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+@contextmanager
+def open_table(store: Store, key: str, pre_buffer: bool = False) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet object; its footer, and every page that is read, is held against its checksum.
+
+    Raises:
+        StoreKeyError: there is no such object.
+        DigestMismatch: the object's bytes are not those that `write_table_stream` wrote.
+    """
+    with store.open_input(key) as file:
+        try:
+            footer = pq.read_metadata(pa.BufferReader(_read_footer(store, key, file)))
+            with pq.ParquetFile(
+                file, metadata=footer, pre_buffer=pre_buffer, page_checksum_verification=True
+            ) as parquet:
+                yield parquet
+        except (OSError, pa.ArrowException) as error:
+            if isinstance(error, StorageError):
+                raise
+            message = f"{key!r} in {store.uri}: expected the bytes that were written, got {error}"
+            raise DigestMismatch(message) from error
 
 
 def read_rows(store: Store, key: str, start: int, n: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -131,8 +170,9 @@ def read_rows(store: Store, key: str, start: int, n: int, columns: Sequence[str]
 
     Raises:
         StoreKeyError: there is no such object.
+        DigestMismatch: the object's bytes are not those that were written.
     """
-    with store.open_input(key) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+    with open_table(store, key, pre_buffer=True) as parquet:
         sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
         firsts = [0, *itertools.accumulate(sizes)]
         wanted = [g for g, size in enumerate(sizes) if firsts[g] < start + n and firsts[g] + size > start]
@@ -147,13 +187,16 @@ def iter_batches(
 
     Raises:
         StoreKeyError: there is no such object.
+        DigestMismatch: the object's bytes are not those that were written.
     """
-    with store.open_input(key) as file, pq.ParquetFile(file) as parquet:
+    with open_table(store, key) as parquet:
         yield from parquet.iter_batches(batch_size=batch_rows, columns=None if columns is None else list(columns))
 
 
 def write_array(store: Store, key: str, array: npt.NDArray[Any]) -> str:
-    """Write an array in NumPy's .npy format, rows contiguous.
+    """Write an array in NumPy's .npy format, rows contiguous, and after it the SHA-256 of those bytes.
+
+    The object is checked when it is read; other readers of .npy files stop before the digest.
 
     Returns:
         The SHA-256 of the object's bytes, in hex.
@@ -164,8 +207,12 @@ def write_array(store: Store, key: str, array: npt.NDArray[Any]) -> str:
     with store.spool(key) as path:
         with path.open("wb") as file:
             np.save(file, np.ascontiguousarray(array), allow_pickle=False)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("r+b") as file:
+            sha256 = hashlib.file_digest(file, "sha256")
+            seal = sha256.digest()
+            file.write(seal)
+        sha256.update(seal)
+        return sha256.hexdigest()
 
 
 def read_array(store: Store, key: str) -> npt.NDArray[Any]:
@@ -173,11 +220,51 @@ def read_array(store: Store, key: str) -> npt.NDArray[Any]:
 
     Raises:
         StoreKeyError: there is no such object.
+        DigestMismatch: the object's bytes are not those that were written.
         ValueError: the object is no .npy file or holds Python objects.
     """
     mode: Any = None if store.local_path(key) is None else "r"
     with store.local_copy(key) as path:
+        _check_array(store, key, path)
         return cast(npt.NDArray[Any], np.load(path, mmap_mode=mode, allow_pickle=False))
+
+
+def _seal_footer(path: Path) -> None:
+    """Put the digest of a Parquet file's footer before it, where no reader looks: pages have checksums, it has none."""
+    with path.open("r+b") as file:
+        file.seek(-TRAILER_BYTES, os.SEEK_END)
+        start = file.tell() - int.from_bytes(file.read(4), "little")
+        file.seek(start)
+        footer = file.read()
+        file.seek(start)
+        file.write(hashlib.sha256(footer).digest() + footer)
+
+
+def _read_footer(store: Store, key: str, file: BinaryIO) -> bytes:
+    """Read a sealed footer, and check it."""
+    size = file.seek(0, os.SEEK_END)
+    tail = _read_tail(file, size, FOOTER_BYTES)
+    length = int.from_bytes(tail[-TRAILER_BYTES:-4], "little") + TRAILER_BYTES
+    if length + DIGEST_BYTES > len(tail):
+        tail = _read_tail(file, size, length + DIGEST_BYTES)
+    footer, sealed = tail[-length:], tail[-length - DIGEST_BYTES : -length]
+    check_digest(store, key, expected=sealed.hex(), got=hashlib.sha256(footer).hexdigest())
+    return footer
+
+
+def _read_tail(file: BinaryIO, size: int, n_bytes: int) -> bytes:
+    file.seek(max(0, size - n_bytes))
+    return file.read(n_bytes)
+
+
+def _check_array(store: Store, key: str, path: Path) -> None:
+    """Hold a file's bytes against the digest at its end; reads, unlike a map, leave no pages in this process."""
+    sha256, left = hashlib.sha256(), max(0, path.stat().st_size - DIGEST_BYTES)
+    with path.open("rb") as file:
+        while data := file.read(min(left, READ_BYTES)):
+            sha256.update(data)
+            left -= len(data)
+        check_digest(store, key, expected=file.read().hex(), got=sha256.hexdigest())
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch | pa.Table], rows: int) -> Iterator[pa.Table]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from quad_tasks.storage.manifest import read_manifest
+from quad_tasks.storage.pool import open_table
 from quad_tasks.storage.store import Store
 
 
@@ -21,9 +21,10 @@ def read_table(store: Store, key: str, columns: Sequence[str] | None = None) -> 
 
     Raises:
         StoreKeyError: there is no such object.
+        DigestMismatch: the object's bytes are not those that were written.
     """
-    with store.open_input(key) as file:
-        return pq.read_table(file, columns=None if columns is None else list(columns))
+    with open_table(store, key, pre_buffer=True) as parquet:
+        return parquet.read(columns=None if columns is None else list(columns))
 
 
 def read_positions(store: Store, version: str, positions: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
@@ -78,7 +79,7 @@ def column_vectors(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
 
 def _take_rows(store: Store, key: str, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
     """Read ascending `rows` of one Parquet object."""
-    with store.open_input(key) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+    with open_table(store, key, pre_buffer=True) as parquet:
         sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
         firsts = np.cumsum([0, *sizes])
         groups = np.unique(np.searchsorted(firsts, rows, side="right") - 1)
