@@ -36,6 +36,9 @@ READ_BYTES = 8 * 2**20
 """Read at a time; on S3 this is one range request."""
 PARQUET_BATCH_ROWS = 256
 """Rows turned into Python objects at a time."""
+MAX_COLUMN_BYTES = 2**30
+MAX_COLUMN_RATIO = 200
+"""A column of a Parquet row group may hold more than `MAX_COLUMN_BYTES` only if it is stored in a share of that."""
 ID_HEX_DIGITS = 32
 SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 GLOB_CHARACTERS = frozenset("*?[")
@@ -252,6 +255,7 @@ def _parquet_rows(uri: str) -> Iterator[Row]:
     with _open(uri) as file:
         try:
             with pq.ParquetFile(file) as parquet:
+                _refuse_bombs(uri, parquet.metadata)
                 for group in range(parquet.num_row_groups):
                     for batch in parquet.iter_batches(batch_size=PARQUET_BATCH_ROWS, row_groups=[group]):
                         for row in _batch_rows(batch):
@@ -259,6 +263,18 @@ def _parquet_rows(uri: str) -> Iterator[Row]:
                             yield number, row
         except (OSError, pa.ArrowException) as error:
             _refuse(uri, "a whole Parquet file", f"after row {number}", error)
+
+
+def _refuse_bombs(uri: str, metadata: pq.FileMetaData) -> None:
+    """Refuse a column that says it would blow up: its pages are decompressed whole, and no text shrinks so far."""
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(column)
+            stored, size = chunk.total_compressed_size, chunk.total_uncompressed_size
+            if size > max(MAX_COLUMN_BYTES, MAX_COLUMN_RATIO * stored):
+                expected = f"at most {MAX_COLUMN_RATIO} bytes out of each one stored"
+                got = f"{size} out of {stored} in column {chunk.path_in_schema!r}"
+                raise InputError(f"{redact(uri)}: expected {expected}, got {got}")
 
 
 def _batch_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Rejection]:

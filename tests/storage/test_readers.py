@@ -190,6 +190,21 @@ def test_a_compression_bomb_costs_no_more_memory_than_one_line(tmp_path, monkeyp
     assert pa.default_memory_pool().max_memory() - before < 3 * readers.MAX_LINE_BYTES
 
 
+def test_a_parquet_bomb_is_refused_by_its_column_and_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_COLUMN_BYTES", 2**20)
+    bomb = pa.table({"id": ["a"], "text": [" " * 2**22]})
+    pq.write_table(bomb, tmp_path / "bomb.parquet", compression="zstd", use_dictionary=False)
+    held = pa.total_allocated_bytes()
+    with pytest.raises(
+        InputError, match=r"bomb\.parquet: expected at most 200 bytes .*got 41943\d\d out of \d+ in column 'text'"
+    ):
+        read_all(str(tmp_path / "bomb.parquet"))
+    assert pa.total_allocated_bytes() - held < 2**20
+    pq.write_table(bomb, tmp_path / "large.parquet", compression="none", use_dictionary=False)
+    (document,) = read_all(str(tmp_path / "large.parquet"))
+    assert document.reason == "empty_text"
+
+
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
 def test_concatenated_compressed_files_are_one(tmp_path, suffix):
     parts = [COMPRESS[suffix](b'{"text": "%d"}\n' % i) for i in range(3)]
