@@ -8,7 +8,7 @@ from quad_tasks.config import RunConfig
 from quad_tasks.embed import embed_shards, fit_embedder
 from quad_tasks.ingest import ingest_shards, scan_inputs
 from quad_tasks.model import prepare_model
-from quad_tasks.refresh import kept_model, last_version, measure_drift, recipe
+from quad_tasks.refresh import kept_model, last_version, measure_drift, recipe, refreshing
 from quad_tasks.timing import timed
 
 
@@ -19,7 +19,7 @@ def refresh_pool(config: RunConfig) -> str:
     The last version's fresh model, embedder and centroids are kept until documents drifted too far from them.
     """
     where = (config.workspace, config.run)
-    with dask_cluster(config.compute):
+    with dask_cluster(config.compute), refreshing(config):
         with timed(*where, "model"):
             shards = scan_inputs(config)
             model = kept_model(config) or prepare_model(config, shards)

@@ -14,6 +14,7 @@ from quad_tasks.records import Stage
 from quad_tasks.reference import prepare_reference
 from quad_tasks.report import read_findings, write_report
 from quad_tasks.run import (
+    check_driver,
     driving,
     open_run,
     pin_pool,
@@ -37,7 +38,9 @@ def select_data(config: RunConfig) -> str:
             direction = fit_influence(config, version, checkpoint, reference)
             stage = Stage(config.run, number, version, checkpoint, direction)
             run_bandit(config, stage)
+            check_driver(config.workspace, config.run)
             checkpoint = train_model(config, stage, reference)
+        check_driver(config.workspace, config.run)
         with timed(config.workspace, config.run, "publish"):
             publish_selection(config, version)
         report = write_report(config, version, reference)

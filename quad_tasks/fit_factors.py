@@ -18,6 +18,7 @@ from quad_tasks.config import ConfigError, RunConfig
 from quad_tasks.core import covariance, ekfac, influence
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.model import Batch, encode, make_batches, pick_device, split_windows
+from quad_tasks.run import in_turn
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage.factors import load_tensors, save_tensors
 from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
@@ -32,20 +33,28 @@ Sums = TypeVar("Sums")
 def fit_factors(config: RunConfig, version: str, checkpoint: str) -> str:
     """Fit EK-FAC factors at a checkpoint on a sample of the pool and return their key."""
     store = open_store(config.workspace)
-    settings = config.factors.model_dump(exclude={"damping_scale"})
     manifest = read_manifest(store, version)
     weights = read_manifest(store, f"{checkpoint}/manifest.json")["weights_sha256"]
     precision = [config.model.window_tokens, config.model.batch_tokens, config.model.dtype]
-    identity = [manifest["tables"], checkpoint, weights, settings, precision, config.seed]
+    identity = [manifest["tables"], checkpoint, weights, _settings(config), precision, config.seed]
     key = f"factors/{digest(identity)[:12]}"
     if store.exists(f"{key}/manifest.json"):
         return key
+    choice = (config.factors.attention, config.factors.fisher)
+    with in_turn(store, key):
+        if not store.exists(f"{key}/manifest.json"):
+            _fit(config, Fit(config.workspace, version, checkpoint, key, *choice, _limits(config)))
+    return key
+
+
+def _fit(config: RunConfig, fit: "Fit") -> None:
+    """Sum up, merge and commit the factors."""
+    store, key = open_store(config.workspace), fit.key
+    manifest = read_manifest(store, fit.version)
     generator = np.random.default_rng([config.seed, 3])
     n = min(config.factors.sample_documents, manifest["documents"])
     sample = np.sort(generator.choice(manifest["documents"], n, replace=False))
     chunks = [sample[start : start + CHUNK_DOCUMENTS] for start in range(0, n, CHUNK_DOCUMENTS)]
-    choice = (config.factors.attention, config.factors.fisher)
-    fit = Fit(config.workspace, version, checkpoint, key, *choice, _limits(config))
     items = [(fit, chunk, index) for index, chunk in enumerate(chunks)]
     parts = spread(covariance_chunk, items, "fit covariances", "chunks", on_gpu=True)
     sums = _merge(store, parts, covariance.covariances_from_tensors, covariance.merge)
@@ -55,9 +64,9 @@ def fit_factors(config: RunConfig, version: str, checkpoint: str) -> str:
     eigenvalues = _merge(store, second, ekfac.eigenvalue_sums_from_tensors, ekfac.merge)
     sha256 = _save(store, f"{key}/factors.safetensors", ekfac.factors_to_tensors(ekfac.finish(basis, eigenvalues)))
     body = {
-        "checkpoint": checkpoint,
+        "checkpoint": fit.checkpoint,
         "pool_tables": manifest["tables"],
-        "settings": settings,
+        "settings": _settings(config),
         "sample_documents": n,
         "sha256": sha256,
         "blocks": [block.name for block in basis.blocks],
@@ -65,7 +74,6 @@ def fit_factors(config: RunConfig, version: str, checkpoint: str) -> str:
     write_manifest(store, f"{key}/manifest.json", body)
     for part in [*parts, *second, f"{key}/basis.safetensors"]:
         store.delete(part)
-    return key
 
 
 @step("fit direction")
@@ -81,6 +89,16 @@ def fit_direction(config: RunConfig, factors: str, checkpoint: str, reference: s
     key = f"factors/{digest(identity)[:12]}"
     if store.exists(f"{key}/manifest.json"):
         return key
+    with in_turn(store, key):
+        if not store.exists(f"{key}/manifest.json"):
+            _solve(config, factors, checkpoint, reference, key)
+    return key
+
+
+def _solve(config: RunConfig, factors: str, checkpoint: str, reference: str, key: str) -> None:
+    """Sum up the reference gradient, apply the inverse and commit the direction."""
+    store = open_store(config.workspace)
+    manifest = read_manifest(store, f"{reference}/manifest.json")
     starts = range(0, manifest["reference"]["documents"], CHUNK_DOCUMENTS)
     attention = config.factors.attention
     items = [(config.workspace, reference, checkpoint, key, attention, _limits(config), start) for start in starts]
@@ -107,7 +125,6 @@ def fit_direction(config: RunConfig, factors: str, checkpoint: str, reference: s
     write_manifest(store, f"{key}/manifest.json", body)
     for part in parts:
         store.delete(part)
-    return key
 
 
 @dataclass(frozen=True)
@@ -181,6 +198,11 @@ def _chunk_batches(fit: Fit, positions: np.ndarray[Any, Any]) -> tuple[Any, list
     seeds = [limits["seed"] * 2**31 + int(position) for position in positions]
     batches, _ = make_batches(first, limits["window_tokens"], limits["batch_tokens"], seeds)
     return model, batches
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return what of the configuration the factors depend on: the damping comes in with the direction."""
+    return config.factors.model_dump(exclude={"damping_scale"})
 
 
 def _limits(config: RunConfig) -> dict[str, Any]:

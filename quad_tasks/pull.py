@@ -25,6 +25,7 @@ from quad_tasks.draw import EXACT, Draw, Plan, policy, pulled_positions, random_
 from quad_tasks.findings import announce_findings
 from quad_tasks.progress import notice
 from quad_tasks.records import BanditState, Pull, Stage
+from quad_tasks.run import check_driver
 from quad_tasks.state import SCORE_SCHEMA, Reading, load_arms, read_state, stage_scores
 from quad_tasks.storage import rounds
 from quad_tasks.storage.factors import load_tensors
@@ -194,6 +195,7 @@ def commit_round(
     }
     if plan.rescored:
         written["rescored"] = rescored
+    check_driver(config.workspace, stage.run)
     rounds.commit_round(store, stage.run, stage.number, number, written, info)
     _announce(config, stage, number, info)
     show_round(stage, number, info, pull_rows)

@@ -7,6 +7,7 @@ documents lie where the centroids were not made for. The same history of inputs 
 Shapes: N documents, K arms.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,25 @@ from quad_tasks.config import RunConfig
 from quad_tasks.core import kmeans
 from quad_tasks.ingest import find_duplicates
 from quad_tasks.model import FRESH
+from quad_tasks.run import in_turn
 from quad_tasks.storage.factors import load_tensors, save_tensors
 from quad_tasks.storage.manifest import digest, read_manifest
 from quad_tasks.storage.positions import read_table
-from quad_tasks.storage.store import Store, open_store
+from quad_tasks.storage.store import Store, check_conditional_create, open_store
 
 RADIUS_QUANTILE = 0.9
 """Share of an arm's documents within its radius when its centroid was trained."""
+
+
+def refreshing(config: RunConfig) -> AbstractContextManager[None]:
+    """Hold the pool: of several refreshes at once, by a schedule and by runs, each waits for the one before it.
+
+    Raises:
+        UnsupportedStore: the workspace cannot create conditionally, so no commit would be safe.
+    """
+    store = open_store(config.workspace)
+    check_conditional_create(store)
+    return in_turn(store, f"pools/{config.pool.name}")
 
 
 def recipe(config: RunConfig, model_key: str) -> str:

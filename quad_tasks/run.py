@@ -4,18 +4,16 @@ A run's name belongs to one configuration: a second one of different content is 
 keeps the pool version and the reference tables it began with, whatever happens to their inputs meanwhile.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from quad_tasks.config import RunConfig, parse_config
-from quad_tasks.storage.faults import StorageError
-from quad_tasks.storage.manifest import read_manifest, write_manifest
-from quad_tasks.storage.rounds import LEASE_TTL_S, LeaseLost, claim_run, list_rounds, release_run, renew_run
-from quad_tasks.storage.store import check_conditional_create, connect, open_store
-
-RENEWALS_PER_LEASE = 4
+from quad_tasks.progress import notice
+from quad_tasks.storage.lease import check_lease, hold_lease
+from quad_tasks.storage.manifest import check_digest, read_manifest, write_manifest
+from quad_tasks.storage.rounds import list_rounds
+from quad_tasks.storage.store import Store, check_conditional_create, connect, open_store
 
 
 def open_run(config: RunConfig) -> None:
@@ -31,17 +29,23 @@ def open_run(config: RunConfig) -> None:
     write_manifest(store, f"runs/{config.run}/config.json", {**config.identity(), "volatile": where})
 
 
-def load_run(workspace: str, run: str) -> RunConfig:
+def load_run(workspace: str, run: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read back a run's configuration from its workspace.
+
+    Args:
+        workspace: path or URI.
+        run: the run's name.
+        overrides: `a.b=value` assignments; only what is no part of the result's identity may differ in a resume.
 
     Raises:
         StoreKeyError: there is no such run.
+        ConfigError: an override is not what is expected.
     """
     key = f"runs/{run}/config.json"
     body = read_manifest(open_store(workspace), key)
     where = body.pop("volatile")
     del body["digest"]
-    return parse_config({**body, **where, "workspace": workspace}, key)
+    return parse_config({**body, **where, "workspace": workspace}, key, overrides)
 
 
 def list_runs(workspace: str) -> list[str]:
@@ -54,40 +58,36 @@ def list_runs(workspace: str) -> list[str]:
     return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
 
 
-@contextmanager
-def driving(config: RunConfig) -> Iterator[None]:
+def driving(config: RunConfig) -> AbstractContextManager[None]:
     """Hold the run's lease, renewed in the background, so that only one process drives it.
 
     Raises:
-        RunInUse: another process drives the run.
+        LeaseHeld: another process drives the run.
         LeaseLost: another process took the run over meanwhile.
     """
-    store = open_store(config.workspace)
-    lease = claim_run(store, config.run)
-    stop = threading.Event()
-    lost: list[LeaseLost] = []
+    return hold_lease(open_store(config.workspace), _folder(config.run))
 
-    def renew() -> None:
-        nonlocal lease
-        while not stop.wait(LEASE_TTL_S / RENEWALS_PER_LEASE):
-            try:
-                lease = renew_run(store, lease)
-            except LeaseLost as error:
-                lost.append(error)
-                return
-            except StorageError:
-                continue  # the lease outlives a few renewals that the store did not answer
 
-    renewing = threading.Thread(target=renew, name="lease", daemon=True)
-    renewing.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        renewing.join()
-        release_run(store, lease)
-    if lost:
-        raise lost[0]
+def check_driver(workspace: str, run: str) -> None:
+    """Check that no other process drives the run: one that slept past its lease stops here, before it commits.
+
+    Raises:
+        LeaseLost: another process took the run over.
+    """
+    check_lease(open_store(workspace), _folder(run))
+
+
+def in_turn(store: Store, folder: str) -> AbstractContextManager[None]:
+    """Hold the lease of a folder that several runs share; whoever comes second waits, and finds the work done.
+
+    Raises:
+        LeaseLost: another process took the folder over meanwhile.
+    """
+    return hold_lease(store, folder, lambda owner: notice(f"{folder}: waiting for {owner}, which works on it"))
+
+
+def _folder(run: str) -> str:
+    return f"runs/{run}"
 
 
 def pin_pool(config: RunConfig, version: str) -> str:
@@ -99,10 +99,20 @@ def pin_pool(config: RunConfig, version: str) -> str:
 
 
 def pinned_pool(config: RunConfig) -> str | None:
-    """Return the pool version the run keeps to, once it has one."""
+    """Return the pool version the run keeps to, once it has one.
+
+    Raises:
+        DigestMismatch: it is no longer the version the run began with.
+    """
     store = open_store(config.workspace)
     key = f"runs/{config.run}/pool.json"
-    return read_manifest(store, key)["version"] if store.exists(key) else None
+    if not store.exists(key):
+        return None
+    pinned = read_manifest(store, key)
+    version: str = pinned["version"]
+    found = read_manifest(store, version)["digest"]
+    check_digest(store, version, expected=pinned["digest_of_version"], got=found)
+    return version
 
 
 def pin_reference(config: RunConfig, reference: str) -> str:
@@ -114,10 +124,20 @@ def pin_reference(config: RunConfig, reference: str) -> str:
 
 
 def pinned_reference(config: RunConfig) -> str | None:
-    """Return the key of the reference tables the run keeps to, once it has them."""
+    """Return the key of the reference tables the run keeps to, once it has them.
+
+    Raises:
+        DigestMismatch: they are no longer those the run began with.
+    """
     store = open_store(config.workspace)
     key = f"runs/{config.run}/reference.json"
-    return read_manifest(store, key)["reference"] if store.exists(key) else None
+    if not store.exists(key):
+        return None
+    pinned = read_manifest(store, key)
+    reference: str = pinned["reference"]
+    tables = f"{reference}/manifest.json"
+    check_digest(store, tables, expected=pinned["digest_of_tables"], got=read_manifest(store, tables)["digest"])
+    return reference
 
 
 def starting_checkpoint(config: RunConfig, version: str) -> str:

@@ -1,12 +1,16 @@
 """`quad run` as real processes: two on one run, of which one works, and nothing they write holds a secret."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from small_pool import small_config
@@ -17,6 +21,7 @@ SECRETS = {
     "QUAD_TEST_PASSWORD": "planted-correct-horse-battery",
 }
 TIMEOUT_S = 280
+POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,11 @@ class Finished:
 
 @dataclass(frozen=True)
 class Race:
-    """Two processes that were started on one run at once, and the folder that holds all they wrote."""
+    """Two processes that were started on one run at once, what they wrote, and the addresses they listened on."""
 
     folder: Path
     finished: tuple[Finished, ...]
+    listening: set[str]
 
 
 @pytest.fixture(scope="module")
@@ -43,28 +49,45 @@ def race(corpus, tmp_path_factory):
     config = folder / "config.yaml"
     body = small_config(corpus, str(folder / "workspace"), training__stages=1, compute__workers=1)
     config.write_text(yaml.safe_dump(body))
-    quad = str(Path(sys.executable).with_name("quad"))
-    processes = []
-    for number in range(2):
-        environment = {**os.environ, **SECRETS, "PREFECT_HOME": str(folder / f"prefect-{number}")}
-        environment.pop("PREFECT_API_URL", None)
-        processes.append(
-            subprocess.Popen(
-                [quad, "run", str(config)], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-        )
-    finished = []
-    for process in processes:
-        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
-        finished.append(Finished(process.pid, process.returncode, stdout, stderr))
-    return Race(folder, tuple(finished))
+    started = [_start(folder, number, "run", str(config)) for number in range(2)]
+    listening: set[str] = set()
+    deadline = time.monotonic() + TIMEOUT_S
+    while any(process.poll() is None for process in started):
+        assert time.monotonic() < deadline
+        for process in started:
+            listening |= _listening(process.pid)
+        time.sleep(POLL_S)
+    return Race(folder, tuple(_finished(process, folder, n) for n, process in enumerate(started)), listening)
+
+
+def _start(folder: Path, number: int, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [str(Path(sys.executable).with_name("quad")), *arguments]
+    environment = {**os.environ, **SECRETS, "PREFECT_HOME": str(folder / f"prefect-{number}"), "QUAD_QUIET": ""}
+    environment.pop("PREFECT_API_URL", None)
+    with (folder / f"stdout-{number}").open("wb") as stdout, (folder / f"stderr-{number}").open("wb") as stderr:
+        return subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr)
+
+
+def _finished(process: subprocess.Popen[bytes], folder: Path, number: int) -> Finished:
+    printed = [(folder / f"{stream}-{number}").read_text() for stream in ("stdout", "stderr")]
+    return Finished(process.pid, process.returncode, *printed)
+
+
+def _listening(pid: int) -> set[str]:
+    """Return the addresses on which a process and its descendants wait for connections."""
+    found: set[str] = set()
+    with suppress(psutil.Error):
+        for process in (parent := psutil.Process(pid), *parent.children(recursive=True)):
+            with suppress(psutil.Error):
+                found |= {c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    return found
 
 
 @pytest.mark.slow
 def test_of_two_processes_on_one_run_one_finishes_and_the_other_is_told_by_whom(race):
     winner, loser = sorted(race.finished, key=lambda finished: finished.code)
     assert (winner.code, loser.code) == (0, 1), winner.stderr + loser.stderr
-    assert re.search(rf"expected no other driver, got process {winner.pid} on .*, started", loser.stderr)
+    assert re.search(rf"expected no other driver, got process {winner.pid} of .* on .*, started", loser.stderr)
     assert "Traceback" not in loser.stderr
     assert (race.folder / "workspace" / "runs" / "small" / "report" / "index.html").is_file()
 
@@ -77,3 +100,26 @@ def test_no_secret_of_the_environment_is_in_any_byte_that_was_written(race):
     for name, secret in SECRETS.items():
         assert [str(path) for path, data in written.items() if secret.encode() in data] == [], name
         assert secret not in printed, name
+
+
+@pytest.mark.slow
+def test_of_two_refreshes_of_one_pool_the_second_waits_and_finds_the_work_done(corpus, tmp_path):
+    started = []
+    for number in range(2):
+        config = tmp_path / f"config-{number}.yaml"
+        config.write_text(yaml.safe_dump(small_config(corpus, str(tmp_path / "workspace"), run=f"run-{number}")))
+        started.append(_start(tmp_path, number, "pool", "refresh", str(config), "--json"))
+    for process in started:
+        process.wait(timeout=TIMEOUT_S)
+    both = [_finished(process, tmp_path, number) for number, process in enumerate(started)]
+    assert [finished.code for finished in both] == [0, 0], both
+    first, second = (json.loads(finished.stdout) for finished in both)
+    assert first == second
+    (waiting,) = [finished for finished in both if "waiting for process" in finished.stderr]
+    assert "embed: " not in waiting.stderr
+    assert list((tmp_path / "workspace").rglob("shuffle/*")) == []
+
+
+@pytest.mark.slow
+def test_servers_that_a_run_starts_listen_on_loopback_only(race):
+    assert race.listening == {"127.0.0.1"}

@@ -21,7 +21,7 @@ from quad_tasks.storage.store import open_store
 
 NEW = 12
 CHANGED = 55
-VOLATILE = ("/times/",)
+VOLATILE = ("/times/", "/lease/")
 
 
 @dataclass(frozen=True)

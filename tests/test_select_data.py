@@ -16,9 +16,10 @@ from quad_tasks.core.model import train_tokenizer
 from quad_tasks.publish import read_scores
 from quad_tasks.run import load_run, pinned_pool, run_status
 from quad_tasks.state import load_arms
+from quad_tasks.storage.lease import LeaseHeld, claim_lease, release_lease
 from quad_tasks.storage.manifest import ManifestMismatch, read_manifest
 from quad_tasks.storage.positions import read_table
-from quad_tasks.storage.rounds import RunInUse, claim_run, list_rounds, release_run
+from quad_tasks.storage.rounds import list_rounds
 from quad_tasks.storage.store import open_store
 from quad_tasks.verify import verify_run
 
@@ -185,12 +186,12 @@ def test_another_configuration_under_the_same_name_is_refused_with_both_digests(
 
 def test_a_run_that_another_process_drives_is_refused_with_its_name(small_run):
     store = open_store(small_run.workspace)
-    lease = claim_run(store, "small")
+    lease = claim_lease(store, "runs/small")
     try:
-        with pytest.raises(RunInUse, match=r"process \d+ on .*, started"):
+        with pytest.raises(LeaseHeld, match=r"process \d+ of .* on .*, started"):
             select_data(small_run)
     finally:
-        release_run(store, lease)
+        release_lease(store, lease)
 
 
 def test_published_parts_are_parquet_anyone_can_read(small_run, tmp_path):

@@ -8,13 +8,17 @@ runs of the same work (who, when) stands under ``volatile`` and is outside the d
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from quad_tasks.storage.faults import StorageError
 from quad_tasks.storage.store import Store
 
 DIGEST_FIELD = "digest"
 VOLATILE_FIELD = "volatile"
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class ManifestMismatch(StorageError, ValueError):
@@ -102,6 +106,22 @@ def read_manifest(store: Store, key: str) -> dict[str, Any]:
         )
     check_digest(store, key, expected=body[DIGEST_FIELD], got=_digest_of_body(body))
     return body
+
+
+def read_record(model: type[Model], store: Store, key: str) -> Model:
+    """Read a manifest as a pydantic model, what is volatile with the rest.
+
+    Raises:
+        StoreKeyError: there is none.
+        InvalidManifest: the object is no manifest of that model.
+        DigestMismatch: the content is not what the digest says.
+    """
+    body = read_manifest(store, key)
+    del body[DIGEST_FIELD]
+    try:
+        return model.model_validate({**body.pop(VOLATILE_FIELD, {}), **body})
+    except ValidationError as error:
+        raise InvalidManifest(f"{key!r} in {store.uri}: expected a {model.__name__}, got {error}") from error
 
 
 def check_digest(store: Store, key: str, *, expected: str, got: str) -> None:

@@ -46,7 +46,7 @@ WORKERS = (1, 2, 3)
 POLL_S = 0.03
 LONGEST_DELAY_S = 0.3
 PROGRESS = ("models/", "references/", "pools/", "factors/", f"runs/{RUN}/")
-NO_PROGRESS = (f"runs/{RUN}/lease/", f"runs/{RUN}/times/")
+NO_PROGRESS = ("/lease/", "/times/")
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _keys(workspace: Path) -> set[str]:
     """List what a run has made so far; leases and times, which every attempt adds to, are left out."""
     found = (os.path.join(folder, name) for folder, _, names in os.walk(workspace) for name in names)
     keys = {os.path.relpath(path, workspace) for path in found if ".tmp-" not in path}
-    return {key for key in keys if key.startswith(PROGRESS) and not key.startswith(NO_PROGRESS)}
+    return {key for key in keys if key.startswith(PROGRESS) and not any(part in key for part in NO_PROGRESS)}
 
 
 def _arguments() -> Any:

@@ -1,30 +1,24 @@
-"""The ledger under races, kills and damage; the lease under a clock of the test's own."""
+"""The ledger under races, kills and damage."""
 
 import multiprocessing
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
+from process_calls import commit_round_of_one
 
+from quad_tasks.storage.lease import claim_lease, this_process
 from quad_tasks.storage.manifest import DigestMismatch, InvalidManifest, encode_manifest
 from quad_tasks.storage.rounds import (
-    LeaseLost,
     LedgerGap,
-    Owner,
     RoundAlreadyCommitted,
-    RunInUse,
-    claim_run,
     commit_round,
     list_rounds,
     orphaned_tables,
     read_round,
     read_round_table,
-    release_run,
-    renew_run,
-    this_process,
 )
 from quad_tasks.storage.store import InvalidKey, Store, StoreKeyError, open_store
 
@@ -33,19 +27,7 @@ TABLES = {
     "pulls": pa.table({"arm": [0], "reward": [0.5]}),
     "scores": pa.table({"id": ["a", "b"], "influence": [0.25, 0.75]}),
 }
-ELSEWHERE = Owner(host="elsewhere", pid=12, started=datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC))
-ANOTHER = Owner(host="another", pid=34, started=datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC))
 FOLDER = "runs/r/stage-00/round-00000"
-
-
-class Clock:
-    """Seconds that pass when told."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture
@@ -56,19 +38,6 @@ def store(backend) -> Store:
 @pytest.fixture
 def local_store(local_backend) -> Store:
     return open_store(local_backend.uri)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-def commit_in_child(store: Store) -> bool:
-    try:
-        commit_round(store, "r", 0, 0, TABLES, {"pid": os.getpid()})
-    except RoundAlreadyCommitted:
-        return False
-    return True
 
 
 def test_a_committed_round_is_listed_and_read_back(store):
@@ -103,10 +72,19 @@ def test_a_run_whose_name_starts_with_anothers_is_another_run(local_store):
 
 def test_a_second_commit_is_refused_and_names_the_first_committer(store):
     first = commit_round(store, "r", 0, 0, TABLES, {})
-    with pytest.raises(RoundAlreadyCommitted, match=rf"process {os.getpid()} on {socket.gethostname()}, started 20"):
+    with pytest.raises(
+        RoundAlreadyCommitted, match=rf"process {os.getpid()} of .* on {socket.gethostname()}, started 20"
+    ):
         commit_round(store, "r", 0, 0, {"arms": TABLES["pulls"]}, {})
     assert list_rounds(store, "r", 0) == [first]
     assert read_round_table(store, first, "arms").equals(TABLES["arms"])
+
+
+def test_a_process_that_tries_its_own_commit_again_finds_it_done(store):
+    first = commit_round(store, "r", 0, 0, TABLES, {"pair": (1, 2)})
+    assert commit_round(store, "r", 0, 0, TABLES, {"pair": (1, 2)}) == first
+    with pytest.raises(RoundAlreadyCommitted, match="expected no manifest"):
+        commit_round(store, "r", 0, 0, TABLES, {"pair": (1, 3)})
 
 
 def test_of_racing_threads_one_commits(store):
@@ -125,7 +103,7 @@ def test_of_racing_threads_one_commits(store):
 
 def test_of_racing_processes_one_commits(local_store):
     with multiprocessing.get_context("spawn").Pool(2) as processes:
-        assert sum(processes.map(commit_in_child, [local_store] * 2, chunksize=1)) == 1
+        assert sum(processes.map(commit_round_of_one, [local_store] * 2, chunksize=1)) == 1
 
 
 def test_a_round_whose_writer_died_before_its_manifest_does_not_exist(local_store, monkeypatch):
@@ -145,7 +123,7 @@ def test_a_round_whose_writer_died_before_its_manifest_does_not_exist(local_stor
 
 def test_orphans_are_the_tables_that_no_manifest_names(store):
     committed = commit_round(store, "r", 0, 0, TABLES, {})
-    claim_run(store, "r")
+    claim_lease(store, "runs/r")
     with pytest.raises(RoundAlreadyCommitted, match="expected no manifest"):
         commit_round(store, "r", 0, 0, {"arms": TABLES["arms"].slice(1)}, {})
     (orphan,) = orphaned_tables(store, "r")
@@ -182,84 +160,3 @@ def test_a_foreign_manifest_is_refused_by_key(local_store, local_backend):
 def test_a_runs_name_is_one_part_of_a_key(local_store, run):
     with pytest.raises(InvalidKey, match="expected a"):
         list_rounds(local_store, run, 0)
-
-
-def test_a_held_run_is_refused_with_its_holder(store, clock):
-    claim_run(store, "r", ELSEWHERE, ttl_s=60, now=clock)
-    clock.now_s += 59
-    with pytest.raises(RunInUse, match=r"run 'r' in .*process 12 on elsewhere, started 2024-05-06T07:08:09\+00:00"):
-        claim_run(store, "r", ANOTHER, now=clock)
-
-
-def test_other_runs_are_free(local_store, clock):
-    claim_run(local_store, "r", ELSEWHERE, now=clock)
-    assert claim_run(local_store, "s", ANOTHER, now=clock).owner == ANOTHER
-
-
-def test_a_released_run_is_free_at_once(store, clock):
-    release_run(store, claim_run(store, "r", ELSEWHERE, now=clock))
-    assert claim_run(store, "r", ANOTHER, now=clock).owner == ANOTHER
-
-
-def test_an_expired_lease_is_taken_over_and_its_holder_told(store, clock):
-    lost = claim_run(store, "r", ELSEWHERE, ttl_s=60, now=clock)
-    clock.now_s += 61
-    claim_run(store, "r", ANOTHER, ttl_s=60, now=clock)
-    with pytest.raises(LeaseLost, match="got it taken over by process 34 on another"):
-        renew_run(store, lost, now=clock)
-    release_run(store, lost)
-    with pytest.raises(RunInUse, match="process 34 on another"):
-        claim_run(store, "r", ELSEWHERE, now=clock)
-
-
-def test_a_renewed_lease_lasts_from_its_renewal(local_store, clock):
-    lease = claim_run(local_store, "r", ELSEWHERE, ttl_s=60, now=clock)
-    for _ in range(5):
-        clock.now_s += 50
-        lease = renew_run(local_store, lease, ttl_s=60, now=clock)
-        with pytest.raises(RunInUse, match="elsewhere"):
-            claim_run(local_store, "r", ANOTHER, now=clock)
-    assert lease.expires_s == 1000 + 5 * 50 + 60
-
-
-def test_an_expired_lease_that_nobody_took_can_be_renewed(local_store, clock):
-    lease = claim_run(local_store, "r", ELSEWHERE, ttl_s=60, now=clock)
-    clock.now_s += 1000
-    renew_run(local_store, lease, ttl_s=60, now=clock)
-    with pytest.raises(RunInUse, match="elsewhere"):
-        claim_run(local_store, "r", ANOTHER, now=clock)
-
-
-def test_of_racing_claims_of_a_stale_lease_one_wins(store, clock):
-    claim_run(store, "r", ELSEWHERE, ttl_s=60, now=clock)
-    clock.now_s += 61
-
-    def claim(pid: int) -> bool:
-        try:
-            return claim_run(store, "r", Owner(host="h", pid=pid, started=ELSEWHERE.started), now=clock).number == 1
-        except RunInUse:
-            return False
-
-    with ThreadPoolExecutor(8) as claimants:
-        assert sum(claimants.map(claim, range(8))) == 1
-
-
-def test_a_lease_of_a_dead_process_on_this_host_is_free_at_once(local_store):
-    ended = multiprocessing.get_context("spawn").Process()
-    ended.start()
-    dead = this_process().model_copy(update={"pid": ended.pid})
-    ended.join()
-    claim_run(local_store, "r", dead)
-    assert claim_run(local_store, "r").owner == this_process()
-
-
-def test_a_process_that_only_shares_the_number_is_another_process(local_store):
-    namesake = this_process().model_copy(update={"started": this_process().started - timedelta(hours=1)})
-    claim_run(local_store, "r", namesake)
-    assert claim_run(local_store, "r").owner == this_process()
-
-
-def test_a_living_process_on_this_host_keeps_its_lease(local_store):
-    claim_run(local_store, "r")
-    with pytest.raises(RunInUse, match=f"process {os.getpid()}"):
-        claim_run(local_store, "r")
