@@ -7,6 +7,7 @@ over all stages. The model of the first seed is the checkpoint the next stage wo
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from quad_tasks.checkpoints import load_checkpoint, restore_optimizer, save_checkpoint, weights_sha256
 from quad_tasks.choose import draw_control, select_mixture
@@ -64,32 +65,43 @@ def train_and_measure(
     key = f"{stage.prefix}/{name}"
     if store.exists(f"{key}/losses.json"):
         return key
-    load = load_checkpoint if chosen is None else load_checkpoint.__wrapped__
-    model, tokenizer = load(workspace, stage.checkpoint, "float32", settings["device"])
-    if chosen is not None:
-        rows = read_table(store, f"{chosen}.parquet", ["position"])["position"].to_numpy()
-        texts = read_positions(store, stage.version, np.sort(rows), ["text"])["text"].to_pylist()
-        optimizer = training.make_optimizer(model, settings["training"]["weight_decay"])
-        restore_optimizer(store, stage.checkpoint, optimizer)
-        before = read_manifest(store, f"{stage.checkpoint}/manifest.json").get("trained_tokens", 0)
-        trained = training.train(
-            model,
-            optimizer,
-            encode(tokenizer, texts),
-            _schedule(settings),
-            before,
-            settings["window_tokens"],
-            settings["training"]["batch_tokens"],
-            np.random.default_rng([settings["seed"], 9, stage.number, seed]),
-        )
-        if name == FIRST_SELECTED:
-            start = read_manifest(store, f"{stage.checkpoint}/manifest.json")
-            info = {k: start[k] for k in ("name", "architecture", "parameters", "tokenizer")}
-            info |= {"trained_tokens": trained, "weights_sha256": weights_sha256(model)}
-            save_checkpoint(store, key, model, tokenizer, info, optimizer)
+    if store.exists(f"{key}/manifest.json"):  # of an attempt that ended before it was measured
+        model, tokenizer = load_checkpoint(workspace, key, "float32", settings["device"])
+    elif chosen is None:
+        model, tokenizer = load_checkpoint(workspace, stage.checkpoint, "float32", settings["device"])
+    else:
+        model, tokenizer = _train(workspace, stage, settings, chosen, name, seed)
     losses = measure_model(workspace, reference, model, tokenizer, settings)
     write_manifest(store, f"{key}/losses.json", losses)
     return key
+
+
+def _train(
+    workspace: str, stage: Stage, settings: dict[str, Any], chosen: str, name: str, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Train a copy of the stage's checkpoint; keep the one that the next stage goes on from."""
+    store, load = open_store(workspace), load_checkpoint.__wrapped__
+    model, tokenizer = load(workspace, stage.checkpoint, "float32", settings["device"])
+    start = read_manifest(store, f"{stage.checkpoint}/manifest.json")
+    rows = read_table(store, f"{chosen}.parquet", ["position"])["position"].to_numpy()
+    texts = read_positions(store, stage.version, np.sort(rows), ["text"])["text"].to_pylist()
+    optimizer = training.make_optimizer(model, settings["training"]["weight_decay"])
+    restore_optimizer(store, stage.checkpoint, optimizer)
+    trained = training.train(
+        model,
+        optimizer,
+        encode(tokenizer, texts),
+        _schedule(settings),
+        start.get("trained_tokens", 0),
+        settings["window_tokens"],
+        settings["training"]["batch_tokens"],
+        np.random.default_rng([settings["seed"], 9, stage.number, seed]),
+    )
+    if name == FIRST_SELECTED:
+        info = {k: start[k] for k in ("name", "architecture", "parameters", "tokenizer")}
+        info |= {"trained_tokens": trained, "weights_sha256": weights_sha256(model)}
+        save_checkpoint(store, f"{stage.prefix}/{name}", model, tokenizer, info, optimizer)
+    return model, tokenizer
 
 
 def _schedule(settings: dict[str, Any]) -> training.Schedule:
