@@ -114,18 +114,19 @@ def run(
 def resume(
     run: RunName,
     workspace: Workspace = "workspace",
+    overrides: Overrides = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Go on with an interrupted run from its last commit.
+    """Go on with an interrupted run from its last commit, on as many workers as you like.
 
-    Example: quad resume lambada --workspace s3://bucket/quad
+    Example: quad resume lambada --workspace s3://bucket/quad --set compute.workers=8
     """
     with session(quiet, debug):
         from quad_tasks.run import load_run
 
-        _select(load_run(workspace, run), as_json)
+        _select(load_run(workspace, run, overrides or ()), as_json)
 
 
 @app.command()
@@ -183,7 +184,9 @@ def verify(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
                 f"{result['documents_in']:,} documents in = {aside:,} set aside + {result['unpulled']:,} unpulled"
                 f" + {rejected:,} rejected + {result['selected']:,} selected"
             )
-        print_body(result, as_json)
+        print_body(result if as_json else {**result, "orphans": len(result["orphans"])}, as_json)
+        if result["orphans"] and not as_json:
+            print(f"left behind by interrupted attempts, `quad clean {run}` removes it:", *result["orphans"], sep="\n")
         if not (result["balanced"] and result["scored_once"] and result["within_budget"]):
             raise typer.Exit(FAILED)
 

@@ -30,7 +30,7 @@ def clean_run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
         `dry_run`, `objects` and `size_bytes` over all, and `leftovers`: the same two numbers by kind.
 
     Raises:
-        RunInUse: another process drives the run.
+        LeaseHeld: another process drives the run.
     """
     store = open_store(config.workspace)
     with driving(config):
@@ -49,7 +49,7 @@ def clean_run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
 
 
 def find_leftovers(store: Store, config: RunConfig) -> dict[str, list[str]]:
-    """Return the keys that may go, by kind; call it while holding the run's lease."""
+    """Return the keys that may go, by kind; what a living driver is writing is among them, unless its lease is held."""
     return {
         "round_tables": orphaned_tables(store, config.run),
         "selection_parts": list(_unnamed_parts(store, config.run)),

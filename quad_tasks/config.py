@@ -323,17 +323,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}{line}: expected YAML, found {getattr(error, 'problem', error)}") from None
     if not isinstance(body, dict):
         raise ConfigError(f"{path}: expected a mapping of keys, found {type(body).__name__}")
-    for override in overrides:
-        _assign(body, override)
-    return parse_config(body, str(path))
+    return parse_config(body, str(path), overrides)
 
 
-def parse_config(body: dict[str, Any], origin: str) -> RunConfig:
-    """Validate a mapping; `origin` names it in errors.
+def parse_config(body: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Apply overrides to a mapping and validate it; `origin` names it in errors.
 
     Raises:
         ConfigError: a key is unknown, or a value is not what is expected.
     """
+    for override in overrides:
+        _assign(body, override)
     try:
         return RunConfig.model_validate(body)
     except ValidationError as error:

@@ -3,11 +3,11 @@
 import hashlib
 from typing import Any
 
+from quad_tasks.clean import find_leftovers, find_unfinished
 from quad_tasks.config import RunConfig
 from quad_tasks.publish import count_documents, read_scores
 from quad_tasks.run import pinned_pool
 from quad_tasks.storage.manifest import DigestMismatch, read_manifest
-from quad_tasks.storage.rounds import orphaned_tables
 from quad_tasks.storage.store import Store, StoreKeyError, open_store
 
 
@@ -15,7 +15,7 @@ def verify_run(config: RunConfig) -> dict[str, Any]:
     """Recompute a finished run's digests and counts.
 
     Returns:
-        `documents_in` and its parts, `balanced`, parts and rows checked, and keys no manifest names.
+        `documents_in` and its parts, `balanced`, parts and rows checked, and `orphans`: what `quad clean` would remove.
 
     Raises:
         DigestMismatch: published bytes are not those committed, or a document was scored twice.
@@ -46,8 +46,14 @@ def verify_run(config: RunConfig) -> dict[str, Any]:
         "within_budget": manifest["n_tokens"] <= manifest["budget_tokens"],
         "tokens": manifest["n_tokens"],
         "parts": len(manifest["parts"]),
-        "orphans": orphaned_tables(store, config.run),
+        "orphans": _orphans(store, config),
     }
+
+
+def _orphans(store: Store, config: RunConfig) -> list[str]:
+    """List what interrupted attempts left behind: keys that no manifest names, and unfinished local files."""
+    keys = [key for found in find_leftovers(store, config).values() for key in found]
+    return keys + [str(path) for path in find_unfinished(store, config)]
 
 
 def _check(store: Store, key: str, sha256: str) -> None:

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from flows.cli import app
 from quad_tasks.clean import ABANDONED_AFTER_S, clean_run
 from quad_tasks.run import pinned_pool
+from quad_tasks.storage.lease import LeaseHeld, claim_lease, release_lease
 from quad_tasks.storage.manifest import read_manifest
-from quad_tasks.storage.rounds import RunInUse, claim_run, release_run
 from quad_tasks.storage.store import open_store
 from quad_tasks.verify import verify_run
 
@@ -61,6 +61,15 @@ def test_every_kind_of_leftover_is_removed_and_counted_and_nothing_else(small_ru
     assert verify_run(small_run)["orphans"] == []
 
 
+def test_verify_lists_every_leftover_by_its_key(small_run, leftovers):
+    planted = {key for keys in leftovers.values() for key in keys}
+    assert set(verify_run(small_run)["orphans"]) == planted
+    result = CliRunner().invoke(app, ["verify", "small", "--workspace", small_run.workspace])
+    assert result.exit_code == 0, result.stderr
+    assert planted <= set(result.stdout.splitlines())
+    assert "`quad clean small` removes it" in result.stdout
+
+
 def test_a_dry_run_counts_and_removes_nothing(small_run, leftovers):
     before = contents(small_run)
     result = CliRunner().invoke(app, ["clean", "small", "--workspace", small_run.workspace, "--dry-run", "--json"])
@@ -90,12 +99,12 @@ def test_unfinished_files_go_the_shared_ones_only_once_nobody_can_be_writing_the
 
 def test_a_run_that_is_driven_is_left_alone(small_run, leftovers):
     store = open_store(small_run.workspace)
-    lease = claim_run(store, "small")
+    lease = claim_lease(store, "runs/small")
     try:
-        with pytest.raises(RunInUse, match=r"process \d+ on .*, started"):
+        with pytest.raises(LeaseHeld, match=r"process \d+ of .* on .*, started"):
             clean_run(small_run)
     finally:
-        release_run(store, lease)
+        release_lease(store, lease)
     assert all(store.exists(key) for keys in leftovers.values() for key in keys)
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.terminal import session
-from quad_tasks.run import list_runs
+from quad_tasks.run import list_runs, load_run
 from quad_tasks.storage.store import open_store
 
 
@@ -107,6 +107,13 @@ def test_verify_prints_the_sum_of_all_documents(small_run):
     result = invoke("verify", "small", "--workspace", small_run.workspace)
     assert result.exit_code == 0
     assert "documents in =" in result.stdout
+
+
+def test_a_resume_takes_other_workers_but_no_other_configuration(small_run):
+    for override, code in (("compute.workers=5", 0), ("bandit.alpha=0.123", 2), ("compute.workers=none", 2)):
+        result = invoke("resume", "small", "--workspace", small_run.workspace, "--set", override)
+        assert result.exit_code == code, result.stderr
+    assert load_run(small_run.workspace, "small", ["compute.workers=5"]).compute.workers == 5
 
 
 def test_json_results_are_json(small_run):
