@@ -8,18 +8,28 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import TaskRunContext
 
+from quad_tasks.artifact_plots import bars, course
 from quad_tasks.findings import Findings
 from quad_tasks.records import Stage
 
-BAR_CHARACTERS = 24
-EIGHTHS = " ▏▎▍▌▋▊▉█"
+MOST_BARS = 40
+ARM_COLUMNS = {
+    "arm": "arm",
+    "n_documents": "documents",
+    "cursor": "drawn before",
+    "n_targets": "target tokens",
+    "reward": "mean influence",
+    "reward_variance": "variance",
+    "ucb_score": "UCB score",
+}
 
 
 def show_round(stage: Stage, number: int, info: Mapping[str, Any], pulls: Sequence[Mapping[str, Any]]) -> None:
-    """Show a committed round: what it cost and found, its pulls' rewards as bars, and a table of its arms.
+    """Show a committed round: what it cost and found, its pulls' rewards as a plot, and a table of its arms.
 
     Args:
         stage: the round's stage.
@@ -33,22 +43,23 @@ def show_round(stage: Stage, number: int, info: Mapping[str, Any], pulls: Sequen
         f"{info['documents']:,} documents scored ({info['active_documents']:,} of them drawn for their predicted "
         f"influence), {info['tokens']:,} tokens; {info['accepted_documents']:,} are above τ = {info['threshold']:.4g}. "
         f"{info['arms']:,} arms pulled, {info['effective_arms']:.1f} effective arms so far.",
-        "Mean influence of each pull, per token:",
-        _bars({f"arm {pull['arm']}": pull["reward"] for pull in pulls if pull["n_targets"]}),
+        _plot_pulls(pulls, info["threshold"]),
         _list(info["findings"]),
     ]
     _markdown(f"{stage.run}-rounds", lines, title)
     if TaskRunContext.get():
         description = f"Arms pulled in stage {stage.number}, round {number}."
-        create_table_artifact([dict(pull) for pull in pulls], key=_key(f"{stage.run}-arms"), description=description)
+        rows = [{title: _cell(pull.get(name)) for name, title in ARM_COLUMNS.items()} for pull in _best_first(pulls)]
+        create_table_artifact(rows, key=_key(f"{stage.run}-arms"), description=description)
 
 
-def show_stage(stage: Stage, chosen: Mapping[str, Any]) -> None:
-    """Show what a stage chose.
+def show_stage(stage: Stage, chosen: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> None:
+    """Show what a stage chose, and the course of its rounds.
 
     Args:
         stage: the stage.
         chosen: its `selected.json`.
+        rounds: the info of its rounds' manifests, in order.
     """
     title = f"Stage {stage.number}: selection"
     lines = [
@@ -62,6 +73,15 @@ def show_stage(stage: Stage, chosen: Mapping[str, Any]) -> None:
             f"Influence of {quality['predicted_documents']:,} unscored documents was predicted; out of sample the rank "
             f"correlation is {quality['spearman']:.2f}, that of arm means {quality['baseline_spearman']:.2f}."
         )
+    lines += [
+        course("Mean influence of each round's pulls, per token", [r["mean_reward"] for r in rounds], "round"),
+        course(
+            "Tokens scored above τ",
+            np.cumsum([r["accepted_tokens"] for r in rounds]).tolist(),
+            "round",
+            ("budget", chosen["budget_tokens"]),
+        ),
+    ]
     _markdown(f"{stage.run}-selection", [*lines, _list(chosen["findings"])], title)
 
 
@@ -83,10 +103,40 @@ def show_report(report: Mapping[str, Any], page: str) -> None:
         f"{selected['documents']:,} documents selected, {selected['tokens']:,} tokens; {scored['share']:.1%} of the "
         "pool was scored. Reference loss, nats per token:",
         "\n".join(rows),
-        f"Report: `{page}`",
+        _plot_losses(report["stages"][-1]),
+        f"The whole report: [index.html]({page})" if "://" in page else f"The whole report: `{page}`",
         _list(report["findings"]),
     ]
     _markdown(f"{report['run']}-report", lines, title)
+
+
+def _best_first(pulls: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(pulls, key=lambda pull: -pull["reward"])
+
+
+def _cell(value: Any) -> Any:
+    """Cut a number to what a table shows well."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _plot_pulls(pulls: Sequence[Mapping[str, Any]], threshold: float) -> str:
+    """Draw the pulls' mean influence, the best and the worst where there are many."""
+    scored = _best_first([pull for pull in pulls if pull["n_targets"]])
+    shown = scored if len(scored) <= MOST_BARS else [*scored[: MOST_BARS // 2], *scored[-MOST_BARS // 2 :]]
+    if not shown:
+        return ""
+    which = "each pull" if len(shown) == len(scored) else f"the {MOST_BARS // 2} best and worst of {len(scored)} pulls"
+    values = {f"arm {pull['arm']}": pull["reward"] for pull in shown}
+    return bars(f"Mean influence of {which}, per token", values, ("τ", threshold))
+
+
+def _plot_losses(stage: Mapping[str, Any]) -> str:
+    """Draw what training brought: the reference loss less than before, at random and as selected."""
+    before = stage.get("before", {}).get("reference_loss")
+    after = {name: stage[name]["reference_loss"] for name in ("random", "selected") if name in stage}
+    if before is None or not after:
+        return ""
+    return bars("Fall of the reference loss, nats per token", {name: before - loss for name, loss in after.items()})
 
 
 def _markdown(name: str, paragraphs: Iterable[str], description: str) -> None:
@@ -104,16 +154,3 @@ def _list(findings: Findings) -> str:
     if not findings:
         return "No findings."
     return "\n".join(f"- **{f['signature']}** ({f['severity']}): {f['remedy']}" for f in findings)
-
-
-def _bars(values: Mapping[str, float]) -> str:
-    """Draw values as bars in a code block, left of zero for negative ones; the longest fills its side."""
-    largest = max((abs(v) for v in values.values()), default=0.0) or 1.0
-    width = max((len(name) for name in values), default=0)
-    drawn = []
-    for name, value in values.items():
-        eighths = round(abs(value) / largest * BAR_CHARACTERS * 8)
-        bar = "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
-        left, right = (bar[: eighths // 8 or 1], "") if value < 0 else ("", bar)
-        drawn.append(f"{name:<{width}} {left:>{BAR_CHARACTERS}}|{right:<{BAR_CHARACTERS}} {value:+.4g}")
-    return "\n".join(["```", *drawn, "```"])

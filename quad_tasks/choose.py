@@ -49,7 +49,9 @@ def select_stage(config: RunConfig, stage: Stage) -> str:
     another one counts as unseen, and what an earlier stage chose is not chosen again.
     """
     key = _commit_choice(config, stage, f"{stage.prefix}/selected", config.selection.general_share)
-    show_stage(stage, read_manifest(open_store(config.workspace), f"{key}.json"))
+    store = open_store(config.workspace)
+    infos = [committed.info for committed in rounds.list_rounds(store, stage.run, stage.number)]
+    show_stage(stage, read_manifest(store, f"{key}.json"), infos)
     return key
 
 

@@ -1,10 +1,18 @@
 """What Prefect's UI shows of a run: nothing outside a flow; inside, rounds as versions of one artifact."""
 
+import base64
+import re
+from xml.etree import ElementTree
+
 import httpx
+import pytest
 from prefect.settings import PREFECT_API_URL
 
 from quad_tasks import artifacts
+from quad_tasks.artifact_plots import bars
 from quad_tasks.records import Stage
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 INFO = {
     "kind": "bandit",
@@ -25,21 +33,64 @@ def test_outside_a_flow_nothing_is_sent(monkeypatch):
     artifacts.show_round(Stage("run", 0, "", "", ""), 3, INFO, [{"arm": 1, "reward": 0.5, "n_targets": 9}])
 
 
-def test_a_rounds_text_says_what_was_scored_and_found(monkeypatch):
+@pytest.fixture
+def sent(monkeypatch):
+    """What is sent, by key, as if inside a flow."""
     sent = {}
     monkeypatch.setattr(artifacts, "TaskRunContext", type("Inside", (), {"get": staticmethod(lambda: True)}))
     monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda text, key, description: sent.update({key: text}))
     monkeypatch.setattr(artifacts, "create_table_artifact", lambda rows, key, description: sent.update({key: rows}))
+    return sent
+
+
+def drawings(markdown: str) -> list[ElementTree.Element]:
+    """Decode the images of a Markdown text."""
+    found = re.findall(r"!\[[^\]]*\]\(data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)\)", markdown)
+    return [ElementTree.fromstring(base64.b64decode(data)) for data in found]
+
+
+def test_a_rounds_text_says_what_was_scored_and_found(sent):
     pulls = [{"arm": 1, "reward": 0.5, "n_targets": 9}, {"arm": 12, "reward": -0.25, "n_targets": 9}]
     artifacts.show_round(Stage("My.Run_1", 0, "", "", ""), 3, INFO, pulls)
     text = sent["my-run-1-rounds"]
     assert "12 documents scored (8 of them drawn" in text
     assert "τ = 0.0123" in text
     assert "**bandit_collapsed** (warning): Raise bandit.alpha." in text
-    bars = [line for line in text.splitlines() if line.startswith("arm")]
-    assert [line.count("█") for line in bars] == [24, 12]
-    assert bars[0].index("|") == bars[1].index("|") > bars[1].index("█")
-    assert sent["my-run-1-arms"] == pulls
+    (drawn,) = drawings(text)
+    first, second = drawn.iter(f"{SVG}rect")
+    assert float(first.get("width")) == pytest.approx(2 * float(second.get("width")), abs=0.1)
+    assert float(second.get("x")) + float(second.get("width")) == pytest.approx(float(first.get("x")), abs=0.1)
+    assert [label.text for label in drawn.iter(f"{SVG}text")][1:6] == ["arm 1", "0.5", "arm 12", "-0.25", "τ = 0.0123"]
+    assert [(row["arm"], row["mean influence"]) for row in sent["my-run-1-arms"]] == [(1, 0.5), (12, -0.25)]
+
+
+def test_a_round_of_very_many_arms_draws_the_best_and_the_worst(sent):
+    pulls = [{"arm": arm, "reward": float(arm), "n_targets": 9} for arm in range(200)]
+    artifacts.show_round(Stage("r", 0, "", "", ""), 3, INFO, pulls)
+    (drawn,) = drawings(sent["r-rounds"])
+    labels = [label.text for label in drawn.iter(f"{SVG}text")]
+    assert len(list(drawn.iter(f"{SVG}rect"))) == artifacts.MOST_BARS
+    assert "arm 199" in labels
+    assert "arm 0" in labels
+    assert "arm 100" not in labels
+    assert len(sent["r-arms"]) == 200
+
+
+def test_a_stage_draws_the_course_of_its_rounds(sent):
+    chosen = {"documents": 7, "tokens": 90, "budget_tokens": 100, "near_duplicates": [3], "findings": []}
+    rounds = [{"mean_reward": reward, "accepted_tokens": 40} for reward in (-0.5, 0.25, 0.5)]
+    artifacts.show_stage(Stage("r", 1, "", "", ""), chosen, rounds)
+    influence, tokens = drawings(sent["r-selection"])
+    points = [point.split(",") for point in next(influence.iter(f"{SVG}polyline")).get("points").split()]
+    heights = [float(y) for _, y in points]
+    assert heights[1] - heights[2] == pytest.approx((heights[0] - heights[2]) / 4, abs=0.1)
+    assert {"budget", "120"} <= {label.text for label in tokens.iter(f"{SVG}text")}
+
+
+def test_hostile_words_stay_text():
+    drawn = bars("a [title](javascript:x) <b>", {'<script>"&': 1.0, "arm \u202e": -1.0})
+    assert "(javascript" not in drawn
+    assert '<script>"&' in [label.text for label in drawings(drawn)[0].iter(f"{SVG}text")]
 
 
 def test_a_run_leaves_its_rounds_its_selection_and_its_report(small_run):
