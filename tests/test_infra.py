@@ -1,5 +1,6 @@
 """What is in infra/ is whole and consistent: files parse, names match, nothing runs as root or holds a secret."""
 
+import copy
 import importlib.util
 import json
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 from prefect.events.schemas.automations import AutomationCore
@@ -45,7 +47,10 @@ def job_of(pool: dict[str, Any]) -> dict[str, Any]:
     template = bootstrap.job_template("kubernetes", pool["defaults"])
     values = {name: v["default"] for name, v in template["variables"]["properties"].items() if "default" in v}
     rendered = apply_values(template["job_configuration"], values | {"command": ["prefect", "flow-run", "execute"]})
-    return rendered["job_manifest"]
+    manifest = rendered["job_manifest"]
+    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    container["env"] = [{"name": name, "value": value} for name, value in container["env"].items()]  # as a worker does
+    return manifest
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
@@ -58,6 +63,34 @@ def test_an_image_is_built_from_a_fixed_base_with_pinned_packages_and_does_not_r
     assert text.index("\nUSER 10001\n") > text.rindex("\nRUN ")
     copied = [name for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for name in line.split()[:-1]]
     assert [name for name in copied if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_an_images_file_holds_instructions_that_docker_knows(kind):
+    text = (INFRA / f"Dockerfile.{kind}").read_text().replace("\\\n", " ")
+    words = [line.split()[0] for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    assert words[0] == "FROM"
+    assert set(words) <= {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "CMD", "EXPOSE", "ENTRYPOINT"}
+    assert words.count("CMD") == 1
+
+
+def compose_as_given() -> dict[str, Any]:
+    """Fill in the variables of compose.yaml: a default where there is one, a word where one must be given."""
+    text = re.sub(r'"\$\{\w+:-(\d+)\}"', r"\1", (INFRA / "compose.yaml").read_text())
+    return yaml.safe_load(re.sub(r"\$\{\w+:\?[^}]*\}", "given", re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)))
+
+
+def check_compose(body: dict[str, Any]) -> None:
+    compose_spec = pytest.importorskip("compose_spec")
+    compose_spec.PyCompose.from_yaml(yaml.safe_dump(body))
+
+
+def test_compose_keeps_to_its_specification_and_the_check_bites():
+    body = compose_as_given()
+    check_compose(body)
+    body["services"]["minio"]["comand"] = ["server"]
+    with pytest.raises(ValueError, match=r"services\.minio: extension key `comand`"):
+        check_compose(body)
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -100,6 +133,22 @@ def test_a_kubernetes_object_is_named_and_holds_no_secret(manifest):
     assert manifest["metadata"]["namespace"] == "quad"
     assert manifest["kind"] != "Secret"
     assert not re.search("SECRET|PASSWORD|ACCESS_KEY", json.dumps(manifest.get("data", {})))
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [*MANIFESTS, *(job_of(pool) for pool in POOLS)],
+    ids=lambda m: f"{m['kind']}-{m['metadata'].get('name', 'of-a-flow-run')}",
+)
+def test_a_kubernetes_object_keeps_to_its_schema(manifest):
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_kubernetes_check_bites():
+    broken = copy.deepcopy(WORKLOADS[0])
+    broken["spec"]["template"]["spec"]["containers"][0]["comand"] = ["dask"]
+    with pytest.raises(kubernetes_validate.ValidationError, match="'comand' was unexpected"):
+        kubernetes_validate.validate(broken, kubernetes_validate.latest_version(), strict=True)
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w["metadata"]["name"])
