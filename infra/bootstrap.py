@@ -2,6 +2,7 @@
 
     python infra/bootstrap.py server                          # pools, deployments and automations at PREFECT_API_URL
     python infra/bootstrap.py server --pool-type kubernetes   # the same, pools from kubernetes/base-job-template.json
+    python infra/bootstrap.py server --config config.yaml     # the same, deployments with a configuration of their own
     python infra/bootstrap.py bucket NAME                     # the workspace's bucket at AWS_ENDPOINT_URL
 
 Refuses to delete: what is no longer in the files stays on the server.
@@ -21,10 +22,17 @@ import botocore.session
 import yaml
 from botocore.exceptions import ClientError
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import (
+    DeploymentScheduleUpdate,
+    DeploymentUpdate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
+
+from quad_tasks.config import RunConfig, load_config
 
 INFRA = Path(__file__).resolve().parent
 STARTUP_TIMEOUT_S = 180.0
@@ -41,6 +49,8 @@ def main() -> None:
         wait_for_server(client)
         ensure_pools(client, arguments.pool_type)
         deploy(str(client.api_url), arguments.home)
+        if arguments.config:
+            give_config(client, load_config(arguments.config))
         ensure_automations(client)
 
 
@@ -99,6 +109,36 @@ def deploy(api_url: str, home: str) -> None:
     subprocess.run(command, cwd=INFRA.parent, env=environment, check=True)
 
 
+def give_config(client: SyncPrefectClient, config: RunConfig) -> None:
+    """Make a configuration the default parameter of the deployments that take one, and switch their schedules on."""
+    body = absolute(config.model_dump(mode="json", exclude_unset=True))
+    for deployment in client.read_deployments():
+        if "config" in deployment.parameter_openapi_schema.get("properties", {}):
+            schedules = [
+                DeploymentScheduleUpdate(schedule=schedule.schedule, slug=schedule.slug, active=True)
+                for schedule in deployment.schedules
+            ]
+            update = DeploymentUpdate(parameters={**deployment.parameters, "config": body}, schedules=schedules)
+            client.update_deployment(deployment.id, update)
+
+
+def absolute(body: dict[str, Any]) -> dict[str, Any]:
+    """Make a configuration's relative paths absolute, from where they were written: a worker runs elsewhere."""
+    body = {"workspace": "workspace", **body}
+    body["workspace"] = _absolute(body["workspace"])
+    for name in ("pool", "reference", "heldout"):
+        if "inputs" in body.get(name, {}):
+            body[name]["inputs"] = [_absolute(uri) for uri in body[name]["inputs"]]
+    source = body.get("model", {}).get("source")
+    if source and Path(source).exists():
+        body["model"]["source"] = _absolute(source)
+    return body
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else str(Path(uri).absolute())
+
+
 def ensure_automations(client: SyncPrefectClient) -> None:
     """Create the automations of automations/, or update those of the same name."""
     for file in sorted((INFRA / "automations").glob("*.yaml")):
@@ -125,6 +165,7 @@ def _arguments() -> Any:
     commands = parser.add_subparsers(dest="what", required=True)
     server = commands.add_parser("server")
     server.add_argument("--pool-type", choices=("process", "kubernetes"), default="process")
+    server.add_argument("--config", type=Path, help="what the deployments run unless told otherwise")
     server.add_argument("--home", default=str(INFRA.parent), help="where a worker finds the checkout")
     commands.add_parser("bucket").add_argument("name")
     return parser.parse_args()
