@@ -74,11 +74,14 @@ def show_stage(stage: Stage, chosen: Mapping[str, Any], rounds: Sequence[Mapping
             f"correlation is {quality['spearman']:.2f}, that of arm means {quality['baseline_spearman']:.2f}."
         )
     lines += [
-        course("Mean influence of each round's pulls, per token", [r["mean_reward"] for r in rounds], "round"),
         course(
-            "Tokens scored above τ",
+            "Mean influence of each round's pulls", [r["mean_reward"] for r in rounds], "round", "influence per token"
+        ),
+        course(
+            "What was scored above τ so far",
             np.cumsum([r["accepted_tokens"] for r in rounds]).tolist(),
             "round",
+            "tokens",
             ("budget", chosen["budget_tokens"]),
         ),
     ]
@@ -127,7 +130,7 @@ def _plot_pulls(pulls: Sequence[Mapping[str, Any]], threshold: float) -> str:
         return ""
     which = "each pull" if len(shown) == len(scored) else f"the {MOST_BARS // 2} best and worst of {len(scored)} pulls"
     values = {f"arm {pull['arm']}": pull["reward"] for pull in shown}
-    return bars(f"Mean influence of {which}, per token", values, ("τ", threshold))
+    return bars(f"Mean influence of {which}", values, "influence per token", ("τ", threshold))
 
 
 def _plot_losses(stage: Mapping[str, Any]) -> str:
@@ -136,7 +139,8 @@ def _plot_losses(stage: Mapping[str, Any]) -> str:
     after = {name: stage[name]["reference_loss"] for name in ("random", "selected") if name in stage}
     if before is None or not after:
         return ""
-    return bars("Fall of the reference loss, nats per token", {name: before - loss for name, loss in after.items()})
+    falls = {name: before - loss for name, loss in after.items()}
+    return bars("What training took off the reference loss", falls, "nats per token")
 
 
 def _markdown(name: str, paragraphs: Iterable[str], description: str) -> None:

@@ -49,6 +49,24 @@ def drawings(markdown: str) -> list[ElementTree.Element]:
     return [ElementTree.fromstring(base64.b64decode(data)) for data in found]
 
 
+def points(drawn: ElementTree.Element, name: str) -> list[tuple[float, float]]:
+    """Return the corners of a named part's first path, in points."""
+    (part,) = (element for element in drawn.iter(f"{SVG}g") if element.get("id") == name)
+    numbers = re.findall(r"[ML] (\S+) (\S+)", next(part.iter(f"{SVG}path")).get("d"))
+    return [(float(x), float(y)) for x, y in numbers]
+
+
+def ends(drawn: ElementTree.Element, name: str) -> tuple[float, float]:
+    """Return a bar's left and right end."""
+    across = [x for x, _ in points(drawn, name)]
+    return min(across), max(across)
+
+
+def labels(drawn: ElementTree.Element) -> set[str | None]:
+    """Return all text of a drawing."""
+    return {element.text for element in drawn.iter(f"{SVG}text")}
+
+
 def test_a_rounds_text_says_what_was_scored_and_found(sent):
     pulls = [{"arm": 1, "reward": 0.5, "n_targets": 9}, {"arm": 12, "reward": -0.25, "n_targets": 9}]
     artifacts.show_round(Stage("My.Run_1", 0, "", "", ""), 3, INFO, pulls)
@@ -57,10 +75,10 @@ def test_a_rounds_text_says_what_was_scored_and_found(sent):
     assert "τ = 0.0123" in text
     assert "**bandit_collapsed** (warning): Raise bandit.alpha." in text
     (drawn,) = drawings(text)
-    first, second = drawn.iter(f"{SVG}rect")
-    assert float(first.get("width")) == pytest.approx(2 * float(second.get("width")), abs=0.1)
-    assert float(second.get("x")) + float(second.get("width")) == pytest.approx(float(first.get("x")), abs=0.1)
-    assert [label.text for label in drawn.iter(f"{SVG}text")][1:6] == ["arm 1", "0.5", "arm 12", "-0.25", "τ = 0.0123"]
+    (low, zero), (high, also_zero) = sorted(ends(drawn, f"bar-{row}") for row in (0, 1))
+    assert zero == pytest.approx(high, abs=0.1)
+    assert also_zero - high == pytest.approx(2 * (zero - low), abs=0.1)
+    assert {"arm 1", "0.5", "arm 12", "-0.25", "τ = 0.0123"} <= labels(drawn)
     assert [(row["arm"], row["mean influence"]) for row in sent["my-run-1-arms"]] == [(1, 0.5), (12, -0.25)]
 
 
@@ -68,11 +86,9 @@ def test_a_round_of_very_many_arms_draws_the_best_and_the_worst(sent):
     pulls = [{"arm": arm, "reward": float(arm), "n_targets": 9} for arm in range(200)]
     artifacts.show_round(Stage("r", 0, "", "", ""), 3, INFO, pulls)
     (drawn,) = drawings(sent["r-rounds"])
-    labels = [label.text for label in drawn.iter(f"{SVG}text")]
-    assert len(list(drawn.iter(f"{SVG}rect"))) == artifacts.MOST_BARS
-    assert "arm 199" in labels
-    assert "arm 0" in labels
-    assert "arm 100" not in labels
+    assert sum("bar-" in element.get("id", "") for element in drawn.iter(f"{SVG}g")) == artifacts.MOST_BARS
+    assert {"arm 199", "arm 0"} <= labels(drawn)
+    assert "arm 100" not in labels(drawn)
     assert len(sent["r-arms"]) == 200
 
 
@@ -81,16 +97,17 @@ def test_a_stage_draws_the_course_of_its_rounds(sent):
     rounds = [{"mean_reward": reward, "accepted_tokens": 40} for reward in (-0.5, 0.25, 0.5)]
     artifacts.show_stage(Stage("r", 1, "", "", ""), chosen, rounds)
     influence, tokens = drawings(sent["r-selection"])
-    points = [point.split(",") for point in next(influence.iter(f"{SVG}polyline")).get("points").split()]
-    heights = [float(y) for _, y in points]
+    heights = [y for _, y in points(influence, "course")][:3]
     assert heights[1] - heights[2] == pytest.approx((heights[0] - heights[2]) / 4, abs=0.1)
-    assert {"budget", "120"} <= {label.text for label in tokens.iter(f"{SVG}text")}
+    first, second, third = [y for _, y in points(tokens, "course")][:3]
+    assert first - second == pytest.approx(second - third, abs=0.1)
+    assert "budget = 100" in labels(tokens)
 
 
 def test_hostile_words_stay_text():
-    drawn = bars("a [title](javascript:x) <b>", {'<script>"&': 1.0, "arm \u202e": -1.0})
+    drawn = bars("a [title](javascript:x) <b>", {'<script>"&$x^2$': 1.0, "arm \u202e": -1.0}, "influence")
     assert "(javascript" not in drawn
-    assert '<script>"&' in [label.text for label in drawings(drawn)[0].iter(f"{SVG}text")]
+    assert '<script>"&$x^2$' in labels(drawings(drawn)[0])
 
 
 def test_a_run_leaves_its_rounds_its_selection_and_its_report(small_run):
