@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from quad_tasks.core.blocks import Block, shared_inputs
 from quad_tasks.core.loss import Documents, hidden_states, loss_gradient
+from quad_tasks.core.precision import lower_precision
 
 Receive = Callable[[tuple[Block, ...], Tensor, list[Tensor]], None]
 """Called with blocks that share an input, that input a_PI, and each block's output gradient delta_PO."""
@@ -55,6 +56,7 @@ def backward(
     receive: Receive,
     weight_VD: Tensor,
     uniforms_M: Tensor | None = None,
+    rounded: bool = False,
 ) -> None:
     """Run the documents forward and backward, down to the first tracked map, under `capture`.
 
@@ -63,14 +65,16 @@ def backward(
         documents: the batch.
         blocks: what to capture.
         receive: see `capture`.
-        weight_VD: the head, from `loss.head_weight`.
+        weight_VD: the head, from `loss.head_weight`, in the dtype of its products.
         uniforms_M: None for the documents' own labels, else see `loss.loss_gradient`.
+        rounded: whether a float32 model's products may be computed in lower precision, see `precision.product_dtype`.
 
     Raises:
         RuntimeError: as `capture`.
     """
     with capture(model, blocks, receive), torch.enable_grad():
-        hidden_NTD = hidden_states(model, documents)
+        with lower_precision(model.dtype, weight_VD.device, rounded):
+            hidden_NTD = hidden_states(model, documents)
         hidden_NTD.backward(loss_gradient(hidden_NTD, weight_VD, documents, uniforms_M))  # type: ignore[no-untyped-call]
 
 

@@ -3,7 +3,8 @@
     A = U_A Λ_A U_A^T     S = U_S Λ_S U_S^T     Λ = E_documents[(U_S^T (Σ_t δ_t a_t^T) U_A)^2], elementwise [O, I]
     (F + λ I)^-1 G = U_S [ (U_S^T G U_A) / (Λ + λ) ] U_A^T        λ = damping_scale · mean(Λ), per block
 
-Owns the eigenbasis, the corrected eigenvalues and the inverse. Normalisers differ on purpose: A and S are means over
+Owns the eigenbasis, the corrected eigenvalues and the inverse. A covariance kept as diagonal parts has an eigenbasis of
+such parts; Λ and the inverse are whole all the same. Normalisers differ on purpose: A and S are means over
 positions, Λ a mean over documents. Source: George et al. 2018, arXiv 1806.03884; Grosse et al. 2023, arXiv 2308.03296.
 
 Shape suffixes: P positions of a batch, N * T, I block inputs (the constant one included),
@@ -20,8 +21,9 @@ from transformers import PreTrainedModel
 
 from quad_tasks.core.blocks import Attention, Block, blocks_from_tensor, blocks_to_tensor, find_blocks
 from quad_tasks.core.capture import backward
-from quad_tasks.core.covariance import Covariances, accumulate_covariances, with_constant
+from quad_tasks.core.covariance import Covariances, accumulate_covariances, find_parts, under, with_constant
 from quad_tasks.core.loss import Batch, Documents, Fisher, draw_uniforms, frozen, head_weight, read_batch
+from quad_tasks.core.precision import product_dtype
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Eigenbasis:
 
     Attributes:
         blocks: the blocks they belong to.
-        activation: U_A by block source, [I, I].
-        gradient: U_S by block name, [O, O].
+        activation: U_A by block source, [I, I], or its diagonal parts (`covariance.diagonal_parts`).
+        gradient: U_S by block name, [O, O], or its diagonal parts.
     """
 
     blocks: tuple[Block, ...]
@@ -94,6 +96,7 @@ def accumulate_eigenvalues(
     basis: Eigenbasis,
     fisher: Fisher = "true",
     generator: torch.Generator | None = None,
+    rounded: bool = False,
 ) -> EigenvalueSums:
     """Sum the squared document gradients in the eigenbasis.
 
@@ -103,6 +106,7 @@ def accumulate_eigenvalues(
         basis: from `decompose`; its blocks are the ones captured.
         fisher: as for `accumulate_covariances`.
         generator: draws the labels of batches without seeds.
+        rounded: as for `accumulate_covariances`.
 
     Returns:
         The sums.
@@ -112,7 +116,8 @@ def accumulate_eigenvalues(
         FloatingPointError: a sum is not finite; the message names the block.
     """
     weight_VD = head_weight(model)
-    here = _moved(basis, weight_VD.device)
+    dtype = product_dtype(model.dtype, weight_VD.device, rounded) if rounded else weight_VD.dtype
+    here = _moved(basis, weight_VD.device, dtype)
     squares = {b.name: torch.zeros(b.shape, dtype=weight_VD.dtype, device=weight_VD.device) for b in basis.blocks}
     n_documents = 0
     with frozen(model):
@@ -156,6 +161,8 @@ def fit_factors(
     attention: Attention = "joint",
     fisher: Fisher = "true",
     generator: torch.Generator | None = None,
+    max_width: int | None = None,
+    rounded: bool = False,
 ) -> Factors:
     """Fit the curvature in one process: covariances, eigenbasis, corrected eigenvalues.
 
@@ -165,6 +172,8 @@ def fit_factors(
         attention: see `find_blocks`.
         fisher: ``true``: labels sampled from the model; ``empirical``: the documents' own.
         generator: draws the labels of batches without seeds.
+        max_width: as for `accumulate_covariances`.
+        rounded: as for `accumulate_covariances`.
 
     Returns:
         The factors.
@@ -174,9 +183,10 @@ def fit_factors(
         UnsupportedLayer: as `find_blocks`.
         FloatingPointError: a sum is not finite; the message names the block.
     """
-    covariances = accumulate_covariances(model, batches, find_blocks(model, attention), fisher, generator)
+    blocks = find_blocks(model, attention)
+    covariances = accumulate_covariances(model, batches, blocks, fisher, generator, max_width, rounded)
     basis = decompose(covariances)
-    sums = accumulate_eigenvalues(model, batches, basis, fisher, generator)
+    sums = accumulate_eigenvalues(model, batches, basis, fisher, generator, rounded)
     if sums.n_documents != covariances.n_documents:
         raise ValueError(
             f"batches: expected an iterable that can be read twice, got {covariances.n_documents} documents on the "
@@ -221,11 +231,10 @@ def basis_to_tensors(basis: Eigenbasis) -> dict[str, Tensor]:
 
 def basis_from_tensors(tensors: Mapping[str, Tensor]) -> Eigenbasis:
     """Undo `basis_to_tensors`."""
-    blocks = blocks_from_tensor(tensors["blocks"])
     return Eigenbasis(
-        blocks=blocks,
-        activation={block.source: tensors[f"activation/{block.source}"] for block in blocks},
-        gradient={block.name: tensors[f"gradient/{block.name}"] for block in blocks},
+        blocks=blocks_from_tensor(tensors["blocks"]),
+        activation=under(tensors, "activation/"),
+        gradient=under(tensors, "gradient/"),
     )
 
 
@@ -237,8 +246,7 @@ def eigenvalue_sums_to_tensors(sums: EigenvalueSums) -> dict[str, Tensor]:
 
 def eigenvalue_sums_from_tensors(tensors: Mapping[str, Tensor]) -> EigenvalueSums:
     """Undo `eigenvalue_sums_to_tensors`."""
-    squares = {key.removeprefix("squares/"): value for key, value in tensors.items() if key.startswith("squares/")}
-    return EigenvalueSums(squares, int(tensors["counts"].item()))
+    return EigenvalueSums(under(tensors, "squares/"), int(tensors["counts"].item()))
 
 
 def factors_to_tensors(factors: Factors) -> dict[str, Tensor]:
@@ -265,9 +273,11 @@ def _eigenvectors(key: str, sum_XX: Tensor, n_positions: int) -> Tensor:
     return vectors.to(sum_XX.dtype)
 
 
-def _moved(basis: Eigenbasis, device: torch.device) -> Eigenbasis:
-    activation = {key: U_II.to(device) for key, U_II in basis.activation.items()}
-    return Eigenbasis(basis.blocks, activation, {key: U_OO.to(device) for key, U_OO in basis.gradient.items()})
+def _moved(basis: Eigenbasis, device: torch.device, dtype: torch.dtype) -> Eigenbasis:
+    activation, gradient = (
+        {key: U_XX.to(device, dtype) for key, U_XX in side.items()} for side in (basis.activation, basis.gradient)
+    )
+    return Eigenbasis(basis.blocks, activation, gradient)
 
 
 def _add_squares(
@@ -283,28 +293,39 @@ def _add_squares(
     A side is rotated token by token or after the sum over tokens, whichever takes fewer products: T I^2 against
     O I^2 for the inputs, T O^2 against O^2 I for the outputs.
     """
-    U_II = basis.activation[group[0].source]
+    source = group[0].source
+    dtype = find_parts(basis.activation, source)[0][1].dtype
     n_tokens = documents.ids_NT.shape[1]
-    a_PI = with_constant(a_PI.to(U_II.dtype), group[0])
+    a_PI = with_constant(a_PI.to(dtype), group[0])
     early_a = n_tokens < sum(block.shape[0] for block in group)
-    a_PI = a_PI @ U_II if early_a else a_PI
+    a_PI = _rotate(a_PI, basis.activation, source) if early_a else a_PI
     for block, delta_PO in zip(group, deltas_PO, strict=True):
-        U_OO = basis.gradient[block.name]
         early_delta = n_tokens < block.shape[1]
-        delta_PO = delta_PO.to(U_OO.dtype) @ U_OO if early_delta else delta_PO.to(U_OO.dtype)
+        delta_PO = delta_PO.to(dtype)
+        delta_PO = _rotate(delta_PO, basis.gradient, block.name) if early_delta else delta_PO
         for row, length in enumerate(documents.n_targets_N):
             tokens = slice(row * n_tokens, row * n_tokens + length)
             gradient_OI = delta_PO[tokens].T @ a_PI[tokens]
-            gradient_OI = gradient_OI if early_a else gradient_OI @ U_II
-            gradient_OI = gradient_OI if early_delta else U_OO.T @ gradient_OI
+            gradient_OI = gradient_OI if early_a else _rotate(gradient_OI, basis.activation, source)
+            gradient_OI = gradient_OI if early_delta else _rotate(gradient_OI.T, basis.gradient, block.name).T
+            gradient_OI = gradient_OI.to(squares[block.name].dtype)
             squares[block.name].addcmul_(gradient_OI, gradient_OI)
+
+
+def _rotate(x_PX: Tensor, basis: Mapping[str, Tensor], key: str, back: bool = False) -> Tensor:
+    """Multiply by the eigenvectors, X U, or back by their transpose, X U^T."""
+    parts = [x_PX[:, columns] @ (U_XX.T if back else U_XX) for columns, U_XX in find_parts(basis, key)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _invert(block: Block, factors: Factors, gradient_OI: Tensor, damping_scale: float) -> Tensor:
     lambda_OI = factors.eigenvalues[block.name]
-    U_II = factors.basis.activation[block.source]
-    U_OO = factors.basis.gradient[block.name]
-    rotated_OI = U_OO.T @ gradient_OI.to(lambda_OI) @ U_II
-    inverse_OI = U_OO @ (rotated_OI / (lambda_OI + damping_scale * lambda_OI.mean())) @ U_II.T
+    basis = factors.basis
+    rotated_OI = _rotate(gradient_OI.to(lambda_OI), basis.activation, block.source)
+    rotated_OI = _rotate(rotated_OI.T, basis.gradient, block.name).T
+    rotated_OI = rotated_OI / (lambda_OI + damping_scale * lambda_OI.mean())
+    inverse_OI = _rotate(
+        _rotate(rotated_OI, basis.activation, block.source, back=True).T, basis.gradient, block.name, back=True
+    ).T
     _check_finite(block.name, "iHVP", inverse_OI)
-    return inverse_OI
+    return inverse_OI.contiguous()

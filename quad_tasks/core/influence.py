@@ -183,8 +183,9 @@ def score_directions(
     if scorer == "forward_only":
         influence_NK, n_tokens_N = score_by_losses(model, batches, blocks, along, step)
     else:
-        maps = [truncate(direction, energy if scorer == "low_rank" else None) for direction in along]
-        influence_NK, n_tokens_N = score_by_gradient(model, batches, blocks, maps)
+        low_rank = scorer == "low_rank"
+        maps = [truncate(direction, energy if low_rank else None) for direction in along]
+        influence_NK, n_tokens_N = score_by_gradient(model, batches, blocks, maps, rounded=low_rank)
     finite_N = np.isfinite(influence_NK).all(axis=1)
     if not finite_N.all():
         raise FloatingPointError(f"document {int(finite_N.argmin())}: expected a finite influence, got NaN or infinity")
@@ -194,51 +195,61 @@ def score_directions(
 def calibrate(
     model: PreTrainedModel,
     batches: Sequence[Batch],
-    direction: Direction,
+    directions: Mapping[str, Direction],
     scorer: Scorer,
     floor: float = 0.999,
+    shares: Mapping[str, float] | None = None,
 ) -> Calibration:
     """Find an approximate scorer's best setting on a sample and decide whether it may be used.
 
     Args:
         model: as for `score_documents`.
         batches: a sample of the pool; read several times.
-        direction: the iHVP to be scored with.
+        directions: the iHVPs to be scored with, by name, as for `score_directions`.
         scorer: ``low_rank``: the least energy that reaches the floor; ``forward_only``: the step of highest
             correlation, on a logarithmic grid; ``exact`` is accepted as it is.
         floor: least Spearman correlation with `exact` to accept.
+        shares: what each direction counts; documents are ranked by the weighted sum. None: all alike.
 
     Returns:
         The calibration; when not accepted, score with ``exact``.
 
     Raises:
-        ValueError: as `score_documents`.
+        ValueError: as `score_directions`.
         UnsupportedLayer: as `find_blocks`.
         FloatingPointError: a score is not finite.
     """
     if scorer == "exact":
         return Calibration("exact", {}, 1.0, True)
     setting, grid = ("energy", ENERGIES) if scorer == "low_rank" else ("step", STEPS)
-    exact, tried = _score_grid(model, batches, direction, scorer, grid)
-    spearmans = [_spearman(exact, scores) for scores in tried]
+    weights_K = np.array([1.0 if shares is None else shares[name] for name in directions])
+    along = list(directions.values())
+    exact_N, *tried = _score_grid(model, batches, along, weights_K, scorer, grid)
+    spearmans = [_spearman(exact_N, scores_N) for scores_N in tried]
     reached = [index for index, spearman in enumerate(spearmans) if spearman >= floor]
     best = reached[0] if scorer == "low_rank" and reached else int(np.argmax(spearmans))
     return Calibration(scorer, {setting: grid[best]}, spearmans[best], spearmans[best] >= floor)
 
 
 def _score_grid(
-    model: PreTrainedModel, batches: Sequence[Batch], direction: Direction, scorer: Scorer, grid: Sequence[float]
-) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.float64]]]:
-    """Score exactly and at every setting, per token; all ranks share one backward pass."""
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    along: Sequence[Direction],
+    weights_K: npt.NDArray[np.float64],
+    scorer: Scorer,
+    grid: Sequence[float],
+) -> list[npt.NDArray[np.float64]]:
+    """Score exactly, then at every setting, per token and weighted, [N] each; all ranks share one backward pass."""
+    blocks = matching_blocks(model, along[0].keys())
+    whole = [truncate(direction, None) for direction in along]
+    runs = [score_by_gradient(model, batches, blocks, whole)]
     if scorer == "low_rank":
-        maps = [truncate(direction, energy) for energy in (None, *grid)]
-        influence_NK, n_tokens_N = score_by_gradient(model, batches, matching_blocks(model, direction.keys()), maps)
-        exact_N, *tried = (influence_NK / n_tokens_N[:, None]).T
-        return exact_N, tried
-    runs = [score_documents(model, batches, direction)]
-    runs += [score_documents(model, batches, direction, scorer, step=step) for step in grid]
-    exact_N, *tried = (scores.influence / scores.n_tokens for scores in runs)
-    return exact_N, tried
+        maps = [truncate(direction, energy) for energy in grid for direction in along]
+        influence_NK, n_tokens_N = score_by_gradient(model, batches, blocks, maps, rounded=True)
+        runs += [(part_NK, n_tokens_N) for part_NK in np.split(influence_NK, len(grid), axis=1)]
+    else:
+        runs += [score_by_losses(model, batches, blocks, along, step) for step in grid]
+    return [influence_NK @ weights_K / n_tokens_N for influence_NK, n_tokens_N in runs]
 
 
 def _add_gradients(sums: dict[str, Tensor], group: tuple[Block, ...], a_PI: Tensor, deltas_PO: list[Tensor]) -> None:

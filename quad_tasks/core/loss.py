@@ -7,6 +7,8 @@ autograd through the head (keeps the logits), one chunk per document (too small 
 Padding never reaches the model: rows are compacted to the left by their mask, so that causal attention alone keeps what
 follows a document out of it, no attention mask is needed and left and right padding are the same input.
 
+The head's weight is passed in the dtype that its products are to be computed in (`quad_tasks.core.precision`).
+
 Shape suffixes: N documents, T tokens, M targets of all documents in row order (positions 0..n-2 of a document of n
 tokens), D hidden width, V vocabulary.
 """
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quad_tasks.core.blocks import UnsupportedLayer
+from quad_tasks.core.precision import accumulation_dtype
 
 Batch = Mapping[str, Tensor]
 Fisher = Literal["true", "empirical"]
@@ -116,11 +119,6 @@ def head_weight(model: PreTrainedModel) -> Tensor:
     return weight.to(accumulation_dtype(weight.dtype))
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Name the dtype in which sums are kept: float64 for a float64 model, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def hidden_states(model: PreTrainedModel, documents: Documents) -> Tensor:
     """Run the model up to its head: [N, T, D]."""
     states: Tensor = model.base_model(input_ids=documents.ids_NT, use_cache=False).last_hidden_state
@@ -129,10 +127,10 @@ def hidden_states(model: PreTrainedModel, documents: Documents) -> Tensor:
 
 def losses(hidden_NTD: Tensor, weight_VD: Tensor, documents: Documents) -> Tensor:
     """Compute -log p of every target, [M], in the accumulation dtype, with no gradient."""
-    hidden_MD = hidden_NTD.detach().flatten(0, 1)[documents.positions_M].to(weight_VD.dtype)
+    dtype = accumulation_dtype(weight_VD.dtype)
     parts = [
-        torch.log_softmax(logits, dim=1).gather(1, documents.targets_M[chunk, None])
-        for chunk, logits in _logit_chunks(hidden_MD, weight_VD)
+        torch.log_softmax(logits, dim=1, dtype=dtype).gather(1, documents.targets_M[chunk, None])
+        for chunk, logits in _logit_chunks(_at_targets(hidden_NTD, documents, weight_VD), weight_VD)
     ]
     return torch.cat(parts).squeeze(1).neg_()
 
@@ -152,18 +150,30 @@ def loss_gradient(
     Returns:
         [N, T, D] in the dtype of ``hidden_NTD``; zero at the positions that do not count.
     """
-    hidden_MD = hidden_NTD.detach().flatten(0, 1)[documents.positions_M].to(weight_VD.dtype)
-    delta_MD = torch.empty_like(hidden_MD)
-    for chunk, logits in _logit_chunks(hidden_MD, weight_VD):
-        p_MV = torch.softmax(logits, dim=1, out=logits)
-        if uniforms_M is None:
-            labels = documents.targets_M[chunk]
-        else:
-            labels = _invert_distribution(p_MV, uniforms_M[chunk, None])
-        torch.mm(p_MV, weight_VD, out=delta_MD[chunk]).sub_(weight_VD[labels])
+    delta_MD = _gradient(_at_targets(hidden_NTD, documents, weight_VD), weight_VD, documents, uniforms_M)
     delta_NTD = torch.zeros_like(hidden_NTD)
     delta_NTD.flatten(0, 1)[documents.positions_M] = delta_MD.to(hidden_NTD.dtype)
     return delta_NTD
+
+
+def loss_difference(plus_NTD: Tensor, minus_NTD: Tensor, weight_VD: Tensor, documents: Documents) -> Tensor:
+    """Compute how much every target's loss differs between two last hidden states, to third order in their distance.
+
+    It is the gradient at their middle times their difference: the products of the two losses, but half of the
+    exponentials, and no difference of two nearly equal losses, whose rounding would drown it.
+
+    Args:
+        plus_NTD: [N, T, D].
+        minus_NTD: [N, T, D], subtracted.
+        weight_VD: [V, D], as `head_weight` gives it.
+        documents: the batch.
+
+    Returns:
+        [M], in the accumulation dtype.
+    """
+    plus_MD, minus_MD = (_at_targets(states_NTD, documents, weight_VD) for states_NTD in (plus_NTD, minus_NTD))
+    delta_MD = _gradient((plus_MD + minus_MD).div_(2), weight_VD, documents, None)
+    return (plus_MD - minus_MD).mul_(delta_MD).sum(dim=1)
 
 
 def draw_uniforms(documents: Documents, fisher: Fisher, generator: torch.Generator | None) -> Tensor | None:
@@ -195,11 +205,31 @@ def draw_uniforms(documents: Documents, fisher: Fisher, generator: torch.Generat
     return torch.rand(sum(documents.n_targets_N), generator=generator, dtype=torch.float64).to(documents.ids_NT.device)
 
 
+def _at_targets(states_NTD: Tensor, documents: Documents, weight_VD: Tensor) -> Tensor:
+    """Copy the states at the positions that count, [M, D], in the accumulation dtype."""
+    return states_NTD.detach().flatten(0, 1)[documents.positions_M].to(accumulation_dtype(weight_VD.dtype))
+
+
+def _gradient(hidden_MD: Tensor, weight_VD: Tensor, documents: Documents, uniforms_M: Tensor | None) -> Tensor:
+    """Compute the gradient of every target's loss at the head's input, [M, D]."""
+    delta_MD = torch.empty_like(hidden_MD)
+    for chunk, logits in _logit_chunks(hidden_MD, weight_VD):
+        p_MV = torch.softmax(logits, dim=1, out=logits)
+        if uniforms_M is None:
+            labels = documents.targets_M[chunk]
+        else:
+            labels = _invert_distribution(p_MV.to(hidden_MD.dtype), uniforms_M[chunk, None])
+        delta_MD[chunk] = p_MV @ weight_VD
+        delta_MD[chunk] -= weight_VD[labels]
+    return delta_MD
+
+
 def _logit_chunks(hidden_MD: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of targets with their logits; one buffer serves all: change it, do not keep it."""
     budget = _CPU_CHUNK_BYTES if hidden_MD.device.type == "cpu" else _ACCELERATOR_CHUNK_BYTES
     n_rows = max(1, budget // (weight_VD.shape[0] * weight_VD.element_size()))
-    buffer = hidden_MD.new_empty(min(n_rows, len(hidden_MD)), weight_VD.shape[0])
+    buffer = weight_VD.new_empty(min(n_rows, len(hidden_MD)), weight_VD.shape[0])
+    hidden_MD = hidden_MD.to(weight_VD.dtype)
     for start in range(0, len(hidden_MD), n_rows):
         chunk = slice(start, min(start + n_rows, len(hidden_MD)))
         yield chunk, torch.mm(hidden_MD[chunk], weight_VD.T, out=buffer[: chunk.stop - start])

@@ -25,7 +25,8 @@ from transformers.pytorch_utils import Conv1D
 
 from quad_tasks.core.blocks import Block
 from quad_tasks.core.capture import backward
-from quad_tasks.core.loss import Batch, Documents, frozen, head_weight, losses, read_batch
+from quad_tasks.core.loss import Batch, Documents, frozen, head_weight, loss_difference, read_batch
+from quad_tasks.core.precision import accumulation_dtype, product_dtype
 
 Direction = Mapping[str, Tensor]
 Influences = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
@@ -71,6 +72,7 @@ def score_by_gradient(
     batches: Iterable[Batch],
     blocks: Sequence[Block],
     maps: Sequence[Mapping[str, LinearMap]],
+    rounded: bool = False,
 ) -> Influences:
     """Contract every block's output gradients with V times its inputs, for K directions in one backward pass.
 
@@ -79,6 +81,7 @@ def score_by_gradient(
         batches: read once.
         blocks: those of the directions.
         maps: K directions, each by block name.
+        rounded: whether a float32 model's products may be computed in lower precision, see `precision.product_dtype`.
 
     Returns:
         Influence [N, K] and targets [N].
@@ -87,6 +90,7 @@ def score_by_gradient(
         ValueError: a document without a target.
     """
     weight_VD = head_weight(model)
+    weight_VD = weight_VD.to(product_dtype(model.dtype, weight_VD.device, rounded))
     here = [{name: _moved(linear, weight_VD) for name, linear in direction.items()} for direction in maps]
     rows: list[Tensor] = []
     n_targets: list[int] = []
@@ -94,7 +98,7 @@ def score_by_gradient(
         for batch in batches:
             documents = read_batch(batch, weight_VD.device)
             sums_KN = torch.zeros(len(maps), len(documents.lengths_N), dtype=torch.float64, device=weight_VD.device)
-            backward(model, documents, blocks, partial(_contract, here, sums_KN), weight_VD)
+            backward(model, documents, blocks, partial(_contract, here, sums_KN), weight_VD, rounded=rounded)
             rows.append(sums_KN.T.cpu())
             n_targets += documents.n_targets_N
     return _collect(rows, n_targets, len(maps))
@@ -129,6 +133,7 @@ def score_by_losses(
     if model.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"forward_only: expected a model in float32 or float64, got {model.dtype}")
     weight_VD = head_weight(model)
+    weight_VD = weight_VD.to(product_dtype(model.dtype, weight_VD.device, rounded=True))
     epsilons = [_epsilon(model, blocks, direction, step) for direction in directions]
     rows: list[Tensor] = []
     n_targets: list[int] = []
@@ -149,12 +154,20 @@ def score_by_losses(
 
 
 def _truncate_block(V_OI: Tensor, energy: float) -> LinearMap:
-    left_OR, singular_R, right_RI = torch.linalg.svd(V_OI, full_matrices=False)
-    shares_R = (singular_R.double() ** 2).cumsum(0)
+    """Project on the leading singular vectors of the shorter side, from its Gram matrix: cheaper than an SVD."""
+    if V_OI.shape[0] < V_OI.shape[1]:
+        flipped = _truncate_block(V_OI.T, energy)
+        if flipped.left_OR is None:
+            return LinearMap(V_OI, None)
+        return LinearMap(flipped.left_OR.T.contiguous(), flipped.right_RI.T.contiguous())
+    V64_OI = V_OI.double()
+    squares_R, vectors_IR = torch.linalg.eigh(V64_OI.T @ V64_OI)
+    shares_R = squares_R.clamp(min=0).flip(0).cumsum(0)
     rank = int(torch.searchsorted(shares_R, energy * shares_R[-1]).item()) + 1
     if rank * sum(V_OI.shape) >= V_OI.numel():
         return LinearMap(V_OI, None)
-    return LinearMap(right_RI[:rank].contiguous(), left_OR[:, :rank] * singular_R[:rank])
+    right_RI = vectors_IR[:, -rank:].T
+    return LinearMap(right_RI.to(V_OI.dtype).contiguous(), (V64_OI @ right_RI.T).to(V_OI.dtype))
 
 
 def _moved(linear: LinearMap, like: Tensor) -> LinearMap:
@@ -178,9 +191,8 @@ def _contract(
                 weight_RI, bias_R = linear.right_RI[:, :-1], linear.right_RI[:, -1]
             mapped_PR = torch.nn.functional.linear(a_PI, weight_RI, bias_R)
             against_PR = delta_PO if linear.left_OR is None else delta_PO @ linear.left_OR
-            sums_KN[k] += (
-                mapped_PR.mul_(against_PR).sum(dim=1).view(sums_KN.shape[1], -1).sum(dim=1, dtype=torch.float64)
-            )
+            products_P = mapped_PR.mul_(against_PR).sum(dim=1, dtype=accumulation_dtype(mapped_PR.dtype))
+            sums_KN[k] += products_P.view(sums_KN.shape[1], -1).sum(dim=1, dtype=torch.float64)
 
 
 def _tracked_slices(
@@ -233,9 +245,13 @@ def _epsilon(model: PreTrainedModel, blocks: Sequence[Block], direction: Directi
 def _difference(
     model: PreTrainedModel, documents: Documents, weight_VD: Tensor, pair: Sequence[dict[str, Tensor]]
 ) -> Tensor:
-    """L(θ + εv) - L(θ - εv) per document, [N] float64."""
-    plus_M, minus_M = (losses(_moved_states(model, documents, moved), weight_VD, documents).double() for moved in pair)
-    return torch.stack([piece.sum() for piece in torch.split(plus_M - minus_M, list(documents.n_targets_N))])
+    """L(θ + εv) - L(θ - εv) per document, [N] float64.
+
+    Both passes up to the head are in full precision, since their difference is small; the head's products are not.
+    """
+    plus_NTD, minus_NTD = (_moved_states(model, documents, moved) for moved in pair)
+    differences_M = loss_difference(plus_NTD, minus_NTD, weight_VD, documents).double()
+    return torch.stack([piece.sum() for piece in torch.split(differences_M, list(documents.n_targets_N))])
 
 
 def _moved_states(model: PreTrainedModel, documents: Documents, moved: Mapping[str, Tensor]) -> Tensor:

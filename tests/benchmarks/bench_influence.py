@@ -11,7 +11,8 @@ The peer's scoring starts from one reference document's gradient, and so does ou
 
 Agreement is measured in float64, `split`, on the data's own labels: in float32 the order of summation already
 moves near-degenerate eigenvectors, and with them both sides' scores, by about 1e-3 (`max_rel_diff_float32`).
-Peak memory is each side's own process, from the first import to the last score.
+Peak memory is each side's own process, from the first import to the last score. `bfloat16_products` says whether this
+CPU has them: then a run's fit and the approximate scorers use them where they may (`fit_float32` does not).
 """
 
 import argparse
@@ -32,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmark_model import LENGTH, VOCABULARY, batches_of, build_llama, corpus, token_rows, train_on
+from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -39,6 +41,7 @@ from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.ekfac import Factors, apply_inverse, fit_factors
 from quad_tasks.core.influence import Scorer, calibrate, gradient_sums, reference_gradient, score_documents
 from quad_tasks.core.model import train_tokenizer
+from quad_tasks.core.precision import has_bfloat16_products
 
 BATCH_SIZES = (2, 4, 8)
 N_PROBE = 8
@@ -85,9 +88,9 @@ class Ours:
         self.attention = attention
         self.factors: Factors | None = None
 
-    def fit(self, ids_NT: Tensor, size: int) -> None:
-        """Fit EK-FAC factors."""
-        self.factors = fit_factors(self.model, batches_of(ids_NT, size), self.attention, "empirical")
+    def fit(self, ids_NT: Tensor, size: int, rounded: bool = True) -> None:
+        """Fit EK-FAC factors; a run rounds the factors of the sums' products unless it is told not to."""
+        self.factors = fit_factors(self.model, batches_of(ids_NT, size), self.attention, "empirical", rounded=rounded)
 
     def direction(self, reference_NT: Tensor) -> dict[str, Tensor]:
         """Take the iHVP of the reference's summed loss, as the peer does."""
@@ -95,9 +98,12 @@ class Ours:
         blocks = list(self.factors.basis.blocks)
         return apply_inverse(self.factors, gradient_sums(self.model, batches_of(reference_NT, 1), blocks)[0])
 
-    def score(self, reference_NT: Tensor, ids_NT: Tensor, size: int, scorer: Scorer = "exact") -> Tensor:
+    def score(
+        self, reference_NT: Tensor, ids_NT: Tensor, size: int, scorer: Scorer = "exact", **settings: float
+    ) -> Tensor:
         """Score rows [N] against the summed loss of the reference, from its gradient on."""
-        scores = score_documents(self.model, batches_of(ids_NT, size), self.direction(reference_NT), scorer)
+        direction = self.direction(reference_NT)
+        scores = score_documents(self.model, batches_of(ids_NT, size), direction, scorer, **settings)
         return torch.from_numpy(scores.influence)
 
 
@@ -149,17 +155,26 @@ def interleaved(works: Mapping[str, Callable[[], object]], repeats: int, clock: 
 
 
 def measure_times(
-    model: PreTrainedModel, ids_NT: Tensor, reference_NT: Tensor, sizes: Sizes, clock: str
+    model: PreTrainedModel,
+    ids_NT: Tensor,
+    reference_NT: Tensor,
+    sizes: Sizes,
+    clock: str,
+    settings: Mapping[Scorer, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """Time both sides, by number of documents."""
+    """Time both sides, by number of documents; approximate scorers at the settings their calibration chose."""
     ours, peer, one_NT = Ours(model), peer_of(model), reference_NT[:1]
-    fits: dict[str, Callable[[Tensor, int], object]] = {"fit": ours.fit, "peer_fit": peer.fit}
+    fits: dict[str, Callable[[Tensor, int], object]] = {
+        "fit_float32": partial(ours.fit, rounded=False),
+        "fit": ours.fit,
+        "peer_fit": peer.fit,
+    }
     scores: dict[str, Callable[[Tensor, int], object]] = {
         "forward": lambda ids, size: forward(model, ids, size, True),
         "forward_logits": lambda ids, size: forward(model, ids, size, False),
         "exact": lambda ids, size: ours.score(one_NT, ids, size),
-        "low_rank": lambda ids, size: ours.score(one_NT, ids, size, "low_rank"),
-        "forward_only": lambda ids, size: ours.score(one_NT, ids, size, "forward_only"),
+        "low_rank": lambda ids, size: ours.score(one_NT, ids, size, "low_rank", **settings["low_rank"]),
+        "forward_only": lambda ids, size: ours.score(one_NT, ids, size, "forward_only", **settings["forward_only"]),
         "peer_score": lambda ids, size: peer.score(one_NT, ids, size),
     }
     probe = ids_NT[:N_PROBE]
@@ -177,8 +192,8 @@ def measure_times(
 def with_ratios(times: dict[str, float]) -> dict[str, float]:
     """Add ratios to the peer and costs in forward passes to the times, in seconds."""
     derived = {f"{name}_s": value for name, value in times.items()}
-    for name in ("fit", "exact", "low_rank", "forward_only"):
-        derived[f"{name}_ratio"] = times[name] / times["peer_fit" if name == "fit" else "peer_score"]
+    for name in ("fit", "fit_float32", "exact", "low_rank", "forward_only"):
+        derived[f"{name}_ratio"] = times[name] / times["peer_fit" if name.startswith("fit") else "peer_score"]
         derived[f"{name}_forward_units"] = times[name] / times["forward"]
         derived[f"{name}_logits_units"] = times[name] / times["forward_logits"]
     for name in ("peer_fit", "peer_score"):
@@ -190,24 +205,41 @@ def measure_agreement(model: PreTrainedModel, ids_NT: Tensor, reference_NT: Tens
     """Compare document scores under aligned settings: largest difference over the largest score."""
     model = copy.deepcopy(model).double() if double else model
     ours, peer = Ours(model, "split"), peer_of(model, double)
-    ours.fit(ids_NT, 4)
+    ours.fit(ids_NT, 4, rounded=False)
     peer.fit(ids_NT, 4)
     a, b = ours.score(reference_NT[:1], ids_NT, 4), peer.score(reference_NT[:1], ids_NT, 4)
     return float((a - b).abs().max() / b.abs().max())
 
 
-def measure_spearman(model: PreTrainedModel, ids_NT: Tensor, reference_NT: Tensor) -> dict[str, Any]:
-    """Calibrate the approximate scorers on the trained model's true direction."""
-    factors = fit_factors(model, batches_of(ids_NT, 4))
-    gradient = reference_gradient(model, batches_of(reference_NT, 4), list(factors.basis.blocks))
-    direction = apply_inverse(factors, gradient)
-    report: dict[str, Any] = {}
+def measure_spearman(
+    model: PreTrainedModel, ids_NT: Tensor, reference_NT: Tensor
+) -> tuple[dict[str, float], dict[Scorer, dict[str, float]]]:
+    """Rank by approximations as by exact scores, on the trained model's true direction.
+
+    Returns:
+        `spearman_low_rank` and `spearman_forward_only` as calibrated; `spearman_rounded_fit`: of a fit whose sums'
+        products are rounded with one in float32; `spearman_bfloat16`: of the model in bfloat16 with float32; and the
+        settings that calibration chose, by scorer.
+    """
+    batches, directions = batches_of(ids_NT, 4), {}
+    for rounded in (False, True):
+        factors = fit_factors(model, batches, rounded=rounded)
+        gradient = reference_gradient(model, batches_of(reference_NT, 4), factors.basis.blocks)
+        directions[rounded] = apply_inverse(factors, gradient)
+    exact = score_documents(model, batches, directions[False]).influence
+    rounded_fit = score_documents(model, batches, directions[True]).influence
+    half = score_documents(copy.deepcopy(model).bfloat16(), batches, directions[False]).influence
+    report = {
+        "spearman_rounded_fit": float(spearmanr(exact, rounded_fit).statistic),
+        "spearman_bfloat16": float(spearmanr(exact, half).statistic),
+    }
+    settings: dict[Scorer, dict[str, float]] = {}
     scorers: tuple[Scorer, ...] = ("low_rank", "forward_only")
     for scorer in scorers:
-        calibration = calibrate(model, batches_of(ids_NT, 4), direction, scorer)
+        calibration = calibrate(model, batches, {"": directions[True]}, scorer)
         report[f"spearman_{scorer}"] = calibration.spearman
-        report[f"settings_{scorer}"] = dict(calibration.settings)
-    return report
+        settings[scorer] = dict(calibration.settings)
+    return report, settings
 
 
 def peak_memory_mb(side: str, folder: Path, threads: int) -> float:
@@ -234,14 +266,17 @@ def measure(sizes: Sizes, threads: int, clock: str) -> dict[str, Any]:
         prepare(folder, sizes)
         model, ids_NT, reference_NT = load(folder)
         memory = {side: peak_memory_mb(side, folder, threads) for side in ("ours", "peer")}
-        times = measure_times(model, ids_NT, reference_NT, sizes, clock)
+        spearmans, settings = measure_spearman(model, ids_NT[: sizes.n_documents[0]], reference_NT)
+        times = measure_times(model, ids_NT, reference_NT, sizes, clock, settings)
         return {
             "threads": threads,
             "clock": clock,
             "document_tokens": LENGTH,
             **times[str(sizes.n_documents[0])],
             "times": times,
-            **measure_spearman(model, ids_NT[: sizes.n_documents[0]], reference_NT),
+            "bfloat16_products": has_bfloat16_products(model.device),
+            **spearmans,
+            "settings": settings,
             "max_rel_diff": measure_agreement(model, ids_NT[:N_PROBE], reference_NT, double=True),
             "max_rel_diff_float32": measure_agreement(model, ids_NT[:N_PROBE], reference_NT, double=False),
             "peak_memory_mb": memory,

@@ -70,14 +70,21 @@ class LanguageModelling(Task):
 class Peer:
     """A prepared model and the folder that the peer keeps its results in."""
 
-    def __init__(self, model: PreTrainedModel, modules: Sequence[str], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        modules: Sequence[str],
+        dtype: torch.dtype = torch.float32,
+        cpu: bool = True,
+        strategy: str = "ekfac",
+    ) -> None:
         """Wrap the model, which is the peer's from here on; ``dtype`` is that of all sums and products."""
-        self.dtype = dtype
+        self.dtype, self.strategy = dtype, strategy
         logging.disable(logging.WARNING)
         self.folder = TemporaryDirectory()
         task = LanguageModelling(modules)
         self.analyzer = Analyzer(
-            "benchmark", prepare_model(model, task), task, cpu=True, disable_tqdm=True, output_dir=self.folder.name
+            "benchmark", prepare_model(model, task), task, cpu=cpu, disable_tqdm=True, output_dir=self.folder.name
         )
         self.analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0))
 
@@ -88,7 +95,7 @@ class Peer:
             Rows(ids_NT),
             per_device_batch_size=batch_size,
             factor_args=FactorArguments(
-                strategy="ekfac",
+                strategy=self.strategy,
                 use_empirical_fisher=True,
                 activation_covariance_dtype=self.dtype,
                 gradient_covariance_dtype=self.dtype,

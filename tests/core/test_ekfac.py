@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -5,10 +6,12 @@ import torch
 
 from quad_tasks.core import ekfac
 from quad_tasks.core.blocks import find_blocks
-from quad_tasks.core.covariance import accumulate_covariances, merge
+from quad_tasks.core.covariance import accumulate_covariances, diagonal_parts, merge
 from quad_tasks.core.ekfac import (
     accumulate_eigenvalues,
     apply_inverse,
+    basis_from_tensors,
+    basis_to_tensors,
     decompose,
     eigenvalue_sums_from_tensors,
     eigenvalue_sums_to_tensors,
@@ -203,3 +206,60 @@ def test_a_float32_model_keeps_float32_factors_close_to_float64_ones(tiny):
         expected = _dense_curvature(exact, next(b for b in exact.basis.blocks if b.name == name))
         assert curvature.dtype == torch.float32
         assert torch.linalg.norm(curvature - expected) < 1e-3 * torch.linalg.norm(expected)
+
+
+def _masked(covariances, max_width):
+    """The covariances with what lies between two diagonal parts put to zero, whole."""
+    sides = []
+    for side in (covariances.activation, covariances.gradient):
+        kept = {}
+        for key, sum_XX in side.items():
+            kept[key] = torch.zeros_like(sum_XX)
+            for part in diagonal_parts(key, len(sum_XX), max_width).values():
+                kept[key][part, part] = sum_XX[part, part]
+        sides.append(kept)
+    return replace(covariances, activation=sides[0], gradient=sides[1])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_diagonal_parts_are_the_curvature_without_what_is_between_them(tiny, family):
+    model = tiny.tiny_model(family)
+    batches, blocks = _batches(tiny), find_blocks(model)
+    factors = fit_factors(model, batches, fisher="empirical", max_width=7)
+    masked = decompose(_masked(accumulate_covariances(model, batches, blocks, "empirical"), 7))
+    whole = finish(masked, accumulate_eigenvalues(model, batches, masked, "empirical"))
+    assert max(len(U) for side in (factors.basis.activation, factors.basis.gradient) for U in side.values()) <= 7
+    gradient = tiny.random_direction(blocks)
+    expected = apply_inverse(whole, gradient)
+    for name, inverse in apply_inverse(factors, gradient).items():
+        scale = float(expected[name].abs().max())
+        torch.testing.assert_close(inverse, expected[name], rtol=1e-6, atol=1e-8 * scale)
+
+
+def test_diagonal_parts_merge_and_survive_their_flattening(tiny, model):
+    blocks, batches = find_blocks(model), _batches(tiny)
+    parts = [accumulate_covariances(model, [batch], blocks, "empirical", max_width=6) for batch in batches]
+    basis = basis_from_tensors(basis_to_tensors(decompose(merge(*parts))))
+    factors = finish(basis, accumulate_eigenvalues(model, batches, basis, "empirical"))
+    again = factors_from_tensors(factors_to_tensors(factors))
+    gradient = tiny.random_direction(blocks)
+    expected = apply_inverse(fit_factors(model, batches, fisher="empirical", max_width=6), gradient)
+    for name, inverse in apply_inverse(again, gradient).items():
+        torch.testing.assert_close(inverse, expected[name], rtol=1e-6, atol=1e-8 * float(inverse.abs().max()))
+
+
+def test_parts_are_of_like_width_and_named_by_their_range():
+    assert diagonal_parts("down", 10, 4) == {
+        "down[0:3]": slice(0, 3),
+        "down[3:6]": slice(3, 6),
+        "down[6:10]": slice(6, 10),
+    }
+    assert diagonal_parts("down", 10, 10) == diagonal_parts("down", 10, None) == {"down": slice(0, 10)}
+
+
+def test_a_covariance_that_is_not_finite_names_its_part(tiny, model):
+    covariances = accumulate_covariances(model, _batches(tiny), find_blocks(model), "empirical", max_width=9)
+    name = next(key for key in covariances.gradient if "[" in key)
+    broken = {**covariances.gradient, name: torch.full_like(covariances.gradient[name], float("nan"))}
+    with pytest.raises(FloatingPointError, match=f"{re.escape(name)}: expected finite covariance"):
+        decompose(replace(covariances, gradient=broken))

@@ -230,7 +230,7 @@ def test_calibration_accepts_a_scorer_that_ranks_like_exact(tiny, model, scorer,
     reference = [tiny.pad(tiny.random_documents([8] * 4, seed=1))]
     direction = apply_inverse(factors, reference_gradient(model, reference, find_blocks(model)))
     sample = [tiny.pad(tiny.random_documents([8] * 24, seed=3))]
-    calibration = calibrate(model, sample, direction, scorer, floor=0.99)
+    calibration = calibrate(model, sample, {"": direction}, scorer, floor=0.99)
     assert calibration.accepted
     assert calibration.spearman >= 0.99
     assert set(calibration.settings) == ({setting} - {None})
@@ -242,7 +242,7 @@ def test_calibration_accepts_a_scorer_that_ranks_like_exact(tiny, model, scorer,
 def test_calibration_refuses_a_scorer_that_ranks_otherwise(tiny, model):
     direction = tiny.random_direction(find_blocks(model))
     sample = [tiny.pad(tiny.random_documents([8] * 24, seed=3))]
-    calibration = calibrate(model, sample, direction, "forward_only", floor=1.01)
+    calibration = calibrate(model, sample, {"": direction}, "forward_only", floor=1.01)
     assert not calibration.accepted
 
 
