@@ -108,6 +108,18 @@ def peak_memory_bytes() -> int:
     return sum(workers.values()) + _own_peak()
 
 
+def peak_gpu_memory_bytes() -> int | None:
+    """Return the most memory torch held on a GPU in any of the Dask cluster's workers; None where none used one."""
+    with _dask_client() as client:
+        workers: dict[str, int | None] = client.run(_own_gpu_peak)
+    return max((peak for peak in workers.values() if peak), default=None)
+
+
+def _own_gpu_peak() -> int | None:
+    torch = sys.modules.get("torch")  # a worker that never loaded it has used no GPU
+    return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_initialized() else None
+
+
 def _own_peak() -> int:
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss starts from the parent's size in a process that was forked

@@ -8,7 +8,7 @@ environment, never from here.
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -65,17 +65,43 @@ class PoolConfig(_Frozen):
     fields: FieldNames = Field(FieldNames(), description="Names of the records' fields.")
 
 
-class ReferenceConfig(_Frozen):
-    """The reference set: what the model should become good at."""
+class ReferenceSetConfig(_Frozen):
+    """One of several reference sets."""
 
     inputs: tuple[Uri, ...] = Field(min_length=1, description="Paths, URIs or globs, formats as for the pool.")
+    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="What its gradient counts beside the others'.")
+
+
+class ReferenceConfig(_Frozen):
+    """The reference set, or several: what the model should become good at."""
+
+    inputs: tuple[Uri, ...] = Field((), description="Paths, URIs or globs, formats as for the pool.")
+    sets: dict[Name, ReferenceSetConfig] = Field(
+        {},
+        description="Several reference sets in place of `inputs`: a name to its `inputs` and its `weight` (1 unless "
+        "given). The weighted mean of their gradients gives the direction; scores along each are kept.",
+    )
     fields: FieldNames = Field(FieldNames(), description="Names of the records' fields.")
-    max_documents: Positive | None = Field(None, description="Documents used for the direction; None: all.")
+    max_documents: Positive | None = Field(None, description="Documents of each set used for the direction; None: all.")
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2,
         description="Share of the reference kept out of the direction to measure the reference loss on; "
         "unused when `heldout.reference_domain` names a held-out domain.",
     )
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "ReferenceConfig":
+        if bool(self.inputs) == bool(self.sets):
+            raise ValueError(f"either `inputs` or `sets`, found {'both' if self.inputs else 'neither'}")
+        return self
+
+    def named_sets(self) -> dict[str, ReferenceSetConfig]:
+        """Return the sets by name; `inputs` are one named `reference`."""
+        return self.sets or {"reference": ReferenceSetConfig(inputs=self.inputs)}
+
+    def set_key(self, name: str) -> str:
+        """Name the key that a set's inputs stand under, for messages."""
+        return f"reference.sets.{name}.inputs" if self.sets else "reference.inputs"
 
 
 class HeldoutConfig(_Frozen):
@@ -161,6 +187,21 @@ class FactorsConfig(_Frozen):
     )
     fisher: Literal["true", "empirical"] = Field("true", description="Labels sampled from the model, or the data's.")
     sample_documents: Positive = Field(768, description="Pool documents the factors are fitted on.")
+    eigenvalue_documents: Positive | None = Field(
+        None,
+        description="Pool documents of the second pass, for the corrected eigenvalues, drawn for themselves; None: "
+        "those of the first.",
+    )
+    max_factor_width: Annotated[int, Field(ge=16)] | None = Field(
+        None,
+        description="Widest covariance kept whole; a wider one, whose square would not fit memory, is kept as diagonal "
+        "parts; None: all whole.",
+    )
+    rounded_products: bool = Field(
+        True,
+        description="Round the factors of the fit's sums of products, to bfloat16 on a CPU that multiplies those, to "
+        "TF32 on a GPU; forward, backward and sums stay as they are.",
+    )
     damping_scale: Annotated[float, Field(gt=0)] = Field(
         0.1, description="Damping as a multiple of each block's mean eigenvalue."
     )
@@ -354,7 +395,7 @@ def _assign(body: dict[str, Any], override: str) -> None:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: expected a YAML value after '='") from None
-    many = key in {"pool.inputs", "reference.inputs", "heldout.inputs"} and isinstance(parsed, str)
+    many = key.startswith(("pool.", "reference.", "heldout.")) and last == "inputs" and isinstance(parsed, str)
     body[last] = [parsed] if many else parsed
 
 
@@ -377,5 +418,6 @@ def _explain(origin: str, error: Any) -> str:
 def _keys_beside(location: tuple[str | int, ...]) -> list[str]:
     model: Any = RunConfig
     for part in location[:-1]:
-        model = model.model_fields[str(part)].annotation
+        by_name = get_args(model)  # of a mapping of names to models
+        model = by_name[1] if by_name else model.model_fields[str(part)].annotation
     return list(model.model_fields)

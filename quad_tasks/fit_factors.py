@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from quad_tasks.checkpoints import load_checkpoint
 from quad_tasks.compute import spread, step
-from quad_tasks.config import ConfigError, RunConfig
+from quad_tasks.config import ConfigError, FactorsConfig, RunConfig
 from quad_tasks.core import covariance, ekfac, influence
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.model import Batch, encode, make_batches, pick_device, split_windows
+from quad_tasks.factor_sizes import check_memory, describe_cut, machine_memory_bytes
+from quad_tasks.progress import notice
 from quad_tasks.run import in_turn
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage.factors import load_tensors, save_tensors
@@ -26,6 +29,7 @@ from quad_tasks.storage.positions import read_positions
 from quad_tasks.storage.store import Store, open_store
 
 CHUNK_DOCUMENTS = 64
+Positions = npt.NDArray[np.int64]
 Sums = TypeVar("Sums")
 
 
@@ -40,10 +44,9 @@ def fit_factors(config: RunConfig, version: str, checkpoint: str) -> str:
     key = f"factors/{digest(identity)[:12]}"
     if store.exists(f"{key}/manifest.json"):
         return key
-    choice = (config.factors.attention, config.factors.fisher)
     with in_turn(store, key):
         if not store.exists(f"{key}/manifest.json"):
-            _fit(config, Fit(config.workspace, version, checkpoint, key, *choice, _limits(config)))
+            _fit(config, Fit(config.workspace, version, checkpoint, key, config.factors, _limits(config)))
     return key
 
 
@@ -51,37 +54,44 @@ def _fit(config: RunConfig, fit: "Fit") -> None:
     """Sum up, merge and commit the factors."""
     store, key = open_store(config.workspace), fit.key
     manifest = read_manifest(store, fit.version)
-    generator = np.random.default_rng([config.seed, 3])
-    n = min(config.factors.sample_documents, manifest["documents"])
-    sample = np.sort(generator.choice(manifest["documents"], n, replace=False))
-    chunks = [sample[start : start + CHUNK_DOCUMENTS] for start in range(0, n, CHUNK_DOCUMENTS)]
-    items = [(fit, chunk, index) for index, chunk in enumerate(chunks)]
-    parts = spread(covariance_chunk, items, "fit covariances", "chunks", on_gpu=True)
+    first, second = _samples(config, manifest["documents"])
+    parts = spread(covariance_chunk, _chunks(fit, first), "fit covariances", "chunks", on_gpu=True)
     sums = _merge(store, parts, covariance.covariances_from_tensors, covariance.merge)
     basis = ekfac.decompose(sums)
     _save(store, f"{key}/basis.safetensors", ekfac.basis_to_tensors(basis))
-    second = spread(eigenvalue_chunk, items, "fit eigenvalues", "chunks", on_gpu=True)
-    eigenvalues = _merge(store, second, ekfac.eigenvalue_sums_from_tensors, ekfac.merge)
+    more = spread(eigenvalue_chunk, _chunks(fit, second), "fit eigenvalues", "chunks", on_gpu=True)
+    eigenvalues = _merge(store, more, ekfac.eigenvalue_sums_from_tensors, ekfac.merge)
     sha256 = _save(store, f"{key}/factors.safetensors", ekfac.factors_to_tensors(ekfac.finish(basis, eigenvalues)))
+    cut = describe_cut(basis.blocks, config.factors.max_factor_width)
+    if cut:
+        widest = max(cut, key=lambda name: cut[name]["width"])
+        notice(
+            f"{len(cut)} covariances kept as diagonal parts (factors.max_factor_width), the widest {widest}: "
+            f"{cut[widest]['whole_bytes']:,} bytes whole, {cut[widest]['size_bytes']:,} in {cut[widest]['parts']} parts"
+        )
     body = {
         "checkpoint": fit.checkpoint,
         "pool_tables": manifest["tables"],
         "settings": _settings(config),
-        "sample_documents": n,
+        "sample_documents": len(first),
+        "eigenvalue_documents": len(second),
         "sha256": sha256,
         "blocks": [block.name for block in basis.blocks],
+        "diagonal_parts": cut,
     }
     write_manifest(store, f"{key}/manifest.json", body)
-    for part in [*parts, *second, f"{key}/basis.safetensors"]:
+    for part in [*parts, *more, f"{key}/basis.safetensors"]:
         store.delete(part)
 
 
 @step("fit direction")
 def fit_direction(config: RunConfig, factors: str, checkpoint: str, reference: str) -> str:
-    """Turn the reference set's mean gradient into the direction v = (F + λI)^-1 g_r and return its key.
+    """Turn each reference set's mean gradient into its direction v = (F + λI)^-1 g_r and return their key.
+
+    The inverse being linear, the direction of all sets is the mean of theirs by weight.
 
     Raises:
-        ConfigError: no reference document has two tokens.
+        ConfigError: no document of a reference set has two tokens.
     """
     store = open_store(config.workspace)
     manifest = read_manifest(store, f"{reference}/manifest.json")
@@ -99,32 +109,81 @@ def _solve(config: RunConfig, factors: str, checkpoint: str, reference: str, key
     """Sum up the reference gradient, apply the inverse and commit the direction."""
     store = open_store(config.workspace)
     manifest = read_manifest(store, f"{reference}/manifest.json")
-    starts = range(0, manifest["reference"]["documents"], CHUNK_DOCUMENTS)
-    attention = config.factors.attention
-    items = [(config.workspace, reference, checkpoint, key, attention, _limits(config), start) for start in starts]
+    sets = manifest["reference"]["sets"]
+    common = (config.workspace, reference, checkpoint, key, config.factors.attention, _limits(config))
+    chunks = _set_chunks([one["documents"] for one in sets])
+    items = [(*common, start, n) for _, start, n in chunks]
     parts = spread(gradient_chunk, items, "reference gradient", "chunks", on_gpu=True)
-    total = _load(store, parts[0])
-    n_targets = int(total.pop("n_targets"))
-    for part in parts[1:]:
-        more = _load(store, part)
-        n_targets += int(more.pop("n_targets"))
-        total = {name: total[name] + more[name] for name in total}
-    if n_targets == 0:
-        raise ConfigError("reference.inputs: expected documents of at least 2 tokens, found none")
-    gradient = {name: tensor / n_targets for name, tensor in total.items()}
     fitted = ekfac.factors_from_tensors(_load(store, f"{factors}/factors.safetensors"))
-    direction = ekfac.apply_inverse(fitted, gradient, config.factors.damping_scale)
+    directions: dict[str, Tensor] = {}
+    described = {}
+    total = sum(one["weight"] for one in sets)
+    for index, one in enumerate(sets):
+        own = [part for part, (owner, _, _) in zip(parts, chunks, strict=True) if owner == index]
+        gradient, n_targets = _mean_gradient(store, own)
+        if n_targets == 0:
+            where = config.reference.set_key(one["name"])
+            raise ConfigError(f"{where}: expected documents of at least 2 tokens, found none")
+        inverse = ekfac.apply_inverse(fitted, gradient, config.factors.damping_scale)
+        directions |= {f"{one['name']}/{block}": inverse[block] for block in inverse}
+        described[one["name"]] = {"n_targets": n_targets, "share": one["weight"] / total}
     body = {
         "factors": factors,
         "checkpoint": checkpoint,
         "reference": reference,
         "damping_scale": config.factors.damping_scale,
-        "n_targets": n_targets,
-        "sha256": _save(store, f"{key}/direction.safetensors", direction),
+        "sets": described,
+        "sha256": _save(store, f"{key}/direction.safetensors", directions),
     }
     write_manifest(store, f"{key}/manifest.json", body)
     for part in parts:
         store.delete(part)
+
+
+def load_directions(store: Store, key: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
+    """Load the direction of every reference set, [O, I] by set and block, and each set's share of the weight."""
+    sets = read_manifest(store, f"{key}/manifest.json")["sets"]
+    directions: dict[str, dict[str, Tensor]] = {name: {} for name in sets}
+    for name, tensor in _load(store, f"{key}/direction.safetensors").items():
+        owner, _, block = name.partition("/")
+        directions[owner][block] = tensor
+    return directions, {name: one["share"] for name, one in sets.items()}
+
+
+def _set_chunks(documents: list[int]) -> list[tuple[int, int, int]]:
+    """Cut the sets' documents, which stand set by set, into chunks: (set, first document, documents)."""
+    chunks, first = [], 0
+    for index, n in enumerate(documents):
+        for start in range(first, first + n, CHUNK_DOCUMENTS):
+            chunks.append((index, start, min(CHUNK_DOCUMENTS, first + n - start)))
+        first += n
+    return chunks
+
+
+def _mean_gradient(store: Store, parts: list[str]) -> tuple[dict[str, Tensor], int]:
+    """Add up chunks' gradients and divide by their targets."""
+    total = _load(store, parts[0])
+    for part in parts[1:]:
+        more = _load(store, part)
+        total = {name: total[name] + more[name] for name in total}
+    n_targets = int(total.pop("n_targets"))
+    return {name: tensor / max(1, n_targets) for name, tensor in total.items()}, n_targets
+
+
+def _samples(config: RunConfig, documents: int) -> tuple[Positions, Positions]:
+    """Draw the positions of both passes, sorted; the second's are the first's unless their number is configured."""
+    n = config.factors.eigenvalue_documents
+    first = _draw(config.factors.sample_documents, documents, np.random.default_rng([config.seed, 3]))
+    return first, first if n is None else _draw(n, documents, np.random.default_rng([config.seed, 17]))
+
+
+def _draw(n: int, documents: int, generator: np.random.Generator) -> Positions:
+    return np.sort(generator.choice(documents, min(n, documents), replace=False))
+
+
+def _chunks(fit: "Fit", sample: Positions) -> list[tuple[Any, ...]]:
+    starts = range(0, len(sample), CHUNK_DOCUMENTS)
+    return [(fit, sample[start : start + CHUNK_DOCUMENTS], index) for index, start in enumerate(starts)]
 
 
 @dataclass(frozen=True)
@@ -136,8 +195,7 @@ class Fit:
         version: key of the pool version's manifest.
         checkpoint: key of the checkpoint.
         key: where the factors go.
-        attention: which attention blocks are tracked.
-        fisher: whose labels.
+        settings: which blocks, whose labels, how the sums are kept.
         limits: window and batch sizes, precision, device and seed.
     """
 
@@ -145,8 +203,7 @@ class Fit:
     version: str
     checkpoint: str
     key: str
-    attention: Any
-    fisher: Any
+    settings: FactorsConfig
     limits: dict[str, Any]
 
 
@@ -156,7 +213,12 @@ def covariance_chunk(fit: Fit, positions: np.ndarray[Any, Any], index: int) -> s
     part = f"{fit.key}/chunks/covariance-{index:05d}.safetensors"
     if not store.exists(part):
         model, batches = _chunk_batches(fit, positions)
-        sums = covariance.accumulate_covariances(model, batches, find_blocks(model, fit.attention), fit.fisher)
+        chosen = fit.settings
+        blocks = find_blocks(model, chosen.attention)
+        check_memory(blocks, chosen.max_factor_width, machine_memory_bytes())
+        sums = covariance.accumulate_covariances(
+            model, batches, blocks, chosen.fisher, max_width=chosen.max_factor_width, rounded=chosen.rounded_products
+        )
         _save(store, part, covariance.covariances_to_tensors(sums))
     return part
 
@@ -168,20 +230,29 @@ def eigenvalue_chunk(fit: Fit, positions: np.ndarray[Any, Any], index: int) -> s
     if not store.exists(part):
         model, batches = _chunk_batches(fit, positions)
         basis = ekfac.basis_from_tensors(_load(store, f"{fit.key}/basis.safetensors"))
-        sums = ekfac.accumulate_eigenvalues(model, batches, basis, fit.fisher)
+        sums = ekfac.accumulate_eigenvalues(
+            model, batches, basis, fit.settings.fisher, rounded=fit.settings.rounded_products
+        )
         _save(store, part, ekfac.eigenvalue_sums_to_tensors(sums))
     return part
 
 
 def gradient_chunk(
-    workspace: str, reference: str, checkpoint: str, key: str, attention: Any, limits: dict[str, Any], start: int
+    workspace: str,
+    reference: str,
+    checkpoint: str,
+    key: str,
+    attention: Any,
+    limits: dict[str, Any],
+    start: int,
+    n: int,
 ) -> str:
     """Sum one chunk's reference gradients; return where they are."""
     store = open_store(workspace)
     part = f"{key}/chunks/gradient-{start:07d}.safetensors"
     if not store.exists(part):
         model, tokenizer = load_checkpoint(workspace, checkpoint, limits["dtype"], limits["device"])
-        rows = tables.read_rows(store, f"{reference}/reference.parquet", start, CHUNK_DOCUMENTS, ["text"])
+        rows = tables.read_rows(store, f"{reference}/reference.parquet", start, n, ["text"])
         documents = encode(tokenizer, rows["text"].to_pylist())
         batches, _ = make_batches(documents, limits["window_tokens"], limits["batch_tokens"])
         sums, n_targets = influence.gradient_sums(model, batches, find_blocks(model, attention))

@@ -20,7 +20,7 @@ from quad_tasks.core.wasserstein import gaussian_distance
 from quad_tasks.ingest import documents_key, set_aside_key, shard_manifest_key
 from quad_tasks.predict import fit_scored, predict_block
 from quad_tasks.run import pinned_pool
-from quad_tasks.state import SCORE_SCHEMA, load_arms
+from quad_tasks.state import SET_COLUMN, load_arms
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage import rounds
 from quad_tasks.storage.manifest import read_manifest
@@ -203,9 +203,8 @@ def _read_ledger(store: Store, config: RunConfig, arm: int, position: int) -> _L
 
 
 def _score(row: dict[str, Any], threshold: float) -> dict[str, Any]:
-    """Keep what a score says; further numbers are what each reference gave."""
-    extra = row.keys() - {*SCORE_SCHEMA.names, "accepted"}
-    by_reference = {name.removeprefix("influence_"): row[name] for name in sorted(extra)}
+    """Keep what a score says, the influence along each reference set among it where there are several."""
+    by_reference = {name.removeprefix(SET_COLUMN): row[name] for name in sorted(row) if name.startswith(SET_COLUMN)}
     kept: dict[str, Any] = {name: row[name] for name in ("influence", "n_targets", "active", "accepted") if name in row}
     return {**kept, "threshold": threshold, **({"by_reference": by_reference} if by_reference else {})}
 

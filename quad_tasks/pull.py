@@ -19,16 +19,17 @@ from quad_tasks.compute import spread, step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import bandit, diagnosis, wasserstein
 from quad_tasks.core.diversity import effective_arms
-from quad_tasks.core.influence import Scorer, calibrate, score_documents
+from quad_tasks.core.influence import Scorer, calibrate, score_directions
 from quad_tasks.core.model import encode, make_batches, pick_device
+from quad_tasks.core.scorers import Direction
 from quad_tasks.draw import EXACT, Draw, Plan, policy, pulled_positions, random_documents
 from quad_tasks.findings import announce_findings
+from quad_tasks.fit_factors import load_directions
 from quad_tasks.progress import notice
 from quad_tasks.records import BanditState, Pull, Stage
 from quad_tasks.run import check_driver
-from quad_tasks.state import SCORE_SCHEMA, Reading, load_arms, read_state, stage_scores
+from quad_tasks.state import SCORE_SCHEMA, SET_COLUMN, Reading, load_arms, read_state, stage_scores
 from quad_tasks.storage import rounds
-from quad_tasks.storage.factors import load_tensors
 from quad_tasks.storage.positions import column_vectors, read_positions
 from quad_tasks.storage.store import open_store
 
@@ -72,27 +73,34 @@ def score_chunk(
     device: str,
     scorer: dict[str, Any],
 ) -> pa.Table:
-    """Score the documents at `positions`, windows of a document summed."""
+    """Score the documents at `positions`, windows of a document summed.
+
+    With several reference sets, `influence` is the mean by weight of `influence_<set>`, each along its own direction.
+    """
     columns = ["id", "source", "arm", "text"]
     rows = read_positions(open_store(workspace), stage.version, np.array(positions), columns)
     model, tokenizer = load_checkpoint(workspace, stage.checkpoint, dtype, device)
     documents = encode(tokenizer, rows["text"].to_pylist())
     batches, owner = make_batches(documents, window_tokens, batch_tokens)
-    scores = score_documents(model, batches, _load_direction(workspace, stage.direction, dtype, device), **scorer)
-    n = len(positions)
-    influence = torch.zeros(n, dtype=torch.float64).index_add_(0, owner, torch.as_tensor(scores.influence))
-    targets = torch.zeros(n, dtype=torch.int64).index_add_(0, owner, torch.as_tensor(scores.n_tokens))
-    return pa.table(
+    directions, shares = _load_directions(workspace, stage.direction, device)
+    along = score_directions(model, batches, directions, **scorer)
+    by_document = functools.partial(np.bincount, owner.numpy(), minlength=len(positions))
+    n_targets = by_document(weights=next(iter(along.values())).n_tokens)
+    by_set = {name: by_document(weights=scores.influence) / n_targets for name, scores in along.items()}
+    table = pa.table(
         {
             "position": np.array(positions, dtype=np.int64),
             "id": rows["id"],
             "source": rows["source"],
             "arm": rows["arm"],
             "n_tokens": np.array([len(ids) for ids in documents]),
-            "n_targets": targets.numpy(),
-            "influence": (influence / targets).numpy(),
+            "n_targets": n_targets.astype(np.int64),
+            "influence": sum(shares[name] * influence for name, influence in by_set.items()),
         }
     )
+    for name, influence in by_set.items() if len(by_set) > 1 else ():
+        table = table.append_column(f"{SET_COLUMN}{name}", pa.array(influence))
+    return table
 
 
 @step("calibrate scorer")
@@ -135,8 +143,8 @@ def calibrate_chunk(
     rows = read_positions(open_store(workspace), stage.version, np.array(positions), ["text"])
     model, tokenizer = load_checkpoint(workspace, stage.checkpoint, dtype, device)
     batches, _ = make_batches(encode(tokenizer, rows["text"].to_pylist()), window_tokens, batch_tokens)
-    direction = _load_direction(workspace, stage.direction, dtype, device)
-    found = calibrate(model, batches, direction, scorer, floor)
+    directions, shares = _load_directions(workspace, stage.direction, device)
+    found = calibrate(model, batches, directions, scorer, floor, shares)
     used = {"scorer": scorer, **found.settings} if found.accepted else dict(EXACT)
     measured = {"scorer": scorer, "spearman": found.spearman, "accepted": found.accepted}
     return {**measured, "documents": len(positions), "used": used}
@@ -156,7 +164,8 @@ def commit_round(
     reading = read_state(config, stage, number)
     before, settings = reading.state, policy(config)
     ranges = [pulled_positions(config, stage, draw) for draw in plan.draws]
-    table = _label_active(scores[: len(plan.chunks)], np.concatenate(ranges))
+    by_set = _label_active(config, scores[: len(plan.chunks)], np.concatenate(ranges))
+    table = by_set.select(SCORE_SCHEMA.names)
     known = pa.concat_tables([stage_scores(reading, stage), table])
     pulls = [_pull(draw, own, known) for draw, own in zip(plan.draws, ranges, strict=True)]
     after = bandit.update(before, pulls, settings, _neighbours(config, stage.version))
@@ -191,7 +200,7 @@ def commit_round(
     written = {
         "arms": _changed_arms(before, after),
         "pulls": pa.Table.from_pylist(pull_rows, PULL_SCHEMA),
-        "scores": table.append_column("accepted", pa.array(accepted)),
+        "scores": by_set.append_column("accepted", pa.array(accepted)),
     }
     if plan.rescored:
         written["rescored"] = rescored
@@ -263,13 +272,15 @@ def _announce(config: RunConfig, stage: Stage, number: int, info: dict[str, Any]
     announce_findings(f"stage {stage.number} round {number}", info["findings"], known)
 
 
-def _label_active(scores: list[pa.Table], pulled: npt.NDArray[np.int64]) -> pa.Table:
-    """Join a round's scores and tell those that no pull has drawn."""
+def _label_active(config: RunConfig, scores: list[pa.Table], pulled: npt.NDArray[np.int64]) -> pa.Table:
+    """Join a round's scores, those along each of several reference sets last, and tell those that no pull has drawn."""
+    names = list(config.reference.sets) if len(config.reference.sets) > 1 else []
+    schema = pa.schema([*SCORE_SCHEMA, *((f"{SET_COLUMN}{name}", pa.float64()) for name in names)])
     if not scores:
-        return SCORE_SCHEMA.empty_table()
+        return schema.empty_table()
     table = pa.concat_tables(scores)
     active = ~np.isin(table["position"].to_numpy(), pulled)
-    return table.append_column("active", pa.array(active)).cast(SCORE_SCHEMA)
+    return table.append_column("active", pa.array(active)).select(schema.names).cast(schema)
 
 
 def _pull(draw: Draw, own: npt.NDArray[np.int64], known: pa.Table) -> Pull:
@@ -308,9 +319,13 @@ def load_state(config: RunConfig, stage: Stage, number: int) -> BanditState:
 
 
 @functools.lru_cache(maxsize=2)
-def _load_direction(workspace: str, key: str, dtype: str, device: str) -> dict[str, torch.Tensor]:
-    arrays, _ = load_tensors(open_store(workspace), f"{key}/direction.safetensors")
-    return {name: torch.from_numpy(array).to(device, torch.float32) for name, array in arrays.items()}
+def _load_directions(workspace: str, key: str, device: str) -> tuple[dict[str, Direction], dict[str, float]]:
+    directions, shares = load_directions(open_store(workspace), key)
+    here: dict[str, Direction] = {
+        name: {block: tensor.to(device, torch.float32) for block, tensor in direction.items()}
+        for name, direction in directions.items()
+    }
+    return here, shares
 
 
 def _neighbours(config: RunConfig, version: str) -> wasserstein.Neighbours | None:

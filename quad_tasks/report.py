@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 
 from quad_tasks.artifacts import show_report
 from quad_tasks.choose import read_chosen
-from quad_tasks.compute import peak_memory_bytes, step
+from quad_tasks.compute import peak_gpu_memory_bytes, peak_memory_bytes, step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import bandit, diversity
 from quad_tasks.core.diagnosis import Measured, diagnose
@@ -27,7 +27,7 @@ from quad_tasks.publish import count_documents, read_scores
 from quad_tasks.pull import load_state
 from quad_tasks.records import Stage
 from quad_tasks.report_page import render_page
-from quad_tasks.state import load_arms
+from quad_tasks.state import SET_COLUMN, load_arms
 from quad_tasks.storage import rounds
 from quad_tasks.storage.manifest import digest, read_manifest
 from quad_tasks.storage.positions import column_vectors, read_positions, read_table
@@ -112,7 +112,11 @@ def collect_report(config: RunConfig, version: str, reference: str) -> dict[str,
             "architecture": model["architecture"],
             "parameters": model["parameters"],
         },
-        "reference": {"key": reference, "domain": config.heldout.reference_domain},
+        "reference": {
+            "key": reference,
+            "domain": config.heldout.reference_domain,
+            "sets": _reference_sets(store, reference, scores, chosen),
+        },
         "threshold": stages[-1]["threshold"],
         "stages": stages,
         "arms": arms,
@@ -124,7 +128,19 @@ def collect_report(config: RunConfig, version: str, reference: str) -> dict[str,
         "findings": [asdict(f) for f in diagnose(measured)],
         "time_s": times,
         "peak_memory_bytes": peak_memory_bytes(),
+        "peak_gpu_memory_bytes": peak_gpu_memory_bytes(),
     }
+
+
+def _reference_sets(store: Store, reference: str, scores: pa.Table, chosen: pa.Table) -> list[dict[str, Any]]:
+    """List the reference sets: `name`, `documents`, `weight` and, of several, the mean influence along each."""
+    selected = np.isin(scores["position"].to_numpy(), chosen["position"].to_numpy())
+    sets: list[dict[str, Any]] = read_manifest(store, f"{reference}/manifest.json")["reference"]["sets"]
+    for one in sets if len(sets) > 1 else ():
+        influence = scores[f"{SET_COLUMN}{one['name']}"].to_numpy()
+        one["mean_influence"] = float(influence.mean())
+        one["mean_influence_selected"] = float(influence[selected].mean()) if selected.any() else None
+    return sets
 
 
 def read_documents_index(store: Store, version: str) -> pa.Table:
@@ -228,9 +244,11 @@ def _losses(store: Store, keys: Sequence[str]) -> dict[str, Any]:
     measured = [read_manifest(store, f"{key}/losses.json") for key in keys]
     by_seed = [m["reference_loss"] for m in measured]
     domains = measured[0]["domains"]
+    by_set = measured[0].get("references", {})
     return {
         "reference_loss": float(np.mean(by_seed)),
         "reference_loss_by_seed": by_seed,
+        "references": {name: float(np.mean([m["references"][name] for m in measured])) for name in by_set},
         "domains": {name: float(np.mean([m["domains"][name] for m in measured])) for name in domains},
     }
 

@@ -32,7 +32,9 @@ SCORE_SCHEMA = pa.schema(
     ]
 )
 """A scored document; `active`: drawn for what was predicted of it, which makes its score no fair sample of its arm. The
-ledger adds `accepted`: above τ."""
+ledger adds `accepted`: above τ; and, where there are several reference sets, the influence along each."""
+SET_COLUMN = "influence_"
+"""Before a reference set's name: the column of the influence along its direction alone."""
 REFIT_GROWTH = 1.5
 """A regression is due again once there are this many times the scored documents it was fitted on: the sum of all fits
 then costs three times the last."""

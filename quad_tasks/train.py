@@ -18,7 +18,7 @@ from quad_tasks.core.model import encode, pick_device
 from quad_tasks.records import Stage
 from quad_tasks.storage.manifest import read_manifest, write_manifest
 from quad_tasks.storage.positions import read_positions, read_table
-from quad_tasks.storage.store import open_store
+from quad_tasks.storage.store import Store, open_store
 
 FIRST_SELECTED = "trained/selected-0"
 """The checkpoint the next stage goes on from."""
@@ -112,17 +112,30 @@ def _schedule(settings: dict[str, Any]) -> training.Schedule:
 def measure_model(
     workspace: str, reference: str, model: Any, tokenizer: Any, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Measure the held-out reference loss, nats per target token, and bits per byte of every held-out domain."""
+    """Measure the held-out reference loss, nats per target token, and bits per byte of every held-out domain.
+
+    Of several reference sets the loss is the mean by their weights; `references` then holds each one's.
+    """
     store = open_store(workspace)
     limits = (settings["window_tokens"], settings["batch_tokens"])
-    measured = read_table(store, f"{reference}/measured.parquet", ["text"])["text"].to_pylist()
-    nats, targets = training.measure(model, encode(tokenizer, measured), *limits)
-    heldout = read_table(store, f"{reference}/heldout.parquet", ["text", "domain"])
-    domains: dict[str, list[str]] = {}
-    for text, domain in zip(heldout["text"].to_pylist(), heldout["domain"].to_pylist(), strict=True):
-        domains.setdefault(domain, []).append(text)
+    losses = {}
+    for name, texts in _texts_by_domain(store, f"{reference}/measured.parquet").items():
+        nats, targets = training.measure(model, encode(tokenizer, texts), *limits)
+        losses[name] = nats / targets
+    sets = read_manifest(store, f"{reference}/manifest.json")["reference"]["sets"]
+    weight = {one["name"]: one["weight"] for one in sets}
+    weights = [weight.get(name, 1.0) for name in losses]
     per_byte = {}
-    for domain, texts in sorted(domains.items()):
+    for domain, texts in sorted(_texts_by_domain(store, f"{reference}/heldout.parquet").items()):
         domain_nats, _ = training.measure(model, encode(tokenizer, texts), *limits)
         per_byte[domain] = training.bits_per_byte(domain_nats, sum(len(text.encode()) for text in texts))
-    return {"reference_loss": nats / targets, "domains": per_byte}
+    loss = float(np.average(list(losses.values()), weights=weights))
+    return {"reference_loss": loss, "references": losses if len(losses) > 1 else {}, "domains": per_byte}
+
+
+def _texts_by_domain(store: Store, key: str) -> dict[str, list[str]]:
+    rows = read_table(store, key, ["text", "domain"])
+    texts: dict[str, list[str]] = {}
+    for text, domain in zip(rows["text"].to_pylist(), rows["domain"].to_pylist(), strict=True):
+        texts.setdefault(domain, []).append(text)
+    return texts
