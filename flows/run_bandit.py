@@ -7,6 +7,7 @@ from quad_tasks.choose import read_findings, select_stage
 from quad_tasks.config import RunConfig
 from quad_tasks.draw import choose_round
 from quad_tasks.findings import refuse_unwanted
+from quad_tasks.gate import gate_refit
 from quad_tasks.pull import calibrate_scorer, commit_round, rounds_committed, score_round, stop_reason
 from quad_tasks.records import Stage
 from quad_tasks.timing import timed
@@ -33,6 +34,6 @@ def run_bandit(config: RunConfig, stage: Stage) -> str:
         while stop_reason(config, stage, number) is None:
             bandit_round(config, stage, number)
             number += 1
-        chosen = select_stage(config, stage)
+        chosen = select_stage(config, gate_refit(config, stage))
     refuse_unwanted(config, read_findings(config, stage))
     return chosen

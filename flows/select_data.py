@@ -34,8 +34,10 @@ def select_data(config: RunConfig) -> str:
         reference = pinned_reference(config) or pin_reference(config, prepare_reference(config))
         version = pinned_pool(config) or pin_pool(config, refresh_pool(config))
         checkpoint = starting_checkpoint(config, version)
+        direction = ""
         for number in range(config.training.stages):
-            direction = fit_influence(config, version, checkpoint, reference)
+            if number == 0 or config.training.refit != "never":
+                direction = fit_influence(config, version, checkpoint, reference)
             stage = Stage(config.run, number, version, checkpoint, direction)
             run_bandit(config, stage)
             check_driver(config.workspace, config.run)

@@ -61,6 +61,11 @@ def select_mixture(config: RunConfig, stage: Stage, general_share: float) -> str
     return _commit_choice(config, stage, f"{stage.prefix}/general-{general_share:g}", general_share)
 
 
+def try_choice(config: RunConfig, stage: Stage, name: str) -> str:
+    """Choose by the ranking of a stage's direction, for a trial; return the key."""
+    return _commit_choice(config, stage, f"{stage.prefix}/{name}", 0.0)
+
+
 def _commit_choice(config: RunConfig, stage: Stage, key: str, general_share: float) -> str:
     store = open_store(config.workspace)
     if store.exists(f"{key}.json"):

@@ -292,6 +292,11 @@ class TrainingConfig(_Frozen):
         description="Other values of `selection.general_share` to train at as well, for the report's frontier of the "
         "reference's gain against the other domains' loss.",
     )
+    refit: Literal["never", "stage", "gated"] = Field(
+        "gated",
+        description="Whether factors and direction are fitted anew at each stage's checkpoint: never, always, or used "
+        "where a short trial of both rankings speaks for the new one.",
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="Peak learning rate of the one schedule.")
     warmup_share: Share = Field(0.05, description="Share of the schedule spent warming up.")
     batch_tokens: Positive = Field(4096, description="Tokens in one optimizer step.")

@@ -215,7 +215,7 @@ def _stages(
     vectors = 4 * shape.dimension * n
     forward = shape.forward_flops
     alone = _one_process(config, volumes, rates, shape)
-    times = config.training.stages
+    times, fits = config.training.stages, _fits(config)
     fresh = config.model.source == FRESH
     pretrained = min(config.model.fresh.train_tokens, tokens) if fresh else 0
     fitted = round(min(config.factors.sample_documents, n) * min(volumes.mean_tokens, config.model.window_tokens))
@@ -261,11 +261,11 @@ def _stages(
         ),
         row(
             "fit",
-            times * min(config.factors.sample_documents, n),
-            times * (fitted + gradient),
-            times * (4 * forward * fitted + 4 * shape.factor_values * fitted + 3 * forward * gradient),
-            times * 4 * (shape.factor_values + shape.tracked),
-            times * STEP_S + alone["fit"] + times * fit_s / processes,
+            fits * min(config.factors.sample_documents, n),
+            fits * (fitted + gradient),
+            fits * (4 * forward * fitted + 4 * shape.factor_values * fitted + 3 * forward * gradient),
+            fits * 4 * (shape.factor_values + shape.tracked),
+            fits * STEP_S + alone["fit"] + fits * fit_s / processes,
         ),
         row(
             "bandit",
@@ -294,6 +294,11 @@ def _stages(
     ]
 
 
+def _fits(config: RunConfig) -> int:
+    """Return how often factors and direction are fitted."""
+    return 1 if config.training.refit == "never" else config.training.stages
+
+
 def _as_many(sizes: Sequence[int], workers: int) -> float:
     """Return how many workers files of these sizes keep busy on average: one file keeps one."""
     return sum(sizes) / max(1.0, _makespan(sizes, workers))
@@ -320,5 +325,5 @@ def _one_process(config: RunConfig, volumes: Volumes, rates: Rates, shape: Shape
     sample = min(config.clustering.sample_documents, volumes.documents)
     products = sample * config.clustering.arms * shape.dimension * config.clustering.iterations
     alone["cluster"] = products * rates.centroid_product
-    alone["fit"] = config.training.stages * rates.decompose
+    alone["fit"] = _fits(config) * rates.decompose
     return alone

@@ -30,6 +30,7 @@ from quad_tasks.records import BanditState, Pull, Stage
 from quad_tasks.run import check_driver
 from quad_tasks.state import SCORE_SCHEMA, SET_COLUMN, Reading, load_arms, read_state, stage_scores
 from quad_tasks.storage import rounds
+from quad_tasks.storage.manifest import read_manifest
 from quad_tasks.storage.positions import column_vectors, read_positions
 from quad_tasks.storage.store import open_store
 
@@ -79,7 +80,7 @@ def score_chunk(
     """
     columns = ["id", "source", "arm", "text"]
     rows = read_positions(open_store(workspace), stage.version, np.array(positions), columns)
-    model, tokenizer = load_checkpoint(workspace, stage.checkpoint, dtype, device)
+    model, tokenizer = load_checkpoint(workspace, _fitted_at(workspace, stage.direction), dtype, device)
     documents = encode(tokenizer, rows["text"].to_pylist())
     batches, owner = make_batches(documents, window_tokens, batch_tokens)
     directions, shares = _load_directions(workspace, stage.direction, device)
@@ -141,7 +142,7 @@ def calibrate_chunk(
 ) -> dict[str, Any]:
     """Calibrate a scorer on the documents at `positions`."""
     rows = read_positions(open_store(workspace), stage.version, np.array(positions), ["text"])
-    model, tokenizer = load_checkpoint(workspace, stage.checkpoint, dtype, device)
+    model, tokenizer = load_checkpoint(workspace, _fitted_at(workspace, stage.direction), dtype, device)
     batches, _ = make_batches(encode(tokenizer, rows["text"].to_pylist()), window_tokens, batch_tokens)
     directions, shares = _load_directions(workspace, stage.direction, device)
     found = calibrate(model, batches, directions, scorer, floor, shares)
@@ -316,6 +317,13 @@ def _changed_arms(before: BanditState, after: BanditState) -> pa.Table:
 def load_state(config: RunConfig, stage: Stage, number: int) -> BanditState:
     """Return the arms' state before round `number`, from the ledger."""
     return read_state(config, stage, number).state
+
+
+@functools.lru_cache(maxsize=4)
+def _fitted_at(workspace: str, direction: str) -> str:
+    """Return the checkpoint a direction was fitted at: influence along it is measured there."""
+    checkpoint: str = read_manifest(open_store(workspace), f"{direction}/manifest.json")["checkpoint"]
+    return checkpoint
 
 
 @functools.lru_cache(maxsize=2)

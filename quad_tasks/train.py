@@ -91,7 +91,7 @@ def _train(
         model,
         optimizer,
         encode(tokenizer, texts),
-        _schedule(settings),
+        learning_schedule(settings),
         start.get("trained_tokens", 0),
         settings["window_tokens"],
         settings["training"]["batch_tokens"],
@@ -104,7 +104,8 @@ def _train(
     return model, tokenizer
 
 
-def _schedule(settings: dict[str, Any]) -> training.Schedule:
+def learning_schedule(settings: dict[str, Any]) -> training.Schedule:
+    """Build the one schedule that runs through all stages."""
     total = settings["budget_tokens"]
     return training.Schedule(settings["training"]["learning_rate"], settings["training"]["warmup_share"] * total, total)
 
