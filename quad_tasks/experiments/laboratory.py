@@ -11,11 +11,11 @@ Shape suffixes: N documents of the sample, D embedding, H hidden state.
 """
 
 import functools
-import heapq
+import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from quad_tasks.checkpoints import load_checkpoint, save_checkpoint
-from quad_tasks.compute import spread, step
-from quad_tasks.config import HeldoutConfig, PoolConfig, ReferenceConfig, RunConfig, SelectionConfig
+from quad_tasks.compute import step
+from quad_tasks.config import RunConfig
 from quad_tasks.core.blocks import Attention, find_blocks
 from quad_tasks.core.ekfac import apply_inverse, fit_factors
 from quad_tasks.core.embedding import embed_ngrams, fit_ngram_embedder
@@ -36,91 +36,26 @@ from quad_tasks.core.influence import reference_gradient, score_directions
 from quad_tasks.core.kmeans import assign_arms, train_centroids
 from quad_tasks.core.loss import frozen, head_weight, hidden_states, losses, read_batch
 from quad_tasks.core.model import Batch, LlamaSize, encode, fresh_llama, make_batches, train_tokenizer
-from quad_tasks.core.order import order_key
-from quad_tasks.demo import build_corpus
+from quad_tasks.core.prediction import document_features
+from quad_tasks.experiments.kept import kept
 from quad_tasks.experiments.outcome import continue_training
-from quad_tasks.records import Document
-from quad_tasks.reference import split_reference
+from quad_tasks.experiments.sample import KINDS, Size, Texts, demo_config, read_inputs, read_size, scored_kinds
 from quad_tasks.storage.factors import load_tensors, save_tensors
 from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
-from quad_tasks.storage.readers import Fields, expand_inputs, read_documents
-from quad_tasks.storage.store import open_store
+from quad_tasks.storage.store import Store, open_store
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Directions = dict[str, dict[str, Tensor]]
 
 CHUNK_DOCUMENTS = 500
-KINDS: dict[str, Attention] = {"joint": "joint", "split": "split", "mlp": "none"}
-"""Kinds of curvature, and the attention blocks each tracks."""
-SCORES = (*KINDS, "identity")
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How large a laboratory is.
-
-    Attributes:
-        documents: N, sampled from the pool.
-        reference_documents: of the direction.
-        measured_documents: held-out ones that the reference loss is measured on.
-        documents_per_domain: held-out ones of each other domain.
-        factor_documents: of the EK-FAC fit.
-        trained_documents: the checkpoint's training data, the first of the sample.
-        epochs: passes over them.
-        window_tokens: a document's tokens at most.
-        batch_tokens: tokens of a scoring batch; a training step takes twice as many.
-        vocabulary: of the tokenizer.
-        width: hidden size.
-        layers: of the Llama.
-        heads: of its attention.
-        arms: K.
-        budget_tokens: of a selection.
-        seeds: training runs of a selection.
-    """
-
-    documents: int = 16_000
-    reference_documents: int = 400
-    measured_documents: int = 200
-    documents_per_domain: int = 24
-    factor_documents: int = 768
-    trained_documents: int = 6_400
-    epochs: int = 1
-    window_tokens: int = 128
-    batch_tokens: int = 1024
-    vocabulary: int = 2048
-    width: int = 128
-    layers: int = 3
-    heads: int = 4
-    arms: int = 100
-    budget_tokens: int = 120_000
-    seeds: int = 3
-
-
-QUICK = Size(
-    documents=1_500,
-    reference_documents=100,
-    measured_documents=60,
-    documents_per_domain=8,
-    factor_documents=192,
-    trained_documents=1_200,
-    layers=2,
-    width=96,
-    arms=40,
-    budget_tokens=15_000,
-)
+REPEATS = "seeds"
+"""Of a size, what no laboratory is built from: experiments that repeat more or less share it."""
+EMBEDDER_DOCUMENTS = 20_000
+"""Of the sample, which is in random order, that the n-gram embedder is fitted on."""
+TIMED_PART = 8
+"""One batch in so many is scored again along one direction alone, to know what that costs."""
 PEAK_RATE = 6e-3
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """A sample of a pool and what is measured beside it."""
-
-    pool: list[str]
-    source: list[str]
-    reference: list[str]
-    measured: list[str]
-    others: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -166,50 +101,6 @@ class Laboratory:
         return {name: total / (self.n_tokens - 1) for name, total in self.influence.items()}
 
 
-def demo_config(directory: Path) -> RunConfig:
-    """Write the demo's corpus and configure its files as inputs."""
-    paths = build_corpus(directory)
-    return RunConfig(
-        pool=PoolConfig(inputs=tuple(map(str, paths["pool"]))),
-        reference=ReferenceConfig(inputs=tuple(map(str, paths["reference"])), heldout_share=0.3),
-        heldout=HeldoutConfig(inputs=tuple(map(str, paths["heldout"]))),
-        selection=SelectionConfig(budget_tokens=1),
-    )
-
-
-def read_inputs(config: RunConfig, size: Size) -> Texts:
-    """Draw a uniform sample of the pool's distinct texts, and the reference's and other domains' documents.
-
-    Raises:
-        ConfigError: a set is empty.
-        InputError: a pattern matches nothing, or a file is unreadable.
-    """
-    seen: set[int] = set()
-
-    def distinct() -> Any:
-        fields = Fields(**config.pool.fields.model_dump())
-        for uri in expand_inputs(config.pool.inputs):
-            for record in read_documents(uri, fields):
-                if isinstance(record, Document) and (content := hash(record.text)) not in seen:
-                    seen.add(content)
-                    yield record
-
-    drawn = heapq.nsmallest(size.documents, distinct(), key=lambda d: order_key(config.seed, d.id))
-    reference, measured, heldout = split_reference(config)
-    others: dict[str, list[str]] = {}
-    for document in heldout:
-        domain = str(document.metadata["domain"])
-        if domain != config.heldout.reference_domain:
-            others.setdefault(domain, []).append(document.text)
-    return Texts(
-        [d.text for d in drawn],
-        [d.source for d in drawn],
-        [d.text for d in reference[: size.reference_documents]],
-        [d.text for d in measured[: size.measured_documents]],
-        {name: texts[: size.documents_per_domain] for name, texts in sorted(others.items())},
-    )
-
-
 @step("build laboratory")
 def build_laboratory(workspace: str, config: RunConfig | None, size: Size) -> str:
     """Build a laboratory where the workspace has none of these inputs and this size; return its key.
@@ -225,53 +116,67 @@ def build_laboratory(workspace: str, config: RunConfig | None, size: Size) -> st
     else:
         texts = read_inputs(config, size)
     store = open_store(workspace)
-    key = f"experiments/laboratories/{digest([asdict(texts), asdict(size)])[:16]}"
+    said_size = {name: value for name, value in json.loads(json.dumps(asdict(size))).items() if name != REPEATS}
+    key = f"experiments/laboratories/{digest([asdict(texts), said_size])[:16]}"
     if store.exists(f"{key}/manifest.json"):
         return key
-    started = time.perf_counter()
+    write_manifest(store, f"{key}/sample.json", asdict(texts))
+    seconds: dict[str, float] = {"train": kept(train_checkpoint, [(workspace, key, said_size)], "train", "models")[0]}
+    kinds = [kind for kind in KINDS if kind in scored_kinds(size)]
+    for kind, took in zip(
+        kinds,
+        kept(fit_direction, [(workspace, key, said_size, kind) for kind in kinds], "fit", "directions"),
+        strict=True,
+    ):
+        seconds[f"fit_{kind}"] = took
+    pool = _texts(workspace, key).pool
+    started = time.process_time()
+    embedding = embed_ngrams(fit_ngram_embedder(pool[:EMBEDDER_DOCUMENTS]), pool)
+    seconds["embed"], started = time.process_time() - started, time.process_time()
+    arm = assign_arms(embedding, train_centroids(embedding, size.arms, 0))[0]
+    seconds["cluster"] = time.process_time() - started
+    starts = range(0, len(pool), CHUNK_DOCUMENTS)
+    scored = kept(score_chunk, [(workspace, key, said_size, start) for start in starts], "score", "chunks")
+    chunks = [load_tensors(store, f"{key}/chunks/{start}.safetensors")[0] for start in starts]
+    arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    for name in ("score", "loss"):
+        seconds[name] = sum(took[name] for took in scored)
+    save_tensors(store, f"{key}/arrays.safetensors", {**arrays, "embedding": embedding, "arm": arm.astype("i8")}, {})
+    write_manifest(store, f"{key}/manifest.json", {"size": said_size, "volatile": {"seconds": seconds}})
+    return key
+
+
+def train_checkpoint(workspace: str, key: str, said_size: Mapping[str, Any]) -> float:
+    """Train the laboratory's tokenizer and model; write them, and the texts they can read, on a worker.
+
+    Returns:
+        Seconds.
+    """
+    started = time.process_time()
+    store, size = open_store(workspace), read_size(said_size)
+    texts = _read_texts(store, f"{key}/sample.json")
     tokenizer = train_tokenizer(texts.pool, size.vocabulary)
     documents = encode_windows(tokenizer, texts.pool, size)
     keep = [row for row, ids in enumerate(documents) if len(ids) > 1]  # one token has no target
-    texts = Texts([texts.pool[i] for i in keep], [texts.source[i] for i in keep], *_rest(texts))
-    documents = [documents[i] for i in keep]
+    texts = replace(texts, pool=[texts.pool[i] for i in keep], source=[texts.source[i] for i in keep])
+    trained = [documents[i] for i in keep[: size.trained_documents]]
     mlp_width = round(size.width * 8 / 3 / 8) * 8
     llama = LlamaSize(size.width, size.layers, size.heads, size.heads, mlp_width)
     model = fresh_llama(llama, len(tokenizer), size.window_tokens, 0)
     for epoch in range(size.epochs):
         peak = PEAK_RATE if epoch == 0 else PEAK_RATE / 4
-        trained = documents[: size.trained_documents]
         model = continue_training(model, trained, peak, size.window_tokens, 2 * size.batch_tokens, epoch)
-    save_checkpoint(store, f"{key}/checkpoint", model, tokenizer, {})
-    seconds = {"train": time.perf_counter() - started}
     write_manifest(store, f"{key}/texts.json", asdict(texts))
-    started = time.perf_counter()
-    embedder = fit_ngram_embedder(texts.pool)
-    embedding = embed_ngrams(embedder, texts.pool)
-    seconds["embed"], started = time.perf_counter() - started, time.perf_counter()
-    arm = assign_arms(embedding, train_centroids(embedding, size.arms, 0))[0]
-    seconds["cluster"] = time.perf_counter() - started
-    for name, took in spread(fit_direction, [(workspace, key, size, kind) for kind in KINDS], "fit", "directions"):
-        seconds[f"fit_{name}"] = took
-    starts = range(0, len(documents), CHUNK_DOCUMENTS)
-    scored = spread(score_chunk, [(workspace, key, size, start) for start in starts], "score", "chunks")
-    arrays = {name: np.concatenate([part[name] for part, _ in scored]) for name in scored[0][0]}
-    for name in ("score", "loss"):
-        seconds[name] = sum(took[name] for _, took in scored)
-    save_tensors(store, f"{key}/arrays.safetensors", {**arrays, "embedding": embedding, "arm": arm.astype("i8")}, {})
-    write_manifest(store, f"{key}/manifest.json", {"size": asdict(size), "volatile": {"seconds": seconds}})
-    return key
-
-
-def _rest(texts: Texts) -> tuple[list[str], list[str], dict[str, list[str]]]:
-    return texts.reference, texts.measured, texts.others
+    save_checkpoint(store, f"{key}/checkpoint", model, tokenizer, {})
+    return time.process_time() - started
 
 
 @functools.lru_cache(maxsize=1)
 def open_laboratory(workspace: str, key: str) -> Laboratory:
-    """Load a laboratory; a process keeps the last one."""
+    """Load a laboratory; a process keeps the last one. How often trainings repeat is not its own affair."""
     store = open_store(workspace)
     manifest = read_manifest(store, f"{key}/manifest.json")
-    size, texts = Size(**manifest["size"]), _texts(workspace, key)
+    size, texts = read_size(manifest["size"]), _texts(workspace, key)
     model, tokenizer = load_checkpoint(workspace, f"{key}/checkpoint", "float32", "cpu")
     documents = encode_windows(tokenizer, texts.pool, size)
     arrays, _ = load_tensors(store, f"{key}/arrays.safetensors")
@@ -284,7 +189,7 @@ def open_laboratory(workspace: str, key: str) -> Laboratory:
         model,
         tokenizer,
         np.array([len(ids) for ids in documents]),
-        {name: arrays[name] for name in SCORES},
+        {name: arrays[name] for name in scored_kinds(size)},
         arrays["loss"],
         arrays["embedding"],
         arrays["hidden"],
@@ -293,9 +198,31 @@ def open_laboratory(workspace: str, key: str) -> Laboratory:
     )
 
 
+def find_laboratory(workspace: str, config: RunConfig | None, size: Size) -> Laboratory:
+    """Build the laboratory where the workspace lacks it, and open it."""
+    built = open_laboratory(workspace, build_laboratory(workspace, config, size))
+    return replace(built, size=size)
+
+
+def prediction_features(laboratory: Laboratory, states: bool = False) -> Float64:
+    """Compute what a run's regression predicts influence from, [N, any].
+
+    Args:
+        laboratory: whose documents.
+        states: whether the model's hidden states are among them.
+    """
+    n_bytes_N = np.array([len(text.encode()) for text in laboratory.texts.pool])
+    more = [laboratory.hidden] if states else []
+    return document_features(laboratory.embedding, laboratory.n_tokens, n_bytes_N, more)
+
+
 @functools.lru_cache(maxsize=1)
 def _texts(workspace: str, key: str) -> Texts:
-    body = read_manifest(open_store(workspace), f"{key}/texts.json")
+    return _read_texts(open_store(workspace), f"{key}/texts.json")
+
+
+def _read_texts(store: Store, key: str) -> Texts:
+    body = read_manifest(store, key)
     return Texts(**{name: body[name] for name in Texts.__slots__})
 
 
@@ -304,23 +231,19 @@ def encode_windows(tokenizer: FastTokenizer, texts: Sequence[str], size: Size) -
     return [ids[: size.window_tokens] for ids in encode(tokenizer, texts)]
 
 
-def fit_direction(workspace: str, key: str, size: Size, kind: str) -> tuple[str, float]:
-    """Fit one kind of direction at the laboratory's checkpoint and keep it, on a worker.
-
-    Returns:
-        The kind, and the seconds its factors and direction took.
-    """
+def fit_direction(workspace: str, key: str, said_size: Mapping[str, Any], kind: str) -> float:
+    """Fit one kind of direction at the laboratory's checkpoint and write it, on a worker; return its seconds."""
     model, tokenizer = load_checkpoint(workspace, f"{key}/checkpoint", "float32", "cpu")
-    texts = _texts(workspace, key)
-    started = time.perf_counter()
+    size, texts = read_size(said_size), _texts(workspace, key)
+    started = time.process_time()
     sample = texts.pool[-size.factor_documents :]
     inverse, gradient = directions(model, tokenizer, sample, texts.reference, KINDS[kind], size)
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     store = open_store(workspace)
     save_tensors(store, f"{key}/{kind}.safetensors", {name: v.numpy() for name, v in inverse.items()}, {})
     if kind == "joint":
         save_tensors(store, f"{key}/identity.safetensors", {name: v.numpy() for name, v in gradient.items()}, {})
-    return kind, took
+    return took
 
 
 def directions(
@@ -343,32 +266,55 @@ def directions(
     return apply_inverse(factors, gradient), gradient
 
 
-def score_chunk(
-    workspace: str, key: str, size: Size, start: int
-) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float]]:
+def score_chunk(workspace: str, key: str, said_size: Mapping[str, Any], start: int) -> dict[str, float]:
     """Score some of the laboratory's documents along every direction, on a worker.
 
+    Writes `joint`, `split`, `mlp`, `identity`, `loss`, `hidden`, each [documents, ...].
+
     Returns:
-        `joint`, `split`, `mlp`, `identity`, `loss`, `hidden`, each [documents, ...]; and seconds of scoring along one
-        direction (`joint`), and of the loss and hidden states alone.
+        Seconds of scoring along one direction (`score`), and of the loss and hidden states alone (`loss`).
     """
     model, tokenizer = load_checkpoint(workspace, f"{key}/checkpoint", "float32", "cpu")
+    size = read_size(said_size)
     texts = _texts(workspace, key).pool[start : start + CHUNK_DOCUMENTS]
     batches, owners = make_batches(encode_windows(tokenizer, texts, size), size.window_tokens, size.batch_tokens)
     rows = np.argsort(owners.numpy())
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    seconds: dict[str, float] = {}
     store = open_store(workspace)
-    for name in SCORES:
-        direction, _ = load_tensors(store, f"{key}/{name}.safetensors")
-        started = time.perf_counter()
-        along = {name: {block: torch.from_numpy(v) for block, v in direction.items()}}
-        arrays[name] = score_directions(model, batches, along)[name].influence[rows]
-        seconds["score"] = seconds.get("score", time.perf_counter() - started)  # of the first, `joint`
-    started = time.perf_counter()
+    found = {name: load_tensors(store, f"{key}/{name}.safetensors")[0] for name in scored_kinds(size)}
+    along = together(model, {name: {b: torch.from_numpy(v) for b, v in d.items()} for name, d in found.items()})
+    scores = score_directions(model, batches, along)
+    arrays: dict[str, npt.NDArray[Any]] = {name: scores[name].influence[rows] for name in along}
+    timed = batches[: max(len(batches) // TIMED_PART, 1)]
+    started = time.process_time()
+    score_directions(model, timed, {"joint": along["joint"]})
+    share = sum(b["input_ids"].numel() for b in timed) / sum(b["input_ids"].numel() for b in batches)
+    seconds = {"score": (time.process_time() - started) / share}
+    started = time.process_time()
     loss, hidden = losses_and_states(model, batches)
-    seconds["loss"] = time.perf_counter() - started
-    return {**arrays, "loss": loss[rows], "hidden": hidden[rows]}, seconds
+    seconds["loss"] = time.process_time() - started
+    save_tensors(store, f"{key}/chunks/{start}.safetensors", {**arrays, "loss": loss[rows], "hidden": hidden[rows]}, {})
+    return seconds
+
+
+def together(model: PreTrainedModel, directions: Mapping[str, Mapping[str, Tensor]]) -> Directions:
+    """Write directions of every kind of curvature over the joint blocks, so that one backward pass serves all.
+
+    <v, g> is a sum over a matrix's rows: those of query, key and value stand one below the other in the joint block,
+    and what a direction leaves out is zero.
+    """
+    joint, split = find_blocks(model, "joint"), find_blocks(model, "split")
+    written: Directions = {}
+    for name, direction in directions.items():
+        written[name] = {}
+        for block in joint:
+            parts = [part for part in split if set(part.modules) <= set(block.modules)]
+            if block.name in direction:
+                written[name][block.name] = direction[block.name]
+            elif all(part.name in direction for part in parts):
+                written[name][block.name] = torch.cat([direction[part.name] for part in parts])
+            else:
+                written[name][block.name] = torch.zeros(block.shape)
+    return written
 
 
 def losses_and_states(model: PreTrainedModel, batches: Sequence[Batch]) -> tuple[Float64, npt.NDArray[np.float32]]:

@@ -1,6 +1,7 @@
 """Training on what was chosen, from a laboratory's checkpoint, and measuring what it gained and what others paid.
 
-Every trial is one item of work on a Dask worker: rows in, losses out.
+Every trial is one item of work on a Dask worker: a set of rows and a seed in, losses out. The workspace keeps what came
+out, so that a rerun, or another experiment in the same laboratory, goes on from what was trained before.
 """
 
 import time
@@ -11,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedModel
 
-from quad_tasks.compute import spread
 from quad_tasks.core.diversity import diversity_profile
 from quad_tasks.core.training import bits_per_byte, measure
+from quad_tasks.experiments.kept import kept
 from quad_tasks.experiments.laboratory import Laboratory, encode_windows, open_laboratory
 from quad_tasks.experiments.outcome import continue_training, loss_per_token
 
@@ -34,18 +35,18 @@ def train_trials(laboratory: Laboratory, trials: Sequence[tuple[Int64, int]]) ->
     Returns:
         For each, as `measure_model`, and `train_s`.
     """
-    items = [(laboratory.workspace, laboratory.key, rows.tolist(), seed) for rows, seed in trials]
-    return spread(train_trial, items, "train", "models")
+    items = [(laboratory.workspace, laboratory.key, np.sort(rows).tolist(), seed) for rows, seed in trials]
+    return kept(train_trial, items, "train", "models")
 
 
 def train_trial(workspace: str, key: str, rows: Sequence[int], seed: int) -> dict[str, Any]:
     """Train on some rows, on a worker; measure."""
     laboratory = open_laboratory(workspace, key)
-    started, size = time.perf_counter(), laboratory.size
+    started, size = time.process_time(), laboratory.size
     chosen = [laboratory.documents[row] for row in rows]
     batch_tokens = 2 * size.batch_tokens
     model = continue_training(laboratory.model, chosen, CONTINUED_RATE, size.window_tokens, batch_tokens, seed)
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     return {**measure_model(laboratory, model), "train_s": took}
 
 
@@ -54,7 +55,7 @@ def measure_model(laboratory: Laboratory, model: PreTrainedModel) -> dict[str, A
 
     Returns:
         `reference_loss`, nats per token; `domains`, bits per byte of each other domain; and over those,
-        `other_domains_bpb`, their mean, and `worst_domain_bpb`.
+        `other_domains_bpb`, their mean, and `worst_domain_bpb`, None where there is none.
     """
     size, tokenizer = laboratory.size, laboratory.tokenizer
     measured = encode_windows(tokenizer, laboratory.texts.measured, size)
@@ -67,8 +68,8 @@ def measure_model(laboratory: Laboratory, model: PreTrainedModel) -> dict[str, A
     return {
         "reference_loss": loss_per_token(model, measured, size.window_tokens, size.batch_tokens),
         "domains": domains,
-        "other_domains_bpb": float(np.mean(values)) if values else float("nan"),
-        "worst_domain_bpb": max(values, default=float("nan")),
+        "other_domains_bpb": float(np.mean(values)) if values else None,
+        "worst_domain_bpb": max(values, default=None),
     }
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from quad_tasks.config import HeldoutConfig, PoolConfig, ReferenceConfig, RunConfig, SelectionConfig
-from quad_tasks.experiments.laboratory import Size, build_laboratory, open_laboratory
+from quad_tasks.experiments.laboratory import build_laboratory, open_laboratory
+from quad_tasks.experiments.sample import Size
 
 TINY = Size(
     documents=60,

@@ -7,7 +7,11 @@ import torch
 from experiments.conftest import TINY
 
 from quad_tasks.core.blocks import find_blocks
-from quad_tasks.experiments.laboratory import SCORES, build_laboratory, read_inputs
+from quad_tasks.core.influence import score_documents
+from quad_tasks.core.model import make_batches
+from quad_tasks.experiments.laboratory import build_laboratory
+from quad_tasks.experiments.sample import SCORES, read_inputs
+from quad_tasks.storage.factors import load_tensors
 from quad_tasks.storage.store import open_store
 
 
@@ -49,6 +53,16 @@ def test_influence_without_a_hessian_is_the_dot_product_of_two_gradients(tiny_la
     for row in (0, 17, 41):
         expected = float(wanted @ gradient(tiny_laboratory.documents[row]))
         np.testing.assert_allclose(tiny_laboratory.influence["identity"][row], expected, rtol=1e-4)
+
+
+def test_scoring_along_all_kinds_at_once_is_scoring_along_each(tiny_laboratory):
+    store = open_store(tiny_laboratory.workspace)
+    batches, owner = make_batches(tiny_laboratory.documents[:20], TINY.window_tokens, TINY.batch_tokens)
+    for name in SCORES:
+        arrays, _ = load_tensors(store, f"{tiny_laboratory.key}/{name}.safetensors")
+        direction = {block: torch.from_numpy(values) for block, values in arrays.items()}
+        alone = score_documents(tiny_laboratory.model, batches, direction).influence[np.argsort(owner.numpy())]
+        np.testing.assert_allclose(tiny_laboratory.influence[name][:20], alone, rtol=1e-4, atol=1e-6)
 
 
 def test_every_document_is_scored_along_every_direction(tiny_laboratory):
