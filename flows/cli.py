@@ -44,6 +44,8 @@ Inputs = Annotated[
 ]
 Price = Annotated[float | None, typer.Option(min=0, help="What this machine costs an hour, in any currency.")]
 
+EXPERIMENTS = "end-to-end, bandit, sampling, homogeneity, attention, sensitivity, stages or diversity."
+
 
 @app.command()
 def init(
@@ -283,33 +285,30 @@ def replay(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
 
 @app.command()
 def experiment(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="bandit: regret of every policy on known arms.")],
-    workspace: Workspace = "workspace",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions: minutes.")] = False,
+    name: Annotated[str, typer.Argument(metavar="NAME", help=EXPERIMENTS)],
+    config: Annotated[
+        str | None, typer.Option(help="Whose pool, reference and held-out data; none: the demo's.")
+    ] = None,
+    overrides: Overrides = None,
+    workspace: Annotated[str | None, typer.Option(help="Path or URI; none: the configuration's.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The small size: minutes on 2 cores.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run a shipped experiment; print its table, what it shows, and where its drawings are.
+    """Run a shipped experiment; print its tables, what it shows, and where its drawings are.
 
-    Example: quad experiment bandit --quick
+    Example: quad experiment diversity --config config.yaml
     """
     with session(quiet, debug):
-        from flows.run_experiment import run_experiment
-        from quad_tasks.experiments.bandit import tables
-        from quad_tasks.storage.manifest import read_manifest
-        from quad_tasks.storage.store import open_store
+        from flows.printing import print_experiment
+        from flows.run_experiment import find_experiment, run_experiment
+        from quad_tasks.config import load_config
 
-        key = _flow(run_experiment, name, workspace, quick)
-        store = open_store(workspace)
-        result = read_manifest(store, key)
-        if as_json:
-            print_body({**result, "result": str(store.local_path(key) or f"{store.uri}/{key}")}, as_json)
-            return
-        for title, rows in tables(result).items():
-            Console().print(f"\n{title}")
-            print_rows(rows)
-        print(f"\n{store.local_path(key) or f'{store.uri}/{key}'}")
+        find_experiment(name)
+        given = load_config(config, overrides or ()) if config else None
+        where = workspace or (given.workspace if given else "workspace")
+        print_experiment(where, _flow(run_experiment, name, given, where, quick), as_json)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import print_body
+from flows.terminal import print_body, print_rows
 
 UNITS = ("", "k", "M", "G", "T", "P", "E")
 
@@ -151,3 +151,21 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def print_experiment(workspace: str, key: str, as_json: bool) -> None:
+    """Print an experiment's tables and where its result and drawings are."""
+    from flows.run_experiment import find_experiment
+    from quad_tasks.storage.manifest import read_manifest
+    from quad_tasks.storage.store import open_store
+
+    store = open_store(workspace)
+    result = read_manifest(store, key)
+    place = str(store.local_path(key) or f"{store.uri}/{key}")
+    if as_json:
+        print_body({**result, "result": place}, as_json)
+        return
+    for title, rows in find_experiment(result["experiment"]).tables(result).items():
+        Console().print(f"\n{title}")
+        print_rows(rows)
+    print(f"\n{place}")

@@ -85,7 +85,7 @@ def test_every_deployment_is_documented_and_its_entrypoint_is_a_flow():
         assert f"`{deployment['name']}`" in README
         file, function = deployment["entrypoint"].split(":")
         parameter = "name: str" if function == "run_experiment" else "config: RunConfig"
-        assert re.search(rf"@flow\(.*\)\ndef {function}\({parameter}", (ROOT / file).read_text())
+        assert re.search(rf"@flow\(.*\)\ndef {function}\(\s*{parameter}", (ROOT / file).read_text())
 
 
 def test_every_make_target_the_readme_names_exists():

@@ -5,27 +5,50 @@ Two tests of each kind of curvature, from one checkpoint. The linear datamodelli
 step: a batch is trained on in a single step of AdamW, and its influence is ranked against the change of the loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 
-from quad_tasks.compute import spread
-from quad_tasks.experiments import outcome
-from quad_tasks.experiments.laboratory import SCORES, Laboratory, encode_windows, open_laboratory
+from quad_tasks.config import RunConfig
+from quad_tasks.experiments import drawing, outcome
+from quad_tasks.experiments.experiment import Experiment, Rows, shows_table, within
+from quad_tasks.experiments.kept import kept
+from quad_tasks.experiments.laboratory import Laboratory, encode_windows, find_laboratory, open_laboratory
 from quad_tasks.experiments.outcome import continue_training, loss_per_token
-from quad_tasks.experiments.trials import train_trials
+from quad_tasks.experiments.sample import QUICK, SCORES, Size
+from quad_tasks.experiments.trials import CONTINUED_RATE
 
 Int64 = npt.NDArray[np.int64]
 
-SUBSETS, STEPS = 60, 160
+SUBSETS, STEPS = 48, 96
 SUBSET_SHARE = 0.5
 """Of the documents the subsets are drawn from."""
 DRAWN_DOCUMENTS = 1_024
 STEP_DOCUMENTS = 8
 STEP_RATE = 1e-3
 LEEWAY = 0.01
+
+
+CONVERGED = Size(documents=2_000, trained_documents=2_000, epochs=5)
+"""The checkpoint has seen every document five times: influence assumes a model near its optimum."""
+QUICK_SUBSETS, QUICK_STEPS = 12, 24
+NAMES = {"joint": "joint (q, k, v one block)", "split": "split", "mlp": "MLP alone", "identity": "identity"}
+COLOURS = dict(zip(SCORES, (drawing.RED, drawing.BLUE, drawing.GREEN, drawing.GREY), strict=True))
+
+
+def measure_attention(workspace: str, config: RunConfig | None, quick: bool) -> dict[str, Any]:
+    """Build a converged laboratory and validate every kind's influence in it."""
+    if quick:
+        return validate_influence(
+            find_laboratory(workspace, config, replace(QUICK, documents=1_000, trained_documents=1_000, epochs=2)),
+            QUICK_SUBSETS,
+            QUICK_STEPS,
+        )
+    return validate_influence(find_laboratory(workspace, config, CONVERGED))
 
 
 def validate_influence(laboratory: Laboratory, subsets: int = SUBSETS, steps: int = STEPS) -> dict[str, Any]:
@@ -40,10 +63,11 @@ def validate_influence(laboratory: Laboratory, subsets: int = SUBSETS, steps: in
     n_drawn = min(DRAWN_DOCUMENTS, len(laboratory.documents) // 2)
     rows = generator.choice(len(laboratory.documents), n_drawn, replace=False)
     trained = [np.sort(generator.choice(rows, int(SUBSET_SHARE * n_drawn), replace=False)) for _ in range(subsets)]
-    after = [m["reference_loss"] for m in train_trials(laboratory, [(subset, 0) for subset in trained])]
+    place = (laboratory.workspace, laboratory.key)
+    after = kept(subset_loss, [(*place, subset.tolist()) for subset in trained], "train", "subsets")
     stepped = [generator.choice(len(laboratory.documents), STEP_DOCUMENTS, replace=False) for _ in range(steps)]
-    items = [(laboratory.workspace, laboratory.key, part.tolist()) for part in np.array_split(stepped, min(8, steps))]
-    stepped_after = [loss for part in spread(step_losses, items, "step", "batches") for loss in part]
+    items = [(*place, part.tolist()) for part in np.array_split(stepped, min(8, steps))]
+    stepped_after = [loss for part in kept(step_losses, items, "step", "batches") for loss in part]
     lds = {kind: outcome.datamodelling_score(laboratory.influence[kind], trained, after) for kind in SCORES}
     one = {kind: outcome.datamodelling_score(laboratory.influence[kind], stepped, stepped_after) for kind in SCORES}
     return {
@@ -53,7 +77,9 @@ def validate_influence(laboratory: Laboratory, subsets: int = SUBSETS, steps: in
         "one_step_interval": {kind: [found["low"], found["high"]] for kind, found in one.items()},
         "lds_subsets": subsets,
         "one_steps": steps,
-        "time_s": {kind: laboratory.seconds.get(f"fit_{kind}", 0.0) + laboratory.seconds["score"] for kind in SCORES},
+        "documents": len(laboratory.documents),
+        "fit_s": {kind: laboratory.seconds.get(f"fit_{kind}", 0.0) for kind in SCORES},
+        "score_s": laboratory.seconds["score"],
         "shows": _shows(laboratory, trained, after),
     }
 
@@ -71,6 +97,16 @@ def _shows(laboratory: Laboratory, trained: Sequence[Int64], after: Sequence[flo
     ]
 
 
+def subset_loss(workspace: str, key: str, rows: Sequence[int]) -> float:
+    """Train on rows, one pass under a schedule of their own, on a worker; return the reference loss."""
+    laboratory = open_laboratory(workspace, key)
+    size = laboratory.size
+    chosen = [laboratory.documents[row] for row in rows]
+    model = continue_training(laboratory.model, chosen, CONTINUED_RATE, size.window_tokens, 2 * size.batch_tokens, 0)
+    measured = encode_windows(laboratory.tokenizer, laboratory.texts.measured, size)
+    return loss_per_token(model, measured, size.window_tokens, size.batch_tokens)
+
+
 def step_losses(workspace: str, key: str, batches: Sequence[Sequence[int]]) -> list[float]:
     """Take a single optimizer step on each batch of rows from the checkpoint, on a worker; the loss after each."""
     laboratory = open_laboratory(workspace, key)
@@ -83,3 +119,52 @@ def step_losses(workspace: str, key: str, batches: Sequence[Sequence[int]]) -> l
         model = continue_training(laboratory.model, chosen, STEP_RATE, size.window_tokens, batch_tokens, 0, 0.0)
         losses.append(loss_per_token(model, measured, size.window_tokens, size.batch_tokens))
     return losses
+
+
+def tables(result: Mapping[str, Any]) -> dict[str, Rows]:
+    """Lay out a row a kind of curvature, and what it shows."""
+    rows = []
+    for kind in SCORES:
+        lds, one = interval_of(result, "lds", kind), interval_of(result, "one_step", kind)
+        rows.append(
+            {
+                "curvature": NAMES[kind],
+                f"LDS, {result['lds_subsets']} subsets": within(lds),
+                f"one step, {result['one_steps']} batches": within(one),
+                "fit": f"{result['fit_s'][kind]:.0f} s",
+            }
+        )
+    title = f"Rank correlation with measured loss; scoring {result['documents']:,} documents {result['score_s']:.0f} s"
+    return {title: rows, **shows_table(result["shows"])}
+
+
+def draw(result: Mapping[str, Any]) -> dict[str, Figure]:
+    """Draw both correlations and the cost of a fit, a row a kind."""
+    figure, panels = drawing.page_figure(2.4, columns=3)
+    names, colours = [NAMES[kind] for kind in SCORES], [COLOURS[kind] for kind in SCORES]
+    titles = {"lds": "Linear datamodelling score", "one_step": "One step"}
+    for axes, (key, title) in zip(panels, titles.items(), strict=False):
+        drawing.draw_bars(axes, names, [interval_of(result, key, kind) for kind in SCORES], colours)
+        drawing.label(axes, "rank correlation", title=title)
+        axes.axvline(0, color=drawing.BLACK, linewidth=0.6)
+    places = list(range(len(SCORES)))[::-1]
+    panels[2].barh(places, [result["fit_s"][kind] for kind in SCORES], height=0.5, color=colours)
+    panels[2].set_ylim(-0.6, len(SCORES) - 0.4)
+    drawing.label(panels[2], "time on one core (s)", title="Fit of factors and direction")
+    for axes in panels[1:]:
+        axes.set_yticks(places, [""] * len(places))
+    return {"validity": figure}
+
+
+def interval_of(result: Mapping[str, Any], key: str, kind: str) -> dict[str, float]:
+    """Put a correlation and its interval together."""
+    low, high = result[f"{key}_interval"][kind]
+    return {"mean": result[key][kind], "low": low, "high": high}
+
+
+ATTENTION = Experiment(
+    "whether influence foresees training, with attention as one block, three, or left out",
+    measure_attention,
+    tables,
+    draw,
+)

@@ -5,21 +5,19 @@ Gaussian or heavy-tailed. A ninth is the one UCB1's bound applies to: rewards of
 games, their statistics and what they are to show; every claim comes with what was measured, held or not.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version as package_version
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student
 
-from quad_tasks.compute import spread, step
+from quad_tasks.compute import spread
+from quad_tasks.config import RunConfig
 from quad_tasks.core import bandit, regret
-from quad_tasks.experiments.bandit_figures import draw_figures
-from quad_tasks.storage.manifest import digest, write_manifest
-from quad_tasks.storage.store import open_store
+from quad_tasks.experiments.bandit_figures import draw_bandit
+from quad_tasks.experiments.experiment import Experiment
+from quad_tasks.experiments.outcome import interval
 
 Float64 = npt.NDArray[np.float64]
 Played = dict[str, dict[str, Any]]
@@ -35,7 +33,6 @@ BOUNDED_ROUNDS = 10_000
 RECORDED_ROUNDS = 50
 EARLY = RECORDED_ROUNDS // 4 - 1
 """Recorded round at about a quarter of a game: 5 pulls an arm."""
-CONFIDENCE = 0.95
 PAPER_SHARE = 0.5
 SMOOTH_SHARE, INDEPENDENT_SHARE = 0.6, 1.1
 
@@ -61,35 +58,21 @@ class Game:
     seeds: int
 
 
-@step("experiment bandit")
-def run_bandit_experiment(workspace: str, quick: bool) -> str:
-    """Play every game, write the result and its drawings, and return the key of `result.json`.
+def measure_bandit(workspace: str, config: RunConfig | None, quick: bool) -> dict[str, Any]:
+    """Play every game.
 
     Args:
-        workspace: URI the result is kept under.
+        workspace: not read.
+        config: not read: arms are synthetic.
         quick: fewer seeds where there are many arms.
     """
-    started = time.perf_counter()
     games = list_games(quick)
     items = [(game, seed) for game in reversed(games) for seed in range(game.seeds)]  # the long ones first
     played: dict[Game, list[Played]] = {game: [] for game in games}
     for (game, _), courses in zip(items, spread(play_seed, items, "play", "games"), strict=True):
         played[game].append(courses)
     summaries = [summarise(game, courses) for game, courses in played.items()]
-    body = {
-        "experiment": "bandit",
-        "quad_version": package_version("quad-data"),
-        "quick": quick,
-        "games": summaries,
-        "shows": judge(summaries),
-    }
-    store = open_store(workspace)
-    prefix = f"experiments/bandit/{digest(body)[:16]}"
-    for name, drawing in draw_figures(summaries).items():
-        store.put(f"{prefix}/{name}", drawing)
-    key = f"{prefix}/result.json"
-    write_manifest(store, key, {**body, "volatile": {"time_s": time.perf_counter() - started}})
-    return key
+    return {"games": summaries, "shows": judge(summaries)}
 
 
 def list_games(quick: bool) -> list[Game]:
@@ -155,7 +138,7 @@ def summarise(game: Game, played: Sequence[Played]) -> dict[str, Any]:
             "early_share_of_uniform": interval(course[:, EARLY] / uniform[:, EARLY]),
             "share_of_paper": interval(course[:, -1] / paper[:, -1]),
             "course": interval(course),
-            "exploited": np.mean([p[name]["exploited"] for p in played], axis=0).tolist(),
+            "exploited": interval(np.array([p[name]["exploited"] for p in played])),
         }
         if name == "ucb1":
             policies[name]["bound"] = played[0][name]["bound"]
@@ -163,18 +146,6 @@ def summarise(game: Game, played: Sequence[Played]) -> dict[str, Any]:
     means = "smooth" if game.smooth else "independent"
     title = f"{game.n_arms:,} arms, {means} means, {game.noise} rewards"
     return {"title": title, **asdict(game), "recorded_rounds": recorded_rounds(game).tolist(), "policies": policies}
-
-
-def interval(values: Float64) -> dict[str, Any]:
-    """Compute mean, and low and high end of Student's 95 per cent interval, over the first axis: the seeds.
-
-    Args:
-        values: [seeds] or [seeds, rounds].
-    """
-    n = len(values)
-    mean = values.mean(axis=0)
-    half = student.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
-    return {"mean": mean.tolist(), "low": (mean - half).tolist(), "high": (mean + half).tolist()}
 
 
 def judge(games: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -230,3 +201,6 @@ def _row(name: str, policy: Mapping[str, Any]) -> dict[str, str]:
         "after a quarter": f"{policy['early_share_of_uniform']['mean']:.3f}",
         "of paper's": f"{policy['share_of_paper']['mean']:.3f}",
     }
+
+
+BANDIT = Experiment("regret of every policy on arms whose means are known", measure_bandit, tables, draw_bandit)

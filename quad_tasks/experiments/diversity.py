@@ -14,13 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from quad_tasks.config import RunConfig
 from quad_tasks.core.bandit import released_policy
 from quad_tasks.core.kmeans import arm_gaussians, arm_moments
-from quad_tasks.core.prediction import document_features
 from quad_tasks.core.selection import fill_budget
 from quad_tasks.core.wasserstein import neighbour_lists
 from quad_tasks.experiments import baselines, lookup, outcome
-from quad_tasks.experiments.laboratory import Laboratory
+from quad_tasks.experiments.diversity_report import draw, tables
+from quad_tasks.experiments.experiment import Experiment
+from quad_tasks.experiments.laboratory import Laboratory, find_laboratory, prediction_features
+from quad_tasks.experiments.sample import QUICK, Size
 from quad_tasks.experiments.trials import measure_model, profile, train_trials
 
 Int64 = npt.NDArray[np.int64]
@@ -54,9 +57,7 @@ def list_methods(laboratory: Laboratory) -> dict[str, Method]:
     texts, wanted = laboratory.texts.pool, laboratory.texts.reference
     n_tokens_N, arm_N, budget = laboratory.n_tokens, laboratory.arm, laboratory.size.budget_tokens
     influence, seconds = laboratory.per_token, laboratory.seconds
-    n_bytes_N = np.array([len(text.encode()) for text in texts])
-    plain_ND = document_features(laboratory.embedding, n_tokens_N, n_bytes_N)
-    states_ND = document_features(laboratory.embedding, n_tokens_N, n_bytes_N, [laboratory.hidden])
+    plain_ND, states_ND = prediction_features(laboratory), prediction_features(laboratory, states=True)
     released = released_rules(laboratory)
     clustered_s = seconds["embed"] + seconds["cluster"]
     partly_s = clustered_s + seconds["fit_joint"] + SCORED_SHARE * seconds["score"]
@@ -68,7 +69,11 @@ def list_methods(laboratory: Laboratory) -> dict[str, Method]:
         return np.random.default_rng([seed, 1])
 
     def quad(features_ND: npt.NDArray[np.float64], rules: lookup.Rules) -> Callable[[int], Int64]:
-        return lambda seed: lookup.choose(influence["joint"], arm_N, n_tokens_N, features_ND, budget, rules, seed).rows
+        return lambda seed: (
+            lookup.choose(
+                influence["joint"], arm_N, n_tokens_N, features_ND, budget, rules, seed, laboratory.embedding
+            ).rows
+        )
 
     run = lookup.Rules(scored_share=SCORED_SHARE)
     half = replace(run, scored_share=SCORED_SHARE / 2)
@@ -100,7 +105,7 @@ def list_methods(laboratory: Laboratory) -> dict[str, Method]:
         "quad_half_the_scores": Method(
             SCORED_SHARE / 2, 0, True, partly_s - SCORED_SHARE / 2 * seconds["score"], quad(plain_ND, half)
         ),
-        "quad_hidden_states": Method(SCORED_SHARE, 1, True, partly_s + seconds["loss"], quad(states_ND, run)),
+        "quad_states": Method(SCORED_SHARE, 1, True, partly_s + seconds["loss"], quad(states_ND, run)),
     }
 
 
@@ -116,9 +121,15 @@ def released_rules(laboratory: Laboratory) -> lookup.Rules:
         active_documents=0,
         scored_share=SCORED_SHARE,
         mode="cluster",
+        near_duplicate_cosine=None,
         threshold=RELEASED_THRESHOLD,
         neighbours=near,
     )
+
+
+def measure_diversity(workspace: str, config: RunConfig | None, quick: bool) -> dict[str, Any]:
+    """Compare all methods in a laboratory."""
+    return compare_methods(find_laboratory(workspace, config, QUICK if quick else Size()))
 
 
 def compare_methods(laboratory: Laboratory) -> dict[str, Any]:
@@ -127,9 +138,9 @@ def compare_methods(laboratory: Laboratory) -> dict[str, Any]:
     choices: dict[str, list[Int64]] = {}
     chosen_s: dict[str, float] = {}
     for name, method in methods.items():
-        started = time.perf_counter()
+        started = time.process_time()
         choices[name] = [method.choose(seed) for seed in range(size.seeds)]
-        chosen_s[name] = (time.perf_counter() - started) / size.seeds
+        chosen_s[name] = (time.process_time() - started) / size.seeds
     trials = [(rows, seed) for chosen in choices.values() for seed, rows in enumerate(chosen)]
     measured = train_trials(laboratory, trials)
     found = {}
@@ -139,7 +150,7 @@ def compare_methods(laboratory: Laboratory) -> dict[str, Any]:
             **{key: [m[key] for m in judged] for key in ("reference_loss", "other_domains_bpb", "worst_domain_bpb")},
             "domains": {d: float(np.mean([m["domains"][d] for m in judged])) for d in judged[0]["domains"]},
             "influence_share": [_share(laboratory, rows) for rows in choices[name]],
-            "diversity": profile(laboratory, choices[name][0]),
+            "diversity": _by_seed([profile(laboratory, rows) for rows in choices[name]]),
             "by_source": _by_source(laboratory, choices[name][0]),
             "tokens": [int(laboratory.n_tokens[rows].sum()) for rows in choices[name]],
             "scored_share": method.scored_share,
@@ -148,6 +159,10 @@ def compare_methods(laboratory: Laboratory) -> dict[str, Any]:
         }
     before = measure_model(laboratory, laboratory.model)
     return {
+        "documents": len(laboratory.documents),
+        "budget_tokens": size.budget_tokens,
+        "seeds": size.seeds,
+        "building_s": dict(laboratory.seconds),
         "methods": found,
         "before": {key: before[key] for key in ("reference_loss", "other_domains_bpb", "worst_domain_bpb", "domains")},
         **compare_outcomes(found),
@@ -181,6 +196,10 @@ def compare_outcomes(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _by_seed(profiles: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    return {key: [profile[key] for profile in profiles] for key in profiles[0]}
+
+
 def _share(laboratory: Laboratory, rows: Int64) -> float:
     influence = laboratory.per_token["joint"]
     return lookup.influence_share(rows, influence, laboratory.n_tokens, laboratory.size.budget_tokens)
@@ -205,3 +224,11 @@ def _flops(laboratory: Laboratory, method: Method) -> float:
     direction = fit * per_document if method.fits else SCORING_FLOPS * size.reference_documents * per_document
     total: float = parameters * (read * pool + (direction if method.scored_share else 0))
     return total
+
+
+DIVERSITY = Experiment(
+    "what Quad and nine other ways choose on equal tokens, how diverse it is, and what training on it is worth",
+    measure_diversity,
+    tables,
+    draw,
+)

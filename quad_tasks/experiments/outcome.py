@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 from quad_tasks.core import training
 from quad_tasks.core.training import Schedule
-from quad_tasks.experiments.bandit import interval
 
 Float64 = npt.NDArray[np.float64]
 Documents = Sequence[Sequence[int]]
 
 RESAMPLES = 1_000
+CONFIDENCE = 0.95
 
 
 def continue_training(
@@ -52,6 +52,18 @@ def loss_per_token(model: PreTrainedModel, documents: Documents, window_tokens: 
     """Measure nats per target token."""
     nats, n_targets = training.measure(model, documents, window_tokens, batch_tokens)
     return nats / n_targets
+
+
+def interval(values: Float64) -> dict[str, Any]:
+    """Compute mean, and low and high end of Student's 95 per cent interval, over the first axis: the seeds.
+
+    Args:
+        values: [seeds] or [seeds, rounds].
+    """
+    n = len(values)
+    mean = values.mean(axis=0)
+    half = student.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
+    return {"mean": mean.tolist(), "low": (mean - half).tolist(), "high": (mean + half).tolist()}
 
 
 def gain_share(baseline: Sequence[float], chosen: Sequence[float], best: Sequence[float]) -> dict[str, Any]:

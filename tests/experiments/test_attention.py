@@ -5,7 +5,7 @@ import pytest
 
 from quad_tasks.experiments import outcome
 from quad_tasks.experiments.attention import step_losses, validate_influence
-from quad_tasks.experiments.laboratory import SCORES
+from quad_tasks.experiments.sample import SCORES
 
 
 def test_a_step_on_text_like_the_reference_leaves_less_loss(tiny_laboratory):
