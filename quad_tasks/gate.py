@@ -23,7 +23,7 @@ from quad_tasks.records import Stage
 from quad_tasks.storage.manifest import read_manifest, write_manifest
 from quad_tasks.storage.positions import read_positions, read_table
 from quad_tasks.storage.store import open_store
-from quad_tasks.train import learning_schedule
+from quad_tasks.train import learning_schedule, measure_references
 
 TRIAL_SHARE = 0.5
 """Of a stage's tokens, that each trial trains on."""
@@ -93,6 +93,5 @@ def train_trial(workspace: str, stage: Stage, settings: dict[str, Any], chosen: 
         np.random.default_rng([settings["seed"], 18, stage.number]),
     )
     reference = read_manifest(store, f"{stage.direction}/manifest.json")["reference"]
-    own = read_table(store, f"{reference}/reference.parquet", ["text"])["text"].to_pylist()
-    nats, targets = training.measure(model, encode(tokenizer, own), settings["window_tokens"], settings["batch_tokens"])
-    return nats / targets
+    limits = (settings["window_tokens"], settings["batch_tokens"])
+    return measure_references(store, reference, "reference", model, tokenizer, limits)[0]

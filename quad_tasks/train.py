@@ -119,19 +119,35 @@ def measure_model(
     """
     store = open_store(workspace)
     limits = (settings["window_tokens"], settings["batch_tokens"])
+    loss, losses = measure_references(store, reference, "measured", model, tokenizer, limits)
+    per_byte = {}
+    for domain, texts in sorted(_texts_by_domain(store, f"{reference}/heldout.parquet").items()):
+        domain_nats, _ = training.measure(model, encode(tokenizer, texts), *limits)
+        per_byte[domain] = training.bits_per_byte(domain_nats, sum(len(text.encode()) for text in texts))
+    return {"reference_loss": loss, "references": losses if len(losses) > 1 else {}, "domains": per_byte}
+
+
+def measure_references(
+    store: Store, reference: str, part: str, model: Any, tokenizer: Any, limits: tuple[int, int]
+) -> tuple[float, dict[str, float]]:
+    """Measure the loss on a part of the reference, nats per target: the mean of its sets by weight, and each one's.
+
+    Args:
+        store: of the workspace.
+        reference: key of the reference tables.
+        part: `measured`, what is held out; or `reference`, what the direction is made from.
+        model: measured.
+        tokenizer: its own.
+        limits: tokens of a window and of a batch.
+    """
     losses = {}
-    for name, texts in _texts_by_domain(store, f"{reference}/measured.parquet").items():
+    for name, texts in _texts_by_domain(store, f"{reference}/{part}.parquet").items():
         nats, targets = training.measure(model, encode(tokenizer, texts), *limits)
         losses[name] = nats / targets
     sets = read_manifest(store, f"{reference}/manifest.json")["reference"]["sets"]
     weight = {one["name"]: one["weight"] for one in sets}
     weights = [weight.get(name, 1.0) for name in losses]
-    per_byte = {}
-    for domain, texts in sorted(_texts_by_domain(store, f"{reference}/heldout.parquet").items()):
-        domain_nats, _ = training.measure(model, encode(tokenizer, texts), *limits)
-        per_byte[domain] = training.bits_per_byte(domain_nats, sum(len(text.encode()) for text in texts))
-    loss = float(np.average(list(losses.values()), weights=weights))
-    return {"reference_loss": loss, "references": losses if len(losses) > 1 else {}, "domains": per_byte}
+    return float(np.average(list(losses.values()), weights=weights)), losses
 
 
 def _texts_by_domain(store: Store, key: str) -> dict[str, list[str]]:

@@ -33,7 +33,7 @@ STEP_RATE = 1e-3
 LEEWAY = 0.01
 
 
-CONVERGED = Size(documents=2_000, trained_documents=2_000, epochs=5)
+CONVERGED = Size(documents=1_500, trained_documents=1_500, epochs=5, width=96, layers=2, factor_documents=512)
 """The checkpoint has seen every document five times: influence assumes a model near its optimum."""
 QUICK_SUBSETS, QUICK_STEPS = 12, 24
 NAMES = {"joint": "joint (q, k, v one block)", "split": "split", "mlp": "MLP alone", "identity": "identity"}
