@@ -14,20 +14,19 @@ import numpy as np
 import pyarrow as pa
 from sklearn.decomposition import PCA
 
+from quad_tasks.arm_summaries import course_of_pulls, describe_arms
 from quad_tasks.artifacts import show_report
 from quad_tasks.choose import read_chosen
 from quad_tasks.compute import peak_gpu_memory_bytes, peak_memory_bytes, step
 from quad_tasks.config import RunConfig
-from quad_tasks.core import bandit, diversity
+from quad_tasks.core import diversity
 from quad_tasks.core.diagnosis import Measured, diagnose
-from quad_tasks.core.terms import telling_terms
-from quad_tasks.draw import policy
 from quad_tasks.findings import announce_findings
+from quad_tasks.progress import working
+from quad_tasks.provenance import trace
 from quad_tasks.publish import count_documents, read_scores
-from quad_tasks.pull import load_state
-from quad_tasks.records import Stage
 from quad_tasks.report_page import render_page
-from quad_tasks.state import SET_COLUMN, load_arms
+from quad_tasks.state import SET_COLUMN
 from quad_tasks.storage import rounds
 from quad_tasks.storage.manifest import digest, read_manifest
 from quad_tasks.storage.positions import column_vectors, read_positions, read_table
@@ -36,9 +35,6 @@ from quad_tasks.timing import read_times
 
 MAP_DOCUMENTS = 2000
 DIVERSITY_DOCUMENTS = 1000
-TERM_ARMS = 200
-TERM_DOCUMENTS = 16
-TERMS = 6
 EXAMPLES = 5
 EXAMPLE_CHARACTERS = 600
 BINS = 60
@@ -49,13 +45,20 @@ TAIL = 0.005  # share of the scored documents beyond the histogram's first and l
 def write_report(config: RunConfig, version: str, reference: str) -> str:
     """Write `report.json` and the page, and return the page's key."""
     store = open_store(config.workspace)
-    report = collect_report(config, version, reference)
     key = f"runs/{config.run}/report"
-    store.put(f"{key}/report.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
-    store.put(f"{key}/index.html", render_page(report).encode())
+    with working("write report"):
+        report = collect_report(config, version, reference)
+        report["peak_memory_bytes"] = max(report["peak_memory_bytes"], _earlier_peak(store, f"{key}/report.json"))
+        store.put(f"{key}/report.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        store.put(f"{key}/index.html", render_page(report).encode())
     announce_findings(f"run {config.run}", report["findings"])
     show_report(report, f"{store.uri}/{key}/index.html")
     return f"{key}/index.html"
+
+
+def _earlier_peak(store: Store, key: str) -> int:
+    """Return the peak memory of the attempt that wrote a report before: a resume of what is done needs little."""
+    return int(json.loads(store.get(key))["peak_memory_bytes"]) if store.exists(key) else 0
 
 
 def read_findings(config: RunConfig) -> list[dict[str, Any]]:
@@ -77,7 +80,7 @@ def collect_report(config: RunConfig, version: str, reference: str) -> dict[str,
     stages = [_stage(store, config, n) for n in range(config.training.stages)]
     profiles = _diversity(store, config, version, scores, chosen, documents)
     times = read_times(store, config.run)
-    arms = _arms(store, config, version, scores, chosen, documents)
+    arms = describe_arms(store, config, version, scores, chosen, documents)
     measured = _measured(config, pool, arms, scores, chosen, stages[-1], profiles, times, _rescored(store, config))
     return {
         "run": config.run,
@@ -120,12 +123,14 @@ def collect_report(config: RunConfig, version: str, reference: str) -> dict[str,
         "threshold": stages[-1]["threshold"],
         "stages": stages,
         "arms": arms,
+        "pulls": course_of_pulls(store, config),
         "influence": _histogram(scores, chosen),
         "examples": _examples(store, version, scores, stages[-1]["threshold"]),
         "map": _map(store, config, version, scores, chosen),
         "diversity": profiles,
         "prediction": stages[-1].pop("prediction"),
         "findings": [asdict(f) for f in diagnose(measured)],
+        "provenance": trace(store, config, version, reference),
         "time_s": times,
         "peak_memory_bytes": peak_memory_bytes(),
         "peak_gpu_memory_bytes": peak_gpu_memory_bytes(),
@@ -251,53 +256,6 @@ def _losses(store: Store, keys: Sequence[str]) -> dict[str, Any]:
         "references": {name: float(np.mean([m["references"][name] for m in measured])) for name in by_set},
         "domains": {name: float(np.mean([m["domains"][name] for m in measured])) for name in domains},
     }
-
-
-def _arms(
-    store: Store, config: RunConfig, version: str, scores: pa.Table, chosen: pa.Table, documents: pa.Table
-) -> list[dict[str, Any]]:
-    """Describe every arm: its size, what the bandit knows of it, what was selected; terms for the most selected."""
-    last = config.training.stages - 1
-    committed = rounds.list_rounds(store, config.run, last)
-    stage = Stage(config.run, last, version, "", committed[0].info["direction"])
-    state = load_state(config, stage, len(committed))
-    arms = load_arms(config.workspace, version)
-    ucb = bandit.ucb_scores(state, policy(config))
-    selected = _sum_by(chosen, "arm")
-    scored = dict(zip(*np.unique(scores["arm"].to_numpy(), return_counts=True), strict=True))
-    first = np.argsort([-selected.get(arm, 0) for arm in range(arms.num_rows)], kind="stable")[:TERM_ARMS]
-    terms = dict(zip(first.tolist(), telling_terms(_arm_texts(store, version, arms, first), TERMS), strict=True))
-    rows = []
-    for arm, (n, tokens) in enumerate(zip(arms["n_documents"].to_pylist(), arms["n_tokens"].to_pylist(), strict=True)):
-        pulls = float(state.pulls[arm])
-        rows.append(
-            {
-                "arm": arm,
-                "documents": n,
-                "tokens": tokens,
-                "pulls": pulls,
-                "mean_reward": float(state.reward_sum[arm]) / pulls if pulls > 0 else None,
-                "ucb_score": float(ucb[arm]) if np.isfinite(ucb[arm]) else None,
-                "scored": int(scored.get(arm, 0)),
-                "selected_tokens": selected.get(arm, 0),
-                "terms": terms.get(arm, []),
-            }
-        )
-    by_arm: dict[int, dict[str, int]] = {}
-    grouped = documents.group_by(["arm", "source"]).aggregate([("n_tokens", "sum")])
-    for row in sorted(grouped.to_pylist(), key=lambda row: -row["n_tokens_sum"]):
-        by_arm.setdefault(row["arm"], {})[row["source"]] = row["n_tokens_sum"]
-    return [{**row, "sources": by_arm.get(row["arm"], {})} for row in rows]
-
-
-def _arm_texts(store: Store, version: str, arms: pa.Table, chosen: np.ndarray[Any, Any]) -> list[list[str]]:
-    """Read the first documents of each chosen arm: a random sample of it."""
-    starts, sizes = arms["position"].to_numpy()[chosen], arms["n_documents"].to_numpy()[chosen]
-    counts = np.minimum(sizes, TERM_DOCUMENTS)
-    positions = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
-    texts = read_positions(store, version, positions, ["text"])["text"].to_pylist()
-    bounds = np.cumsum([0, *counts])
-    return [texts[bounds[i] : bounds[i + 1]] for i in range(len(counts))]
 
 
 def _histogram(scores: pa.Table, chosen: pa.Table) -> dict[str, Any]:

@@ -101,6 +101,33 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Card:
+    """One arm: what it is called, its telling terms, facts in a line, and texts from it."""
+
+    name: str
+    title: str
+    terms: tuple[str, ...]
+    facts: str
+    texts: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Arms side by side."""
+
+    kind: ClassVar[str] = "cards"
+    items: tuple[Card, ...]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The few numbers that matter most: what it is, the number, and what to know of it."""
+
+    kind: ClassVar[str] = "stats"
+    items: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
 class FindingCard:
     """One failure signature: how severe, what was measured, what to do."""
 
@@ -126,7 +153,7 @@ class Tree:
     facts: Mapping[str, Any]
 
 
-Block = Paragraph | Figure | Table | Examples | Findings | Tree
+Block = Paragraph | Figure | Table | Examples | Cards | Stats | Findings | Tree
 Builder = Callable[[Report], Block | None]
 
 

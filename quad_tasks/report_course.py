@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from quad_tasks import report_arm_figures as arm_figures
 from quad_tasks import report_figures as figures
+from quad_tasks.report_arms import labelled_arms
 from quad_tasks.report_blocks import (
     Absent,
-    Cell,
     Example,
     Examples,
     Figure,
@@ -23,7 +24,6 @@ from quad_tasks.report_blocks import (
     Table,
     Tree,
     count,
-    count_cell,
     duration,
     fixed,
     need,
@@ -36,11 +36,8 @@ from quad_tasks.report_blocks import (
     text_cell,
 )
 
-ARMS_LISTED = 200
 EXAMPLES_SHOWN = 8
 EXAMPLE_CHARS = 1200
-TERMS_SHOWN = 8
-SOURCES_NAMED = 2
 ROUND_PANELS = {
     "documents": "documents scored so far",
     "mean_reward": "mean influence per token",
@@ -139,7 +136,7 @@ def draw_influence(report: Report) -> Figure:
 
 
 def draw_map(report: Report) -> Figure:
-    """Draw the documents on a plane, by influence and by selection."""
+    """Draw the documents on a plane, by arm, by influence and by selection."""
     x, y, influence, selected = (need(report, "map", key) for key in ("x", "y", "influence", "selected"))
     if not x:
         raise Absent("map.x")
@@ -147,42 +144,25 @@ def draw_map(report: Report) -> Figure:
     influence_N = np.array([_number(value) for value in influence])
     selected_N = np.array(selected, dtype=bool)
     scored = int(np.isfinite(influence_N).sum())
+    panels = [
+        figures.influence_map("map-influence", "Map of documents by influence.", points_N2, influence_N),
+        figures.selection_map("map-selected", "Map of documents by selection.", points_N2, selected_N),
+    ]
+    captions = [
+        f"Influence per token of the {count(scored)} scored ones; faint: not scored.",
+        f"The {count(selected_N.sum())} selected ones.",
+    ]
+    if arms := report["map"].get("arm"):
+        arm_N = np.array([-1 if arm is None else arm for arm in arms], dtype=np.int64)
+        drawing = arm_figures.arm_map("map-arm", "Map of documents by arm.", points_N2, arm_N, labelled_arms(report))
+        panels.insert(0, drawing)
+        captions.insert(0, "A colour an arm; numbers: the most selected arms.")
+    lettered = " ".join(f"({letter}) {caption}" for letter, caption in zip("abc", captions, strict=False))
     return Figure(
         "map",
-        (
-            figures.influence_map("map-influence", "Map of documents by influence.", points_N2, influence_N),
-            figures.selection_map("map-selected", "Map of documents by selection.", points_N2, selected_N),
-        ),
+        tuple(panels),
         f"{count(len(x))} documents projected from their embeddings onto two directions; near points are similar "
-        f"texts, the axes have no unit. (a) Influence per token of the {count(scored)} scored ones; faint: not scored. "
-        f"(b) The {count(selected_N.sum())} selected ones.",
-    )
-
-
-def list_arms(report: Report) -> Table:
-    """List the arms with their telling terms."""
-    arms = sorted(need(report, "arms"), key=lambda arm: -_rank(arm))
-    shown = arms if len(arms) <= ARMS_LISTED else arms[: ARMS_LISTED // 2] + arms[-ARMS_LISTED // 2 :]
-    beyond = (
-        "" if shown is arms else f" The {ARMS_LISTED // 2} best and the {ARMS_LISTED // 2} worst of {count(len(arms))}."
-    )
-    return Table(
-        "arm-table",
-        "The arms (clusters of the pool), by mean reward: mean influence per token of the documents drawn. Score: the "
-        f"upper confidence bound by which the next arm is chosen (the paper's Cluster Score).{beyond}",
-        (
-            "arm",
-            "telling terms",
-            "sources",
-            "documents",
-            "tokens",
-            "pulls",
-            "scored",
-            "mean reward",
-            "score",
-            "selected tokens",
-        ),
-        tuple(_arm_row(arm) for arm in shown),
+        f"texts, the axes have no unit. {lettered}",
     )
 
 
@@ -276,7 +256,7 @@ def list_provenance(report: Report) -> Tree:
         "model": report.get("model"),
         "tokenizer": report.get("tokenizer"),
     }
-    return Tree({key: value for key, value in facts.items() if value})
+    return Tree({key: value for key, value in facts.items() if value} | dict(report.get("provenance") or {}))
 
 
 def list_config(report: Report) -> Tree:
@@ -299,27 +279,6 @@ def _example(document: Mapping[str, Any]) -> Example:
     ]
     left_out = max(len(text) - EXAMPLE_CHARS, 0)
     return Example(str(document.get("id", "no id")), " · ".join(facts), text[:EXAMPLE_CHARS], left_out)
-
-
-def _arm_row(arm: Mapping[str, Any]) -> tuple[Cell, ...]:
-    by_source = arm.get("sources") or {}
-    sources = sorted(by_source, key=lambda name: -(by_source[name] or 0))
-    more = f" and {len(sources) - SOURCES_NAMED} more" if len(sources) > SOURCES_NAMED else ""
-    return (
-        Cell(str(arm.get("arm", "–")), _number(arm.get("arm"))),
-        text_cell(", ".join(map(str, (arm.get("terms") or ())[:TERMS_SHOWN]))),
-        text_cell(", ".join(sources[:SOURCES_NAMED]) + more),
-        *(count_cell(arm.get(key)) for key in ("documents", "tokens")),
-        number_cell(arm.get("pulls"), 1),
-        count_cell(arm.get("scored")),
-        *(significant_cell(arm.get(key)) for key in ("mean_reward", "ucb_score")),
-        count_cell(arm.get("selected_tokens")),
-    )
-
-
-def _rank(arm: Mapping[str, Any]) -> float:
-    reward = _number(arm.get("mean_reward"))
-    return reward if np.isfinite(reward) else -np.inf
 
 
 def _number(value: float | None) -> float:

@@ -152,7 +152,7 @@ def dot_pairs(
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.set_xlabel(xlabel)
-        _legend(axes)
+        legend(axes)
 
     return draw(name, description, 0.95 + ROW_IN * len(labels), paint)
 
@@ -175,7 +175,7 @@ def concentration(name: str, description: str, pool_K: Array, selected_K: Array)
         axes.plot([0, 100], [0, 100], color=BASELINE, linestyle="--", label="in proportion")
         axes.plot(100 * pool, 100 * selected, color=SELECTED, linewidth=2, label="selection")
         axes.set(xlim=(0, 100), ylim=(0, 102), xlabel="pool tokens in these arms (%)", ylabel="selected tokens (%)")
-        _legend(axes)
+        legend(axes)
 
     return draw(name, description, 2.8, paint)
 
@@ -263,7 +263,7 @@ def histogram(
             axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, label="threshold τ")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set(xlabel="influence per token", ylabel="documents", ylim=(0, None))
-        _legend(axes)
+        legend(axes)
 
     return draw(name, description, 2.8, paint)
 
@@ -302,7 +302,7 @@ def influence_map(name: str, description: str, points_N2: Array, influence_N: Ar
         )
         bar.ax.collections[0].set_rasterized(True)
         bar.outline.set_visible(False)
-        _bare(axes)
+        bare(axes)
 
     return draw(name, description, 4.2, paint)
 
@@ -325,7 +325,7 @@ def selection_map(name: str, description: str, points_N2: Array, selected_N: npt
             x, y = points_N2[chosen].T
             axes.scatter(x, y, s=5, color=colour, alpha=alpha, linewidths=0, rasterized=True, label=label)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, markerscale=2.5)
-        _bare(axes)
+        bare(axes)
 
     return draw(name, description, 4.2, paint)
 
@@ -362,11 +362,13 @@ def _page_value(key: str, value: str, name: str) -> str:
     return re.sub(r"url\(#", f"url(#{name}-", value)
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """Put a legend above the axes, at the right."""
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0, handlelength=1.6)
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
+    """Leave a map its points and the names of its directions."""
     axes.grid(visible=False)
     axes.set_aspect("equal", adjustable="datalim")
     axes.set(xticks=[], yticks=[], xlabel="first direction (no unit)", ylabel="second direction (no unit)")

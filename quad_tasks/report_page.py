@@ -11,8 +11,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from quad_tasks import report_arms as arms
 from quad_tasks import report_course as course
 from quad_tasks import report_outcome as outcome
+from quad_tasks import report_stats as stats
 from quad_tasks.report_blocks import Builder, build_section, scalar
 
 SECTIONS: tuple[tuple[str, str, tuple[Builder, ...]], ...] = (
@@ -21,6 +23,7 @@ SECTIONS: tuple[tuple[str, str, tuple[Builder, ...]], ...] = (
         "Result",
         (
             outcome.headline,
+            stats.show_figures,
             outcome.draw_domains,
             outcome.headline_detail,
             outcome.list_stages,
@@ -30,10 +33,14 @@ SECTIONS: tuple[tuple[str, str, tuple[Builder, ...]], ...] = (
     ),
     ("counts", "Where every document went", (outcome.balance, outcome.list_counts)),
     ("composition", "Selection against pool", (outcome.draw_composition, outcome.list_sources)),
-    ("bandit", "Bandit over rounds", (course.describe_pilot, course.draw_rounds, course.describe_prediction)),
-    ("influence", "Distribution of influence", (course.draw_influence,)),
+    (
+        "bandit",
+        "Bandit over rounds",
+        (course.describe_pilot, course.draw_rounds, arms.draw_pulls, course.describe_prediction),
+    ),
+    ("influence", "Distribution of influence", (course.draw_influence, arms.draw_arm_influence)),
     ("map", "Map of the pool", (course.draw_map,)),
-    ("arms", "Arms", (course.list_arms,)),
+    ("arms", "Arms", (arms.show_cards, arms.list_arms)),
     ("examples", "Example texts", (course.show_best, course.show_borderline, course.show_worst)),
     ("diversity", "Diversity", (course.list_diversity,)),
     ("findings", "Findings and remedies", (course.list_findings,)),

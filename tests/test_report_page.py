@@ -115,11 +115,32 @@ def fake_report(n_arms: int = 30, n_documents: int = 600) -> dict:
                 "ucb_score": 0.03 * centre_K2[arm, 0],
                 "scored": 40,
                 "selected_tokens": max(0, int(4000 * centre_K2[arm, 0])),
+                "quantiles": [centre_K2[arm, 0] * 0.02 + shift for shift in (-0.04, -0.02, 0.0, 0.02, 0.04)],
+                "texts": None
+                if arm > 5
+                else {
+                    kind: {
+                        "id": f"{kind}-{arm}",
+                        "source": "s",
+                        "influence": 0.1,
+                        "n_tokens": 9,
+                        "text": "a\n  text",
+                        "characters_left_out": 3,
+                    }
+                    for kind in ("best", "borderline", "worst")
+                },
                 "terms": ["object", "method", "returns", "attribute", f"term{arm}"],
                 "sources": {"stdlib_code": 100, "pydoc_topics": 50, "hex_noise": 10},
             }
             for arm in range(n_arms)
         ],
+        "pulls": {
+            "arms": [3, 1, 2],
+            "arms_pulled": n_arms,
+            "first_round": [0, 2, 4, 6, 8, 10, 12],
+            "documents": [[0, 8, 8, 4, 0, 0, 0], [0, 4, 0, 4, 0, 4, 0], [0, 0, 0, 0, 4, 0, 4]],
+            "ucb_score": [None, None, *({"low": 0.1, "median": 0.2 + r / 50, "high": 0.6} for r in range(12))],
+        },
         "influence": {
             "bin_edges": edges.tolist(),
             "scored": np.histogram(influence_N[scored_N], edges)[0].tolist(),
@@ -165,6 +186,7 @@ def fake_report(n_arms: int = 30, n_documents: int = 600) -> dict:
                 "remedy": "Raise the share of random documents.",
             },
         ],
+        "provenance": {"selection": {"uuid": "u-1"}, "packages": {"torch": "2.13.0"}, "stages": [{"factors": "f"}]},
         "time_s": {"ingest": 2.0, "embed": 14.0, "fit": 60.0, "score": 192.0, "train": 95.5},
         "peak_memory_bytes": 1_610_612_736,
     }
@@ -348,7 +370,7 @@ def test_ids_are_unique_and_every_link_and_reference_finds_one(page):
 def test_tables_and_figures_are_labelled(page):
     counts = Counter(tag for tag, _ in Elements(page).tags)
     assert counts["caption"] == counts["table"] == 5
-    assert counts["figcaption"] == counts["figure"] == 6
+    assert counts["figcaption"] == counts["figure"] == 8
     assert all(attributes.get("scope") for tag, attributes in Elements(page).tags if tag == "th")
     assert all(attributes["role"] == "img" for tag, attributes in Elements(page).tags if tag == "svg")
 
@@ -385,6 +407,20 @@ def test_a_long_example_is_cut_and_says_by_how_much(no_drawings):
     report = fake_report()
     report["examples"]["best"][0]["text"] = "x" * 3_345
     assert "2,145 more characters left out" in words(render_page(report))
+
+
+def test_an_arm_has_a_card_with_its_terms_facts_and_texts(page):
+    text = section(page, "arms")
+    assert "Arm 3 object, method, returns, attribute, term3" in text
+    assert "Best: highest influence best-3 · influence 0.100 a text …" in text
+    assert text.count("Texts of arm") == 6
+
+
+def test_figures_of_the_headline_are_right_by_hand(page):
+    text = section(page, "result")
+    assert "−0.155 95 % interval −0.167 to −0.143, 3 seeds" in text
+    assert "+0.038 4 of 5 other domains are worse off than after random tokens" in text
+    assert "16.0 % 160,000 of 1,000,000" in text
 
 
 def test_findings_come_most_severe_first(page):
