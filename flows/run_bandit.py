@@ -8,7 +8,16 @@ from quad_tasks.config import RunConfig
 from quad_tasks.draw import choose_round
 from quad_tasks.findings import refuse_unwanted
 from quad_tasks.gate import gate_refit
-from quad_tasks.pull import calibrate_scorer, commit_round, rounds_committed, score_round, stop_reason
+from quad_tasks.progress import notice, progress
+from quad_tasks.pull import (
+    accepted_tokens,
+    calibrate_scorer,
+    commit_round,
+    rounds_committed,
+    score_round,
+    stop_reason,
+    wanted_tokens,
+)
 from quad_tasks.records import Stage
 from quad_tasks.timing import timed
 
@@ -31,9 +40,22 @@ def run_bandit(config: RunConfig, stage: Stage) -> str:
     """
     with dask_cluster(config.compute), timed(config.workspace, config.run, "bandit"):
         number = rounds_committed(config, stage)
-        while stop_reason(config, stage, number) is None:
-            bandit_round(config, stage, number)
-            number += 1
+        if stop_reason(config, stage, number) is None:
+            number = _run_rounds(config, stage, number)
         chosen = select_stage(config, gate_refit(config, stage))
     refuse_unwanted(config, read_findings(config, stage))
     return chosen
+
+
+def _run_rounds(config: RunConfig, stage: Stage, number: int) -> int:
+    """Run rounds from `number` on until the stage ends, as one bar; return how many there are then."""
+    accepted = accepted_tokens(config, stage, number)
+    with progress(f"stage {stage.number}: rounds", wanted_tokens(config), "tokens above τ") as advance:
+        advance(accepted)
+        while (reason := stop_reason(config, stage, number)) is None:
+            bandit_round(config, stage, number)
+            number += 1
+            before, accepted = accepted, accepted_tokens(config, stage, number)
+            advance(accepted - before)
+    notice(f"stage {stage.number}: {number} rounds, ended by {reason}")
+    return number

@@ -16,6 +16,7 @@ from quad_tasks.config import RunConfig
 from quad_tasks.core import redundancy, selection
 from quad_tasks.core.diagnosis import budget_not_reached, stale_influence
 from quad_tasks.predict import fit_scored, predict_positions
+from quad_tasks.progress import working
 from quad_tasks.records import Stage
 from quad_tasks.state import load_arms, load_token_counts
 from quad_tasks.storage import pool as tables
@@ -48,7 +49,8 @@ def select_stage(config: RunConfig, stage: Stage) -> str:
     Scores of earlier stages count as long as they were measured against the same direction. What was measured against
     another one counts as unseen, and what an earlier stage chose is not chosen again.
     """
-    key = _commit_choice(config, stage, f"{stage.prefix}/selected", config.selection.general_share)
+    with working("choose documents"):
+        key = _commit_choice(config, stage, f"{stage.prefix}/selected", config.selection.general_share)
     store = open_store(config.workspace)
     infos = [committed.info for committed in rounds.list_rounds(store, stage.run, stage.number)]
     show_stage(stage, read_manifest(store, f"{key}.json"), infos)

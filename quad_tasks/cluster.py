@@ -19,6 +19,7 @@ from quad_tasks.core import kmeans
 from quad_tasks.core.order import order_key
 from quad_tasks.embed import embeddings_key, sample_rows
 from quad_tasks.ingest import Duplicates, documents_key, find_duplicates, shard_manifest_key
+from quad_tasks.progress import working
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage.manifest import ManifestMismatch, digest, read_manifest, write_manifest
 from quad_tasks.storage.positions import column_vectors, read_table, vector_column
@@ -49,7 +50,8 @@ def fit_centroids(config: RunConfig, names: list[str], embedder_key: str) -> str
     )
     arms = min(config.clustering.arms, len(sample))
     iterations, spherical = config.clustering.iterations, config.clustering.spherical
-    centroids = kmeans.train_centroids(sample, arms, config.seed, iterations, spherical)
+    with working("train centroids"):
+        centroids = kmeans.train_centroids(sample, arms, config.seed, iterations, spherical)
     sha256 = tables.write_array(store, f"{key}/centroids.npy", centroids)
     body = {"embedder": embedder_key, "clustering": settings, "shards": names, "arms": arms, "sha256": sha256}
     write_manifest(store, f"{key}/manifest.json", body)

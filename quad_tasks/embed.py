@@ -17,6 +17,7 @@ from quad_tasks.config import EmbeddingConfig, RunConfig
 from quad_tasks.core import embedding
 from quad_tasks.core.model import pick_device
 from quad_tasks.ingest import documents_key, shard_manifest_key
+from quad_tasks.progress import working
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage.factors import load_tensors, save_tensors
 from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
@@ -41,8 +42,9 @@ def fit_embedder(config: RunConfig, names: list[str], model_key: str) -> str:
         return key
     body: dict[str, Any] = {"embedding": settings, "model": model_key}
     if config.embedding.method == "ngrams":
-        texts = sample_texts(store, config, names)
-        embedder = embedding.fit_ngram_embedder(texts, config.embedding.dimension, config.seed)
+        with working("fit embedder"):
+            texts = sample_texts(store, config, names)
+            embedder = embedding.fit_ngram_embedder(texts, config.embedding.dimension, config.seed)
         body["sha256"] = save_tensors(store, f"{key}/embedder.safetensors", embedding.embedder_to_arrays(embedder), {})
     write_manifest(store, f"{key}/manifest.json", body)
     return key

@@ -20,7 +20,7 @@ from quad_tasks.core import covariance, ekfac, influence
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.model import Batch, encode, make_batches, pick_device, split_windows
 from quad_tasks.factor_sizes import check_memory, describe_cut, machine_memory_bytes
-from quad_tasks.progress import notice
+from quad_tasks.progress import notice, working
 from quad_tasks.run import in_turn
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage.factors import load_tensors, save_tensors
@@ -57,7 +57,8 @@ def _fit(config: RunConfig, fit: "Fit") -> None:
     first, second = _samples(config, manifest["documents"])
     parts = spread(covariance_chunk, _chunks(fit, first), "fit covariances", "chunks", on_gpu=True)
     sums = _merge(store, parts, covariance.covariances_from_tensors, covariance.merge)
-    basis = ekfac.decompose(sums)
+    with working("decompose"):
+        basis = ekfac.decompose(sums)
     _save(store, f"{key}/basis.safetensors", ekfac.basis_to_tensors(basis))
     more = spread(eigenvalue_chunk, _chunks(fit, second), "fit eigenvalues", "chunks", on_gpu=True)
     eigenvalues = _merge(store, more, ekfac.eigenvalue_sums_from_tensors, ekfac.merge)

@@ -23,7 +23,7 @@ from quad_tasks.core.model import (
     train_tokenizer,
 )
 from quad_tasks.core.order import order_key
-from quad_tasks.progress import progress
+from quad_tasks.progress import progress, working
 from quad_tasks.records import Document, Shard
 from quad_tasks.storage.manifest import digest
 from quad_tasks.storage.readers import Fields, read_documents
@@ -78,7 +78,8 @@ def _make_fresh(config: RunConfig, shards: list[Shard]) -> tuple[PreTrainedModel
     """Train a tokenizer and a small Llama on a sample of the pool's text."""
     settings = config.model.fresh
     texts = _sample_texts(config, shards)
-    tokenizer = train_tokenizer(texts, settings.vocabulary)
+    with working("train tokenizer"):
+        tokenizer = train_tokenizer(texts, settings.vocabulary)
     documents, total = [], 0
     for ids in encode(tokenizer, texts):
         if total >= settings.train_tokens:

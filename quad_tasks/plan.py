@@ -21,6 +21,7 @@ import zstandard
 from quad_tasks.config import ConfigError, RunConfig
 from quad_tasks.model import FRESH, SAMPLE_BYTES_PER_TOKEN
 from quad_tasks.probe import Rates, Shape, probe, usable_cores
+from quad_tasks.progress import working
 from quad_tasks.pull import PREDICTED_SCORED_SHARE
 from quad_tasks.reference import split_reference
 from quad_tasks.sample import Sample, look_at, value_at
@@ -88,7 +89,8 @@ def plan_run(config: RunConfig, price_per_hour: float | None = None) -> dict[str
     pool = _look(config.pool.inputs)
     read_byte = (time.perf_counter() - started) / (pool.read_bytes or 1)
     texts = _texts(pool, config.pool.fields.text)
-    rates, shape = probe(config, texts)
+    with working("measure this machine"):
+        rates, shape = probe(config, texts)
     volumes = _volumes(config, pool, texts, shape)
     if config.selection.budget_tokens > volumes.tokens * 1.05:
         found = config.selection.budget_tokens

@@ -5,6 +5,7 @@ random sample of their arms; where a pull comes upon a document scored before, i
 """
 
 import functools
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -357,6 +358,16 @@ def rounds_committed(config: RunConfig, stage: Stage) -> int:
     return rounds.count_rounds(open_store(config.workspace), stage.run, stage.number)
 
 
+def accepted_tokens(config: RunConfig, stage: Stage, number: int) -> int:
+    """Count the tokens above τ in the stage's rounds before round `number`."""
+    return read_state(config, stage, number).accepted_tokens
+
+
+def wanted_tokens(config: RunConfig) -> int:
+    """Return how many tokens above τ end a stage."""
+    return math.ceil(config.bandit.oversample * config.selection.budget_tokens / config.training.stages)
+
+
 def stop_reason(config: RunConfig, stage: Stage, number: int) -> str | None:
     """Say why a stage ends before round `number` (`exhausted`, `budget`, `max_rounds`, `max_scored`), or None."""
     if number == 0:
@@ -365,8 +376,7 @@ def stop_reason(config: RunConfig, stage: Stage, number: int) -> str | None:
     state = reading.state
     if np.array_equal(state.cursor, state.n_documents):
         return "exhausted"
-    budget = config.selection.budget_tokens / config.training.stages
-    if reading.accepted_tokens >= config.bandit.oversample * budget:
+    if reading.accepted_tokens >= wanted_tokens(config):
         return "budget"
     if number >= config.bandit.max_rounds:
         return "max_rounds"
