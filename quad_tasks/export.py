@@ -39,8 +39,10 @@ def export_selection(
     Args:
         config: the run's configuration.
         out: path or URI of the folder.
-        format: `parquet`; `jsonl.zst`, a line a document with what Quad knows under `metadata.quad`, as datatrove and
-            Dolma lay out theirs; `hf`, Parquet beside a dataset card.
+        format: `parquet`; `jsonl.zst`, a line a document as datatrove and Dolma lay out theirs: `id`, `text`,
+            `source`, `added` (when the selection was published), `created` (the record's own, where it has one),
+            `metadata` with its further fields, `token_count`, and what Quad knows under `quad`; `hf`, Parquet beside a
+            dataset card.
         shard_bytes: text bytes, in UTF-8, after which a new file starts.
         license: licence identifier of the card; `hf` only.
 
@@ -55,7 +57,10 @@ def export_selection(
     source, target = open_store(config.workspace), open_store(out)
     selection = f"runs/{config.run}/selection"
     if not source.exists(f"{selection}/manifest.json"):
-        raise StoreKeyError(f"run {config.run!r} in {source.uri}: expected a published selection, found none")
+        raise StoreKeyError(
+            f"run {config.run!r} in {source.uri}: expected a published selection, found none yet: "
+            f"`quad resume {config.run}` goes on with it"
+        )
     manifest = read_manifest(source, f"{selection}/manifest.json")
     body: dict[str, Any] = {
         "run": config.run,
@@ -76,11 +81,10 @@ def export_selection(
     files = []
     for number, tables in enumerate(_shards(source, selection, manifest, shard_bytes)):
         name = f"data/part-{number:05d}.{suffix}"
-        rows = (
-            _write_lines(target, name, tables, config)
-            if suffix != "parquet"
-            else _write_parquet(target, name, tables, config)
-        )
+        if suffix == "parquet":
+            rows = _write_parquet(target, name, tables, config)
+        else:
+            rows = _write_lines(target, name, tables, config, manifest["volatile"]["created"])
         files.append({"name": name, "rows": rows, "sha256": hashlib.sha256(target.get(name)).hexdigest()})
     strays = sorted(set(target.list("data/")) - {file["name"] for file in files})
     if strays:
@@ -152,13 +156,17 @@ def _rename(table: pa.Table, fields: FieldNames) -> pa.Table:
     return pa.table(dict([*zip(names, (table[name] for name in OWN_COLUMNS), strict=True), *ours]))
 
 
-def _write_lines(store: Store, name: str, tables: Iterable[pa.Table], config: RunConfig) -> int:
+def _write_lines(store: Store, name: str, tables: Iterable[pa.Table], config: RunConfig, published: str) -> int:
     rows, fields = 0, config.pool.fields
     with store.spool(name) as path, zstandard.open(path, "wb", cctx=zstandard.ZstdCompressor(ZSTD_LEVEL)) as file:
         for table in tables:
             for row in table.to_pylist():
-                metadata = json.loads(row["metadata"]) | {"quad": {key: row[key] for key in QUAD_COLUMNS}}
-                line: dict[str, Any] = {}
+                metadata = json.loads(row["metadata"])
+                line: dict[str, Any] = {"added": metadata.pop("added", published)}
+                if "created" in metadata:
+                    line["created"] = metadata.pop("created")
+                metadata = {"token_count": row["n_tokens"]} | metadata
+                metadata["quad"] = {key: row[key] for key in QUAD_COLUMNS}
                 for key in ("id", "text", "source"):
                     _set(line, getattr(fields, key), row[key])
                 _set(line, fields.metadata, metadata)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from quad_tasks.config import ConfigError
 from quad_tasks.export import export_selection
+from quad_tasks.storage.manifest import read_manifest
 from quad_tasks.storage.positions import read_table
 from quad_tasks.storage.store import StoreKeyError, open_store
 
@@ -53,6 +54,9 @@ def test_lines_carry_what_quad_knows_under_metadata(small_run, tmp_path):
     assert lines[0]["id"] == rows[0]["id"]
     assert lines[0]["metadata"]["quad"]["influence"] == rows[0]["influence"]
     assert summary["tokens"] == sum(line["metadata"]["quad"]["n_tokens"] for line in lines)
+    assert summary["tokens"] == sum(line["metadata"]["token_count"] for line in lines)
+    manifest = read_manifest(open_store(small_run.workspace), "runs/small/selection/manifest.json")
+    assert {line["added"] for line in lines} == {manifest["volatile"]["created"]}
 
 
 def test_files_are_cut_at_a_size_of_text_and_hold_every_document_once(small_run, tmp_path, monkeypatch):
