@@ -49,7 +49,10 @@ def compare_runs(workspace: str, run_a: str, run_b: str) -> dict[str, Any]:
 def _read_report(store: Store, run: str) -> dict[str, Any]:
     key = f"runs/{run}/report/report.json"
     if not store.exists(key):
-        raise StoreKeyError(f"run {run!r} in {store.uri}: expected a finished run with a report, found none")
+        raise StoreKeyError(
+            f"run {run!r} in {store.uri}: expected a finished run with a report, found none "
+            f"(`quad status {run}` says how far it is, `quad resume {run}` goes on with it)"
+        )
     report: dict[str, Any] = json.loads(store.get(key))
     return report
 

@@ -75,7 +75,10 @@ def ingest_shards(config: RunConfig, shards: list[Shard], model_key: str) -> lis
     tokens = sum(m["tokens"] for m in manifests)
     if config.selection.budget_tokens > tokens:
         found = config.selection.budget_tokens
-        raise ConfigError(f"selection.budget_tokens: expected at most the pool's {tokens} tokens, found {found}")
+        raise ConfigError(
+            f"selection.budget_tokens: expected at most the pool's {tokens} tokens, found {found}: "
+            "lower it, or add inputs"
+        )
     return names
 
 

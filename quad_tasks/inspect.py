@@ -70,7 +70,9 @@ def inspect_document(config: RunConfig, document_id: str) -> dict[str, Any]:
     store = open_store(config.workspace)
     version = pinned_pool(config)
     if version is None:
-        raise StoreKeyError(f"run {config.run!r} in {store.uri}: expected a pool, found none yet")
+        raise StoreKeyError(
+            f"run {config.run!r} in {store.uri}: expected a pool, found none yet: `quad resume {config.run}` goes on"
+        )
     manifest = read_manifest(store, version)
     position = _find(store, [part["key"] for part in manifest["parts"]], "id", document_id)
     if position is None:

@@ -25,7 +25,10 @@ def verify_run(config: RunConfig) -> dict[str, Any]:
     version = pinned_pool(config)
     selection = f"runs/{config.run}/selection"
     if version is None or not store.exists(f"{selection}/manifest.json"):
-        raise StoreKeyError(f"run {config.run!r} in {store.uri}: expected a published selection, found none")
+        raise StoreKeyError(
+            f"run {config.run!r} in {store.uri}: expected a published selection, found none yet: "
+            f"`quad resume {config.run}` goes on with it"
+        )
     manifest = read_manifest(store, f"{selection}/manifest.json")
     for part in manifest["parts"]:
         _check(store, f"{selection}/{part['name']}", part["sha256"])
