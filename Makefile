@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test test-s3-real lint check ui bench-influence bench-bandit bench-selection bench-crash clean
+.PHONY: demo docs test test-s3-real lint check ui bench-influence bench-bandit bench-selection bench-crash clean
 
 demo: .venv/installed   ## the whole method on text this machine has already
 	$(BIN)/quad demo
@@ -20,6 +20,9 @@ lint: .venv/installed   ## style and types
 	$(BIN)/mypy
 
 check: lint test        ## what CI runs
+
+docs: .venv/installed   ## the configuration reference, from the models
+	$(BIN)/quad keys --markdown > docs/configuration.md
 
 ui: .venv/installed     ## Prefect's UI on loopback, with pools, deployments and workers
 	infra/ui.sh

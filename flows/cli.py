@@ -3,7 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 bad input or config. An error is one message, never a traceback, unless `--debug`.
 """
 
-from collections.abc import Callable
+from importlib.metadata import version
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,38 +11,47 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from flows.options import (
+    AsJson,
+    ConfigPath,
+    Debug,
+    Inputs,
+    Overrides,
+    Price,
+    Quiet,
+    RunName,
+    Workspace,
+    complete_run,
+    run_flow,
+    run_selection,
+)
+from flows.parts import bandit_app, influence_app, pool_app, train
 from flows.terminal import FAILED, print_body, print_rows, session
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n", 1)[0])
-pool_app = typer.Typer(no_args_is_help=True, help="The candidate pool.")
+SHIFTS_SHOWN = 20
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(version("quad-data"))
+        raise typer.Exit
+
+
+@app.callback()
+def quad(
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Choose pretraining data by influence and diversity. `quad demo` shows it; `quad init FILES` begins with yours."""
+
+
 app.add_typer(pool_app, name="pool")
-bandit_app = typer.Typer(no_args_is_help=True, help="The bandit's rounds.")
+app.add_typer(influence_app, name="influence")
 app.add_typer(bandit_app, name="bandit")
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: bandit.alpha=0.5.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show logs, and tracebacks of errors.")]
-
-
-def _complete_run(context: typer.Context, incomplete: str) -> list[str]:
-    """Complete a run's name from the workspace given before it, or the default one."""
-    from quad_tasks.run import list_runs
-
-    return [name for name in list_runs(context.params.get("workspace") or "workspace") if name.startswith(incomplete)]
-
-
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.", autocompletion=_complete_run)]
-Workspace = Annotated[str, typer.Option(help="Path or URI the run is kept under.")]
-
-
-Inputs = Annotated[
-    list[str] | None, typer.Option(metavar="FILE", help="Files or globs; give it again for more of them.")
-]
-Price = Annotated[float | None, typer.Option(min=0, help="What this machine costs an hour, in any currency.")]
+app.command()(train)
 
 EXPERIMENTS = "end-to-end, bandit, sampling, homogeneity, attention, sensitivity, stages or diversity."
 
@@ -66,6 +75,29 @@ def init(
 
         result = write_config(files, out, reference or (), heldout or ())
         print_body(result, True) if as_json else print_first_config(result)
+
+
+@app.command()
+def keys(
+    prefix: Annotated[str, typer.Argument(metavar="[SECTION]", help="A section or key; all without it.")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/configuration.md.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List the keys of a configuration with their defaults, ranges and meanings.
+
+    Example: quad keys bandit
+    """
+    with session(True, debug):
+        from quad_tasks.config_reference import as_row, list_keys, render_reference
+
+        rows = [as_row(key) for key in list_keys(prefix)]
+        if markdown:
+            print(render_reference(), end="")
+        elif as_json:
+            print_body({"keys": rows}, as_json)
+        else:
+            print_rows(rows)
 
 
 @app.command()
@@ -109,7 +141,7 @@ def run(
         if dry_run:
             _plan(settings, None, as_json)
         else:
-            _select(settings, as_json)
+            run_selection(settings, as_json)
 
 
 @app.command()
@@ -128,7 +160,7 @@ def resume(
     with session(quiet, debug):
         from quad_tasks.run import load_run
 
-        _select(load_run(workspace, run, overrides or ()), as_json)
+        run_selection(load_run(workspace, run, overrides or ()), as_json)
 
 
 @app.command()
@@ -145,28 +177,7 @@ def demo(
     with session(quiet, debug):
         from flows.demo import demo_config
 
-        _select(demo_config(workspace), as_json)
-
-
-@pool_app.command()
-def refresh(
-    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
-) -> None:
-    """Ingest, embed and cluster what is new; print the pool version.
-
-    Example: quad pool refresh config.yaml
-    """
-    with session(quiet, debug):
-        from flows.refresh_pool import refresh_pool
-        from quad_tasks.config import load_config
-        from quad_tasks.storage.manifest import read_manifest
-        from quad_tasks.storage.store import open_store
-
-        settings = load_config(config, overrides or ())
-        version = _flow(refresh_pool, settings)
-        body = read_manifest(open_store(settings.workspace), version)
-        counts = {key: body[key] for key in ("documents", "tokens", "arms", "set_aside")}
-        print_body({"version": version, **counts}, as_json)
+        run_selection(demo_config(workspace), as_json)
 
 
 @app.command()
@@ -260,29 +271,6 @@ def report(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
         print_report(load_run(workspace, run), as_json)
 
 
-@bandit_app.command()
-def replay(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = False, debug: Debug = False) -> None:
-    """Choose every committed round's arms again from the ledger alone; exit 1 where a choice differs.
-
-    Example: quad bandit replay lambada
-    """
-    with session(True, debug):
-        from flows.cluster import dask_cluster
-        from quad_tasks.replay import replay_run
-        from quad_tasks.run import load_run
-
-        config = load_run(workspace, run)
-        with dask_cluster(config.compute):
-            rounds = replay_run(config)
-        reproduced = all(r["reproduced"] for r in rounds)
-        if as_json:
-            print_body({"run": run, "reproduced": reproduced, "rounds": rounds}, as_json)
-        else:
-            print_rows(rounds)
-        if not reproduced:
-            raise typer.Exit(FAILED)
-
-
 @app.command()
 def experiment(
     name: Annotated[str, typer.Argument(metavar="NAME", help=EXPERIMENTS)],
@@ -308,7 +296,7 @@ def experiment(
         find_experiment(name)
         given = load_config(config, overrides or ()) if config else None
         where = workspace or (given.workspace if given else "workspace")
-        print_experiment(where, _flow(run_experiment, name, given, where, quick), as_json)
+        print_experiment(where, run_flow(run_experiment, name, given, where, quick), as_json)
 
 
 @app.command()
@@ -340,8 +328,8 @@ def export(
 
 @app.command()
 def compare(
-    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A finished run.", autocompletion=_complete_run)],
-    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Another one.", autocompletion=_complete_run)],
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A finished run.", autocompletion=complete_run)],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Another one.", autocompletion=complete_run)],
     workspace: Workspace = "workspace",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -359,9 +347,11 @@ def compare(
             return
         print_body(compared["overlap"], as_json)
         for name in ("outcome", "mixture", "config"):
-            if compared[name]:
-                Console().print(f"\n{name}")
-                print_rows(compared[name])
+            rows = [row for row in compared[name] if row.get("shift") != 0]
+            if rows:
+                more = f", the {SHIFTS_SHOWN} largest shifts of {len(rows)}" if len(rows) > SHIFTS_SHOWN else ""
+                Console().print(f"\n{name}{more if name == 'mixture' else ''}")
+                print_rows(rows[:SHIFTS_SHOWN] if name == "mixture" else rows)
 
 
 def main() -> None:
@@ -378,22 +368,6 @@ def _plan(config: Any, price_per_hour: float | None, as_json: bool) -> None:
 
     result = plan_run(config, price_per_hour)
     print_body(result, True) if as_json else print_plan(result)
-
-
-def _select(config: Any, as_json: bool) -> None:
-    from flows.printing import print_report
-    from flows.select_data import select_data
-
-    _flow(select_data, config)
-    print_report(config, as_json)
-
-
-def _flow(flow: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a flow from the command line: no heartbeats, since nobody watches for zombies here."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return flow(*arguments)
 
 
 if __name__ == "__main__":

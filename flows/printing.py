@@ -109,15 +109,26 @@ def by_kind(cleaned: dict[str, Any]) -> dict[str, Any]:
 
 def print_report(config: Any, as_json: bool) -> None:
     """Print a finished run's headline, or all of its report as JSON."""
+    from quad_tasks.report_stats import show_figures
+    from quad_tasks.storage.faults import StoreKeyError
     from quad_tasks.storage.store import open_store
 
     store = open_store(config.workspace)
     key = f"runs/{config.run}/report"
+    if not store.exists(f"{key}/report.json"):
+        raise StoreKeyError(
+            f"run {config.run!r} in {store.uri}: expected a report, found none yet "
+            f"(`quad status {config.run}` says how far it is, `quad resume {config.run}` goes on with it)"
+        )
     body = json.loads(store.get(f"{key}/report.json"))
     if as_json:
         print(json.dumps(body))
         return
-    last = body["stages"][-1]
+    last, against_random = body["stages"][-1], {}
+    for text, number, note in show_figures(body).items:
+        what, comma, unit = text.partition(", ")
+        if comma:
+            against_random[what] = f"{number} {unit} ({note})"
     rows: dict[str, Any] = {
         "run": body["run"],
         "pool": f"{body['pool']['documents']:,} documents, {body['pool']['tokens']:,} tokens",
@@ -127,6 +138,7 @@ def print_report(config: Any, as_json: bool) -> None:
         "reference loss": ", ".join(
             f"{last[kind]['reference_loss']:.4f} {kind}" for kind in ("before", "selected", "random") if kind in last
         ),
+        **against_random,
         "findings": ", ".join(f["signature"] for f in body["findings"]) or "none",
         "time": f"{sum(body['time_s'].values()):.0f} s",
         "peak memory": f"{body['peak_memory_bytes'] / 2**30:.2f} GiB",

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 DEFAULTS = {
@@ -25,6 +26,8 @@ DEFAULTS = {
     "DASK_LOGGING__DISTRIBUTED": "critical",
 }
 FAILED, BAD_INPUT = 1, 2
+FILE_COLUMNS = 160
+"""Width of a table that goes to no terminal."""
 
 
 @contextmanager
@@ -70,19 +73,21 @@ def _fail(message: str, code: int) -> None:
 
 
 def print_body(body: dict[str, Any], as_json: bool) -> None:
-    """Print a result as JSON, or a line a key."""
+    """Print a result as JSON, or a line a key; a line is never cut, so that a path can be copied."""
     if as_json:
         print(json.dumps(body, indent=1))
         return
-    table = Table(show_header=False, box=None)
+    width = max(map(len, body), default=0)
     for key, value in body.items():
-        table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
-    Console().print(table)
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        print(f"{key.replace('_', ' '):<{width}}  {shown}")
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     """Print rows of the same keys as a table."""
-    table = Table(*(key.replace("_", " ") for key in rows[0]), box=None)
+    table = Table(box=None)
+    for key in rows[0]:
+        table.add_column(key.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else FILE_COLUMNS).print(table)

@@ -255,7 +255,7 @@ def _render(pool: Inputs, others: dict[str, Inputs], undecided: Sequence[str]) -
 # Written by `quad init`: {pool.sample.files} files, {documents:,} documents, about {tokens:,} tokens ({counted}).
 # Fields seen:
 {seen}
-{todo}# Every key is explained in the README; `quad plan` says what a run takes before anything is spent.
+{todo}# `quad keys` explains every key; `quad plan` says what a run takes before anything is spent.
 run: run
 workspace: workspace   # a folder, or s3://bucket/prefix
 pool:

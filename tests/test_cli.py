@@ -173,3 +173,49 @@ def test_sigterm_ends_a_command_as_an_interrupt_does(capsys):
     assert ended.value.exit_code == 1
     assert "`quad resume` goes on from the last commit" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_keys_are_listed_and_an_unknown_one_names_the_sections():
+    result = invoke("keys", "bandit", "--json")
+    assert result.exit_code == 0, result.stderr
+    rows = {row["key"]: row for row in json.loads(result.stdout)["keys"]}
+    assert rows["bandit.alpha"]["range"] == "number ≥ 0 or none"
+    assert all(key.startswith("bandit.") for key in rows)
+    assert invoke("keys", "bandits").exit_code == 2
+
+
+def test_a_pool_is_shown_with_what_was_set_aside_and_its_arms(small_run):
+    where = ("--workspace", small_run.workspace)
+    result = invoke("pool", "show", *where, "--arms", "3", "--json")
+    assert result.exit_code == 0, result.stderr
+    shown = json.loads(result.stdout)
+    assert [version["version"] for version in shown["versions"]] == ["v0001"]
+    assert {row["reason"]: row["documents"] for row in shown["set_aside"]}["invalid_json"] == 1
+    assert sum(row["documents"] for row in shown["sources"]) == shown["versions"][-1]["documents"]
+    assert len(shown["arms"]) == 3
+    assert "invalid_json" in invoke("pool", "show", *where).stdout
+    absent = invoke("pool", "show", "absent", *where)
+    assert absent.exit_code == 2
+    assert "quad pool refresh" in absent.stderr
+
+
+def test_a_run_may_be_made_in_parts_and_ends_as_a_whole_one(
+    prefect_server, dask_client, config_file, small_run, tmp_path
+):
+    path = config_file()
+    fitted = json.loads(invoke("influence", "fit", path, "--json", "--quiet").stdout)
+    assert fitted["direction"].startswith("factors/")
+    chosen = json.loads(invoke("bandit", "run", path, "--json", "--quiet").stdout)
+    assert chosen["stage"] == 0
+    assert 0 < chosen["chosen_tokens"] <= chosen["budget_tokens"]
+    assert json.loads(invoke("bandit", "run", path, "--json", "--quiet").stdout) == chosen
+    trained = json.loads(invoke("train", path, "--json", "--quiet").stdout)["trained"]
+    assert [row["trained_on"] for row in trained] == ["before", "selected-0", "random-0", "general-0.5"]
+    assert json.loads(invoke("bandit", "run", path, "--json", "--quiet").stdout)["stage"] == 1
+    whole = invoke("run", path, "--json", "--quiet")
+    assert whole.exit_code == 0, whole.stderr
+    ours, theirs = (
+        json.loads(open_store(workspace).get("runs/small/selection/manifest.json"))["parts"]
+        for workspace in (str(tmp_path / "workspace"), small_run.workspace)
+    )
+    assert ours == theirs

@@ -1,0 +1,151 @@
+"""`quad pool|influence|bandit ...` and `quad train`: one part of a run at a time.
+
+Each part works on the run's current stage, the first that is not trained, does what is missing before it, and commits
+to the same ledger: `quad run` goes on from there.
+"""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows.options import AsJson, ConfigPath, Debug, Overrides, Quiet, RunName, Workspace, run_flow, run_until
+from flows.terminal import FAILED, print_body, print_rows, session
+
+pool_app = typer.Typer(no_args_is_help=True, help="The candidate pool.")
+influence_app = typer.Typer(no_args_is_help=True, help="Curvature and the reference direction.")
+bandit_app = typer.Typer(no_args_is_help=True, help="The bandit's rounds.")
+
+
+@pool_app.command()
+def refresh(
+    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Ingest, embed and cluster what is new; print the pool version.
+
+    Example: quad pool refresh config.yaml
+    """
+    with session(quiet, debug):
+        from flows.refresh_pool import refresh_pool
+        from quad_tasks.config import load_config
+        from quad_tasks.storage.manifest import read_manifest
+        from quad_tasks.storage.store import open_store
+
+        settings = load_config(config, overrides or ())
+        version = run_flow(refresh_pool, settings)
+        body = read_manifest(open_store(settings.workspace), version)
+        counts = {key: body[key] for key in ("documents", "tokens", "arms", "set_aside")}
+        print_body({"version": version, **counts}, as_json)
+
+
+@pool_app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="POOL", help="The pool's name (pool.name).")] = "pool",
+    workspace: Workspace = "workspace",
+    arms: Annotated[int, typer.Option(min=0, help="Arms listed, largest first.")] = 20,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show a pool: its versions, what was set aside and why, its sources, its largest arms and their terms.
+
+    Example: quad pool show lambada --arms 10
+    """
+    with session(True, debug):
+        from quad_tasks.describe_pool import describe_pool
+
+        described = describe_pool(workspace, name, arms)
+        if as_json:
+            print_body(described, as_json)
+            return
+        console = Console()
+        for title in ("versions", "set_aside", "sources", "arms"):
+            if described[title]:
+                console.print(f"\n{title.replace('_', ' ')}", style="bold")
+                print_rows(described[title])
+
+
+@influence_app.command()
+def fit(
+    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Fit the factors and the reference direction of a run's current stage.
+
+    Example: quad influence fit config.yaml
+    """
+    with session(quiet, debug):
+        from quad_tasks.config import load_config
+        from quad_tasks.storage.manifest import read_manifest
+        from quad_tasks.storage.store import open_store
+
+        settings = load_config(config, overrides or ())
+        direction = run_until(settings, "fit")
+        store = open_store(settings.workspace)
+        made = read_manifest(store, f"{direction}/manifest.json")
+        factors = read_manifest(store, f"{made['factors']}/manifest.json")
+        body: dict[str, Any] = {
+            "run": settings.run,
+            "direction": direction,
+            "factors": made["factors"],
+            "checkpoint": made["checkpoint"],
+            "blocks": len(factors["blocks"]),
+            "sample_documents": factors["sample_documents"],
+        }
+        print_body(body | {"block_names": factors["blocks"]} if as_json else body, as_json)
+
+
+@bandit_app.command()
+def run(
+    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Run the rounds of a run's current stage and choose its documents; train nothing.
+
+    Example: quad bandit run config.yaml --set bandit.max_rounds=20
+    """
+    with session(quiet, debug):
+        from quad_tasks.config import load_config
+        from quad_tasks.current import stage_summary
+
+        settings = load_config(config, overrides or ())
+        print_body(stage_summary(settings, run_until(settings, "bandit")), as_json)
+
+
+@bandit_app.command()
+def replay(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = False, debug: Debug = False) -> None:
+    """Choose every committed round's arms again from the ledger alone; exit 1 where a choice differs.
+
+    Example: quad bandit replay lambada
+    """
+    with session(True, debug):
+        from flows.cluster import dask_cluster
+        from quad_tasks.replay import replay_run
+        from quad_tasks.run import load_run
+
+        config = load_run(workspace, run)
+        with dask_cluster(config.compute):
+            rounds = replay_run(config)
+        reproduced = all(r["reproduced"] for r in rounds)
+        if as_json:
+            print_body({"run": run, "reproduced": reproduced, "rounds": rounds}, as_json)
+        else:
+            print_rows(rounds)
+        if not reproduced:
+            raise typer.Exit(FAILED)
+
+
+def train(
+    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Train on the current stage's selection and on its random control, and print what both gave.
+
+    Example: quad train config.yaml
+    """
+    with session(quiet, debug):
+        from quad_tasks.config import load_config
+        from quad_tasks.current import read_losses
+
+        settings = load_config(config, overrides or ())
+        rows = read_losses(settings, run_until(settings, "train"))
+        if as_json:
+            print_body({"run": settings.run, "trained": rows}, as_json)
+        else:
+            print_rows(rows)
