@@ -74,7 +74,9 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[ConfigKey]:
             yield from _keys(field.annotation, f"{prefix}{name}.")
         else:
             default = "required" if field.is_required() else f"`{_shown(field.default)}`"
-            yield ConfigKey(f"{prefix}{name}", default, range_of(field), field.description or "")
+            yield ConfigKey(
+                f"{prefix}{name}", default, range_of(field), (field.description or "").replace("None:", "null:")
+            )
 
 
 def range_of(field: FieldInfo) -> str:
@@ -88,10 +90,12 @@ def _range(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         inner = definitions[name]
-        return f"{', '.join(inner['properties'])}" if "properties" in inner else _range(inner, definitions)
+        if "properties" not in inner:
+            return _range(inner, definitions)
+        return f"({'; '.join(f'{key}: {_range(of, definitions)}' for key, of in inner['properties'].items())})"
     if "anyOf" in schema:
         options = [_range(option, definitions) for option in schema["anyOf"] if option.get("type") != "null"]
-        none = ["none"] if any(option.get("type") == "null" for option in schema["anyOf"]) else []
+        none = ["null"] if any(option.get("type") == "null" for option in schema["anyOf"]) else []
         return " or ".join([*options, *none])
     if "const" in schema or "enum" in schema:
         return ", ".join(f"`{option}`" for option in schema.get("enum", [schema.get("const")]))
@@ -100,7 +104,8 @@ def _range(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
             least = "one or more of" if schema.get("minItems") else "list of"
             return f"{least} {_range(schema.get('items', {}), definitions)}"
         case "object":
-            return f"name: {_range(schema.get('additionalProperties', {}), definitions)}"
+            values = [*schema.get("patternProperties", {}).values(), schema.get("additionalProperties") or {}]
+            return f"name: {_range(values[0], definitions)}"
         case "string":
             return "letters, digits, `_`, `.`, `-`; at most 80" if "pattern" in schema else "text"
         case kind:
@@ -118,5 +123,5 @@ def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return str(list(value))
     if value is None or isinstance(value, bool):
-        return {None: "none", True: "true", False: "false"}[value]
+        return {None: "null", True: "true", False: "false"}[value]
     return f"{value:_}" if isinstance(value, int) and value > 9999 else str(value)

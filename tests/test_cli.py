@@ -179,7 +179,7 @@ def test_keys_are_listed_and_an_unknown_one_names_the_sections():
     result = invoke("keys", "bandit", "--json")
     assert result.exit_code == 0, result.stderr
     rows = {row["key"]: row for row in json.loads(result.stdout)["keys"]}
-    assert rows["bandit.alpha"]["range"] == "number ≥ 0 or none"
+    assert rows["bandit.alpha"]["range"] == "number ≥ 0 or null"
     assert all(key.startswith("bandit.") for key in rows)
     assert invoke("keys", "bandits").exit_code == 2
 
