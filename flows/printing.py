@@ -93,7 +93,7 @@ def print_story(story: Mapping[str, Any]) -> None:
         for score in story["scores"]:
             rows.add_row("influence", f"{score['influence']:.4g} in stage {score['stage']} round {score['round']}")
             for name, value in score.get("by_reference", {}).items():
-                rows.add_row("", f"{name}: {value}")
+                rows.add_row("", f"{value:.4g} along reference {escape(name)}")
         if story["predicted_influence"] is not None:
             rows.add_row("predicted", f"{story['predicted_influence']:.4g}")
         rows.add_row("text", escape(story["excerpt"]))

@@ -26,6 +26,7 @@ from quad_tasks.report_blocks import (
     number_cell,
     percent,
     percent_cell,
+    significant_cell,
     text_cell,
 )
 
@@ -240,6 +241,33 @@ def list_frontier(report: Report) -> Table | None:
         "frontier-table",
         "What the reference gains and the other domains pay, by the share of the budget drawn from the rest of the "
         "pool: reference loss in nats per token, mean of the other domains in bits per byte, one seed.",
+        columns,
+        rows,
+    )
+
+
+def list_references(report: Report) -> Table | None:
+    """List the reference sets beside what training did to each, where there are several."""
+    sets = (report.get("reference") or {}).get("sets") or []
+    if len(sets) < 2:
+        return None
+    last = need(report, "stages", -1)
+    losses = [(last.get(kind) or {}).get("references") or {} for kind in ("before", "random", "selected")]
+    rows = tuple(
+        (
+            text_cell(one.get("name", "unnamed")),
+            count_cell(one.get("documents")),
+            number_cell(one.get("weight"), 2),
+            *(number_cell(loss.get(one.get("name")), 4) for loss in losses),
+            *(significant_cell(one.get(key)) for key in ("mean_influence", "mean_influence_selected")),
+        )
+        for one in sets
+    )
+    columns = ("reference set", "documents", "weight", "before", "random", "selected", "influence", "of the selected")
+    return Table(
+        "reference-table",
+        "The reference sets: held-out loss of each in nats per token, and the mean influence along it of all scored "
+        "documents and of the selected ones among them.",
         columns,
         rows,
     )

@@ -27,6 +27,7 @@ SECTIONS: tuple[tuple[str, str, tuple[Builder, ...]], ...] = (
             outcome.draw_domains,
             outcome.headline_detail,
             outcome.list_stages,
+            outcome.list_references,
             outcome.list_domains,
             outcome.list_frontier,
         ),

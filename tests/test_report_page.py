@@ -423,6 +423,27 @@ def test_figures_of_the_headline_are_right_by_hand(page):
     assert "16.0 % 160,000 of 1,000,000" in text
 
 
+def test_several_reference_sets_are_listed_with_what_training_did_to_each(no_drawings):
+    report = fake_report()
+    report["reference"] = {
+        "sets": [
+            {"name": "novels", "documents": 40, "weight": 2.0, "mean_influence": 0.01, "mean_influence_selected": 0.2},
+            {
+                "name": "letters",
+                "documents": 9,
+                "weight": 1.0,
+                "mean_influence": -0.01,
+                "mean_influence_selected": None,
+            },
+        ]
+    }
+    for kind, loss in (("before", 6.0), ("random", 5.9), ("selected", 5.5)):
+        report["stages"][0][kind]["references"] = {"novels": loss, "letters": loss + 1}
+    text = section(render_page(report), "result")
+    assert "novels 40 2.00 6.0000 5.9000 5.5000 0.0100 0.200" in text
+    assert "letters 9 1.00 7.0000 6.9000 6.5000 −0.0100 –" in text
+
+
 def test_findings_come_most_severe_first(page):
     text = section(page, "findings")
     assert text.index("too little diversity") < text.index("too much compute")
