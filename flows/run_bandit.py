@@ -19,6 +19,7 @@ from quad_tasks.pull import (
     wanted_tokens,
 )
 from quad_tasks.records import Stage
+from quad_tasks.states import read_pool_states
 from quad_tasks.timing import timed
 
 
@@ -39,6 +40,7 @@ def run_bandit(config: RunConfig, stage: Stage) -> str:
         UnwantedFinding: the stage has a finding of `diagnosis.stop_on`; nothing was trained on it.
     """
     with dask_cluster(config.compute), timed(config.workspace, config.run, "bandit"):
+        read_pool_states(config, stage.version)
         number = rounds_committed(config, stage)
         if stop_reason(config, stage, number) is None:
             number = _run_rounds(config, stage, number)

@@ -263,8 +263,19 @@ class SelectionConfig(_Frozen):
         description="Rank scored documents and what a regression predicts of the others, scored documents alone, or "
         "scored documents and then the rest of good arms.",
     )
+    states: bool = Field(
+        False,
+        description="Read the whole pool once with the model it was tokenized for, a third of what scoring it takes, "
+        "so that documents' hidden states and losses are candidates among what influence is predicted from; runs on "
+        "the same pool and model share them.",
+    )
     near_duplicate_cosine: Annotated[float, Field(gt=0, le=1)] | None = Field(
         0.99, description="Drop a document this similar to a better one of its arm; None: keep all."
+    )
+    near_duplicate_overlap: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        0.8,
+        description="Drop a document that has this share of five-word sequences (Jaccard similarity) in common with a "
+        "better one of any arm; None: keep all.",
     )
     per_arm_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="Largest share of a stage's targeted tokens from one arm; None: any."

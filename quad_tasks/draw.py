@@ -21,6 +21,7 @@ from quad_tasks.core import bandit, contextual, prediction, selection
 from quad_tasks.predict import fit_scored, predict_positions
 from quad_tasks.records import Stage
 from quad_tasks.state import Reading, load_arms, load_token_counts, read_state, stage_scores
+from quad_tasks.states import states_key
 from quad_tasks.storage import rounds
 from quad_tasks.storage.positions import column_vectors
 from quad_tasks.storage.store import open_store
@@ -168,8 +169,9 @@ def _predict_pool(config: RunConfig, stage: Stage, reading: Reading) -> tuple[np
     scores = stage_scores(reading, stage).slice(0, reading.fitted_documents)
     generator = np.random.default_rng([config.seed, 15, stage.number, reading.fitted_round])
     n_arms = len(reading.state.n_documents)
-    predictor = fit_scored(config.workspace, stage.version, scores, n_arms, generator)
-    influence = predict_positions(config.workspace, stage.version, predictor, np.arange(len(reading.scored_N)))
+    states, everything = states_key(config, stage.version), np.arange(len(reading.scored_N))
+    predictor = fit_scored(config.workspace, stage.version, scores, n_arms, generator, states)
+    influence = predict_positions(config.workspace, stage.version, predictor, everything, states)
     influence[scores["position"].to_numpy()] = scores["influence"].to_numpy()
     taken = read_chosen(store, stage.run, stage.number)
     influence[taken["position"].to_numpy()] = np.nan

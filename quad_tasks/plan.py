@@ -235,6 +235,14 @@ def _stages(
         counts = {"documents": round(documents), "tokens": round(n_tokens), "flops": float(flops)}
         return {"stage": name, **counts, "size_bytes": round(size), "seconds": seconds}
 
+    read = row(
+        "states",
+        n,
+        tokens,
+        forward * tokens,
+        4 * (shape.width + 1) * n,
+        STEP_S + tokens * work.measure_token / processes,
+    )
     return [
         row(
             "model",
@@ -261,6 +269,7 @@ def _stages(
             stored + vectors,
             STEP_S + alone["cluster"] + (2 * text * work.write_byte + product) / workers,
         ),
+        *([read] if config.selection.states else []),
         row(
             "fit",
             fits * min(config.factors.sample_documents, n),

@@ -119,6 +119,7 @@ class Shape:
         tracked: numbers a direction holds.
         bytes_per_token: UTF-8 bytes of text per token, by the run's tokenizer or one trained on the sample.
         dimension: of an embedding.
+        width: of a hidden state.
     """
 
     parameters: int
@@ -127,6 +128,7 @@ class Shape:
     tracked: int
     bytes_per_token: float
     dimension: int
+    width: int
 
 
 def probe(config: RunConfig, texts: Sequence[str]) -> tuple[Rates, Shape]:
@@ -334,6 +336,7 @@ def _shape(
         tracked=sum(b.shape[0] * b.shape[1] for b in blocks),
         bytes_per_token=bytes_per_token,
         dimension=dimension,
+        width=width,
     )
 
 

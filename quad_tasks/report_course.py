@@ -110,9 +110,11 @@ def describe_prediction(report: Report) -> Paragraph | None:
         if need(prediction, "accepted")
         else "not used: arms' means ranked the unscored"
     )
+    features = prediction.get("features")
+    looked = f" Features kept by cross-validation: {', '.join(features)}." if features else ""
     return Paragraph(
         "A regression predicts the influence of held-back scored documents with Spearman correlation "
-        f"{fixed(spearman)}; their arm's mean alone gives {fixed(baseline)}. It was {use}."
+        f"{fixed(spearman)}; their arm's mean alone gives {fixed(baseline)}. It was {use}.{looked}"
     )
 
 

@@ -1,26 +1,26 @@
 """What the scored documents tell of the unscored: a regression of influence on embeddings and cheap features.
 
-Owns the regression, its check against what the arms' means alone would say, and the draw of documents to score next.
-Two ridge regressions are averaged, one linear and one in a Gaussian kernel (Nyström features; Williams and Seeger
-2001), and what they miss of an arm is added as a shrunken arm effect. Everything out of sample is leave-one-out in
-closed form (ridge: Hastie, Tibshirani and Friedman 2009, equation 7.64), so that no fold is drawn. Error is measured on
-influence, not on ranks: regressions of ranks correlate better and select worse. Gradient-boosted trees were decided
-against: ten times the cost, and a little less influence selected.
+Owns the features and which of them are used, the check against what the arms' means alone would say, and the draw of
+documents to score next. Two ridge regressions (`regression.py`) are averaged, one linear and one in a Gaussian kernel,
+and what they miss of an arm is added as a shrunken arm effect. Groups of features (embedding, length, the model's
+states, its loss) are candidates: one is left out where that raises no error. Everything out of sample is leave-one-out
+in closed form. Error is measured on influence, not on ranks: regressions of ranks correlate better and select worse.
+Gradient-boosted trees were decided against: ten times the cost, and a little less influence selected.
 
 Influence is per target token; > 0: training on it lowers the reference loss.
 
-Shape suffixes: N documents, D features, K arms, P coordinates of a feature map, M landmarks.
+Shape suffixes: N documents, D features, K arms, H hidden state, M landmarks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
-from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
+
+from quad_tasks.core.regression import fit_kernel, fit_ridge, gaussian_kernel, squared_error
 
 Float64 = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.floating]
@@ -31,23 +31,17 @@ Mixed = TypeVar("Mixed", float, Float64)
 CLIPPED_SHARE = 0.02
 """Share of scored documents, at either end, whose influence is drawn in before the fit: a few short documents lie ten
 deviations out, and squares would fit those alone."""
-PENALTIES = tuple(np.logspace(-4, 3, 22))
-"""Grid of ridge penalties, in units of the mean eigenvalue of the feature map."""
-WIDTHS = (0.5, 1.0, 2.0)
-"""Grid of the Gaussian kernel's squared width, in units of the median squared distance."""
 LANDMARKS = 600
 """Documents the kernel is expanded in."""
 FIT_DOCUMENTS = 50_000
 """Scored documents fitted on at most; it bounds memory to 300 MB."""
 PREDICT_BLOCK = 8192
+CHOICE_DOCUMENTS, CHOICE_LANDMARKS = 1000, 300
+"""Scored documents, and landmarks, with which groups of features are compared; the fit uses more."""
 ACCEPTED_DEVIATIONS = 2.0
 """Standard errors by which the regression's squared error must lie below the arm means'."""
 LINEAR_SHARES = (0.0, 0.5, 1.0)
 """Weights the linear regression may have beside the kernel one."""
-RANK_TOLERANCE = 1e-10
-"""Eigenvalues below this share of the largest are rounding."""
-LEAST_FREEDOM = 1e-6
-"""Least that 1 less a document's leverage is taken for: a document that alone decides its prediction."""
 RATIO_RANGE = (1e-6, 1e6)
 """Variance within arms over that between them: from documents that do not differ to arms that do not."""
 
@@ -76,6 +70,8 @@ class Predictor:
     Attributes:
         accepted: whether it beat the arm means out of sample; if not, `predict` gives those.
         quality: out of sample, of both.
+        groups: the groups of features it uses.
+        columns_D: the columns of those groups; D counts these alone here.
         centre_D: [D] features' means.
         scale_D: [D] features' standard deviations.
         linear_D: [D] weights of the standardised features, its share in the average included.
@@ -89,6 +85,8 @@ class Predictor:
 
     accepted: bool
     quality: Quality
+    groups: tuple[str, ...]
+    columns_D: Int64
     centre_D: Float64
     scale_D: Float64
     linear_D: Float64
@@ -100,42 +98,47 @@ class Predictor:
     arm_mean_K: Float64
 
 
-@dataclass(frozen=True, slots=True)
-class _Ridge:
-    """A ridge regression: weights, intercept, and what it says of each document had it been left out."""
-
-    weights_P: Float64
-    intercept: float
-    left_out_N: Float64
-
-
-@dataclass(frozen=True, slots=True)
-class _KernelRidge:
-    """A ridge regression in a kernel, and the same as weights of the kernel at landmarks."""
-
-    ridge: _Ridge
-    landmarks_MD: Float64
-    squared_width: float
-    weights_M: Float64
-
-
 def document_features(
-    embeddings_ND: Floats, n_tokens_N: Int64, n_bytes_N: Int64, more: Sequence[Floats] = ()
+    embeddings_ND: Floats,
+    n_tokens_N: Int64,
+    n_bytes_N: Int64,
+    states_NH: Floats | None = None,
+    loss_N: Floats | None = None,
 ) -> Float64:
-    """Put an embedding and what is cheap to know of a document side by side.
+    """Put an embedding and what else is known of a document side by side.
 
     Args:
         embeddings_ND: [N, D] embeddings.
         n_tokens_N: [N] tokens, > 0.
         n_bytes_N: [N] bytes of UTF-8, > 0.
-        more: further columns, each [N] or [N, any], such as the model's hidden states or losses.
+        states_NH: [N, H] the model's mean hidden states, where they are known.
+        loss_N: [N] its loss per target, with the states.
 
     Returns:
-        [N, D + 2 + more] float64.
+        [N, columns] float64, laid out as `feature_groups` says.
     """
     columns = [embeddings_ND, np.log(n_tokens_N)[:, None], np.log(n_tokens_N / n_bytes_N)[:, None]]
-    columns += [extra.reshape(len(embeddings_ND), -1) for extra in more]
+    if states_NH is not None:
+        columns.append(states_NH)
+    if loss_N is not None:
+        columns.append(loss_N[:, None])
     return np.concatenate(columns, axis=1, dtype=np.float64)
+
+
+def feature_groups(dimension: int, states: int = 0, loss: bool = False) -> dict[str, slice]:
+    """Name the columns of `document_features`.
+
+    Args:
+        dimension: D, of an embedding.
+        states: H, where hidden states are among them.
+        loss: whether the loss is.
+    """
+    groups = {"embedding": slice(0, dimension), "length": slice(dimension, dimension + 2)}
+    if states:
+        groups["states"] = slice(dimension + 2, dimension + 2 + states)
+    if loss:
+        groups["loss"] = slice(dimension + 2 + states, dimension + 3 + states)
+    return groups
 
 
 def shrunken_means(value_N: Float64, arm_N: Int32, n_arms: int) -> tuple[Float64, Float64]:
@@ -162,7 +165,13 @@ def shrunken_means(value_N: Float64, arm_N: Int32, n_arms: int) -> tuple[Float64
 
 
 def fit_predictor(
-    features_ND: Floats, influence_N: Float64, arm_N: Int32, n_arms: int, generator: np.random.Generator
+    features_ND: Floats,
+    influence_N: Float64,
+    arm_N: Int32,
+    n_arms: int,
+    generator: np.random.Generator,
+    groups: Mapping[str, slice] | None = None,
+    at_random_N: npt.NDArray[np.bool_] | None = None,
 ) -> Predictor:
     """Fit influence on the scored documents' features.
 
@@ -172,6 +181,9 @@ def fit_predictor(
         arm_N: [N] their arms.
         n_arms: K.
         generator: draws the landmarks, and the documents fitted on where there are too many.
+        groups: columns that may be left out together, by name; None: all columns are used.
+        at_random_N: [N] which documents are a random sample of their arms: the arms' means come from these alone. None:
+            all.
 
     Returns:
         The predictor, accepted or not.
@@ -183,17 +195,21 @@ def fit_predictor(
         raise ValueError(f"scored documents: expected at least 2 to fit on, got {len(influence_N)}")
     fitted = np.sort(generator.permutation(len(influence_N))[:FIT_DOCUMENTS])
     arm_N, y_N = arm_N[fitted], _clip(influence_N[fitted])
-    x_ND, centre_D, scale_D = _standardise(features_ND[fitted])
-    linear = _fit_ridge(x_ND, y_N)
-    kernel = _fit_kernel(x_ND, y_N, generator)
-    share = min(LINEAR_SHARES, key=lambda a: _squared_error(y_N, _mix(a, linear.left_out_N, kernel.ridge.left_out_N)))
+    named = _choose_groups(features_ND[fitted], y_N, groups, generator) if groups else ()
+    columns_D = _columns(groups, named) if groups else np.arange(features_ND.shape[1])
+    x_ND, centre_D, scale_D = _standardise(features_ND[fitted][:, columns_D])
+    linear = fit_ridge(x_ND, y_N)
+    kernel = fit_kernel(x_ND, y_N, x_ND[np.sort(generator.permutation(len(x_ND))[:LANDMARKS])])
+    share = min(LINEAR_SHARES, key=lambda a: squared_error(y_N, _mix(a, linear.left_out_N, kernel.ridge.left_out_N)))
     left_out_N = _mix(share, linear.left_out_N, kernel.ridge.left_out_N)
     effect_K, effect_N = shrunken_means(y_N - left_out_N, arm_N, n_arms)
-    mean_K, mean_N = shrunken_means(y_N, arm_N, n_arms)
+    mean_K, mean_N = _arm_means(y_N, arm_N, n_arms, None if at_random_N is None else at_random_N[fitted])
     quality = _quality(y_N, left_out_N + effect_N, mean_N)
     return Predictor(
         accepted=_beats(y_N, left_out_N + effect_N, mean_N),
         quality=quality,
+        groups=named,
+        columns_D=columns_D,
         centre_D=centre_D,
         scale_D=scale_D,
         linear_D=share * linear.weights_P,
@@ -211,7 +227,7 @@ def predict(predictor: Predictor, features_ND: Floats, arm_N: Int32) -> Float64:
 
     Args:
         predictor: from `fit_predictor`.
-        features_ND: [N, D] the same features as it was fitted on.
+        features_ND: [N, columns] the same features as it was fitted on, those it left out among them.
         arm_N: [N] the documents' arms.
 
     Returns:
@@ -222,9 +238,9 @@ def predict(predictor: Predictor, features_ND: Floats, arm_N: Int32) -> Float64:
     predicted_N = predictor.intercept + predictor.arm_effect_K[arm_N]
     for start in range(0, len(arm_N), PREDICT_BLOCK):
         rows = slice(start, start + PREDICT_BLOCK)
-        x_ND = (features_ND[rows] - predictor.centre_D) / predictor.scale_D
+        x_ND = (features_ND[rows][:, predictor.columns_D] - predictor.centre_D) / predictor.scale_D
         predicted_N[rows] += x_ND @ predictor.linear_D
-        predicted_N[rows] += _kernel(x_ND, predictor.landmarks_MD, predictor.squared_width) @ predictor.kernel_M
+        predicted_N[rows] += gaussian_kernel(x_ND, predictor.landmarks_MD, predictor.squared_width) @ predictor.kernel_M
     return predicted_N
 
 
@@ -277,6 +293,46 @@ def active_draw(
     return np.concatenate((at_random, nearest)), np.arange(n_documents) < n_random
 
 
+def _arm_means(
+    y_N: Float64, arm_N: Int32, n_arms: int, at_random_N: npt.NDArray[np.bool_] | None
+) -> tuple[Float64, Float64]:
+    """Arms' shrunken means by the documents drawn at random, and what they say of each document left out."""
+    if at_random_N is None or at_random_N.all() or not at_random_N.any():
+        return shrunken_means(y_N, arm_N, n_arms)
+    mean_K, left_out_N = shrunken_means(y_N[at_random_N], arm_N[at_random_N], n_arms)
+    said_N = mean_K[arm_N]
+    said_N[at_random_N] = left_out_N
+    return mean_K, said_N
+
+
+def _choose_groups(
+    features_ND: Floats, y_N: Float64, groups: Mapping[str, slice], generator: np.random.Generator
+) -> tuple[str, ...]:
+    """Leave out one group after another, each time that without which the error is least, until it would rise."""
+    sample = np.sort(generator.permutation(len(y_N))[:CHOICE_DOCUMENTS])
+    some_ND, some_N = features_ND[sample], y_N[sample]
+    landmarks = np.sort(generator.permutation(len(sample))[:CHOICE_LANDMARKS])
+
+    def error(names: tuple[str, ...]) -> float:
+        x_ND, _, _ = _standardise(some_ND[:, _columns(groups, names)])
+        fits = fit_ridge(x_ND, some_N).left_out_N, fit_kernel(x_ND, some_N, x_ND[landmarks]).ridge.left_out_N
+        return min(squared_error(some_N, _mix(share, *fits)) for share in LINEAR_SHARES)
+
+    kept = tuple(groups)
+    least = error(kept)
+    while len(kept) > 1:
+        without = [tuple(name for name in kept if name != left_out) for left_out in kept]
+        errors = [error(names) for names in without]
+        if min(errors) > least:
+            break
+        least, kept = min(errors), without[int(np.argmin(errors))]
+    return kept
+
+
+def _columns(groups: Mapping[str, slice], names: Sequence[str]) -> Int64:
+    return np.concatenate([np.arange(groups[name].start, groups[name].stop) for name in names])
+
+
 def _clip(influence_N: Float64) -> Float64:
     low, high = np.quantile(influence_N, [CLIPPED_SHARE, 1 - CLIPPED_SHARE])
     return np.clip(influence_N, low, high)
@@ -288,59 +344,6 @@ def _standardise(features_ND: Floats) -> tuple[Float64, Float64, Float64]:
     deviation_D = features_ND.std(axis=0, dtype=np.float64)
     scale_D = np.where(deviation_D > 0, deviation_D, 1.0)
     return (features_ND - centre_D) / scale_D, centre_D, scale_D
-
-
-def _fit_ridge(map_NP: Float64, y_N: Float64) -> _Ridge:
-    """Regress on a feature map, the penalty being that of least leave-one-out error."""
-    centre_P, mean = map_NP.mean(axis=0), float(y_N.mean())
-    z_NP = map_NP - centre_P
-    eigenvalues_R, left_NR = _left_singular(z_NP)
-    moment_R = left_NR.T @ (y_N - mean)
-    penalties_A = np.array(PENALTIES) * eigenvalues_R.sum() / max(len(eigenvalues_R), 1)
-    shrink_RA = eigenvalues_R[:, None] / (eigenvalues_R[:, None] + penalties_A)
-    residual_NA = (y_N - mean)[:, None] - left_NR @ (shrink_RA * moment_R[:, None])
-    leverage_NA = left_NR**2 @ shrink_RA + 1 / len(y_N)
-    residual_NA /= np.maximum(1 - leverage_NA, LEAST_FREEDOM)
-    best = int(np.argmin(np.mean(residual_NA**2, axis=0)))
-    weights_P = z_NP.T @ (left_NR @ (moment_R / (eigenvalues_R + penalties_A[best])))
-    return _Ridge(weights_P, mean - float(centre_P @ weights_P), y_N - residual_NA[:, best])
-
-
-def _left_singular(z_NP: Float64) -> tuple[Float64, Float64]:
-    """Squared singular values above rounding, and left singular vectors, by way of the smaller Gram matrix."""
-    n_rows, n_columns = z_NP.shape
-    if n_rows <= n_columns:
-        eigenvalues, vectors = linalg.eigh(z_NP @ z_NP.T, check_finite=False)
-    else:
-        eigenvalues, vectors = linalg.eigh(z_NP.T @ z_NP, check_finite=False)
-    kept = eigenvalues > RANK_TOLERANCE * max(float(eigenvalues[-1]), np.finfo(np.float64).tiny)
-    eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
-    return eigenvalues, vectors if n_rows <= n_columns else z_NP @ vectors / np.sqrt(eigenvalues)
-
-
-def _fit_kernel(x_ND: Float64, y_N: Float64, generator: np.random.Generator) -> _KernelRidge:
-    """Regress on the Gaussian kernel's Nyström features, of the width of least leave-one-out error."""
-    landmarks_MD = x_ND[np.sort(generator.permutation(len(x_ND))[:LANDMARKS])]
-    typical = float(np.median(pdist(landmarks_MD, "sqeuclidean"))) or 1.0  # all alike: no width matters
-    fits = [_fit_kernel_of_width(x_ND, y_N, landmarks_MD, width * typical) for width in WIDTHS]
-    return min(fits, key=lambda fit: _squared_error(y_N, fit.ridge.left_out_N))
-
-
-def _fit_kernel_of_width(x_ND: Float64, y_N: Float64, landmarks_MD: Float64, squared_width: float) -> _KernelRidge:
-    eigenvalues, vectors = linalg.eigh(_kernel(landmarks_MD, landmarks_MD, squared_width), check_finite=False)
-    kept = eigenvalues > RANK_TOLERANCE * eigenvalues[-1]
-    whitening_MP = vectors[:, kept] / np.sqrt(eigenvalues[kept])
-    ridge = _fit_ridge(_kernel(x_ND, landmarks_MD, squared_width) @ whitening_MP, y_N)
-    return _KernelRidge(ridge, landmarks_MD, squared_width, whitening_MP @ ridge.weights_P)
-
-
-def _kernel(x_ND: Float64, landmarks_MD: Float64, squared_width: float) -> Float64:
-    """Gaussian kernel, distances by one matrix product: rounding costs 1e-12 of |x|², and it is ten times faster."""
-    squares_N, squares_M = (np.einsum("ij,ij->i", z, z) for z in (x_ND, landmarks_MD))
-    distance_NM: Float64 = squares_N[:, None] + squares_M - 2 * (x_ND @ landmarks_MD.T)
-    np.maximum(distance_NM, 0.0, out=distance_NM)
-    distance_NM /= -squared_width
-    return np.exp(distance_NM, out=distance_NM)
 
 
 def _variance_ratio(value_N: Float64, arm_N: Int32, count_K: Int64, sum_K: Float64) -> float:
@@ -361,10 +364,6 @@ def _mix(share: float, linear: Mixed, kernel: Mixed) -> Mixed:
     return share * linear + (1 - share) * kernel
 
 
-def _squared_error(y_N: Float64, predicted_N: Float64) -> float:
-    return float(np.mean((y_N - predicted_N) ** 2))
-
-
 def _beats(y_N: Float64, predicted_N: Float64, baseline_N: Float64) -> bool:
     """Whether squared errors are below the baseline's by more than chance would have it."""
     gain_N = (y_N - baseline_N) ** 2 - (y_N - predicted_N) ** 2
@@ -375,9 +374,9 @@ def _quality(y_N: Float64, predicted_N: Float64, baseline_N: Float64) -> Quality
     variance = float(y_N.var()) or 1.0  # all alike: nothing to explain
     return Quality(
         spearman=_spearman(y_N, predicted_N),
-        explained=1 - _squared_error(y_N, predicted_N) / variance,
+        explained=1 - squared_error(y_N, predicted_N) / variance,
         baseline_spearman=_spearman(y_N, baseline_N),
-        baseline_explained=1 - _squared_error(y_N, baseline_N) / variance,
+        baseline_explained=1 - squared_error(y_N, baseline_N) / variance,
     )
 
 

@@ -34,9 +34,9 @@ from quad_tasks.core.ekfac import apply_inverse, fit_factors
 from quad_tasks.core.embedding import embed_ngrams, fit_ngram_embedder
 from quad_tasks.core.influence import reference_gradient, score_directions
 from quad_tasks.core.kmeans import assign_arms, train_centroids
-from quad_tasks.core.loss import frozen, head_weight, hidden_states, losses, read_batch
-from quad_tasks.core.model import Batch, LlamaSize, encode, fresh_llama, make_batches, train_tokenizer
+from quad_tasks.core.model import LlamaSize, encode, fresh_llama, make_batches, train_tokenizer
 from quad_tasks.core.prediction import document_features
+from quad_tasks.core.states import losses_and_states
 from quad_tasks.experiments.kept import kept
 from quad_tasks.experiments.outcome import continue_training
 from quad_tasks.experiments.sample import KINDS, Size, Texts, demo_config, read_inputs, read_size, scored_kinds
@@ -212,8 +212,8 @@ def prediction_features(laboratory: Laboratory, states: bool = False) -> Float64
         states: whether the model's hidden states are among them.
     """
     n_bytes_N = np.array([len(text.encode()) for text in laboratory.texts.pool])
-    more = [laboratory.hidden] if states else []
-    return document_features(laboratory.embedding, laboratory.n_tokens, n_bytes_N, more)
+    hidden = laboratory.hidden if states else None
+    return document_features(laboratory.embedding, laboratory.n_tokens, n_bytes_N, hidden)
 
 
 @functools.lru_cache(maxsize=1)
@@ -315,17 +315,3 @@ def together(model: PreTrainedModel, directions: Mapping[str, Mapping[str, Tenso
             else:
                 written[name][block.name] = torch.zeros(block.shape)
     return written
-
-
-def losses_and_states(model: PreTrainedModel, batches: Sequence[Batch]) -> tuple[Float64, npt.NDArray[np.float32]]:
-    """Measure every document's loss per target, [N], and its mean hidden state over positions with a target, [N, H]."""
-    means, states, head = [], [], head_weight(model)
-    with torch.inference_mode(), frozen(model):
-        for batch in batches:
-            documents = read_batch(batch, head.device)
-            hidden = hidden_states(model, documents)
-            parts = losses(hidden, head, documents).split(documents.n_targets_N)  # type: ignore[no-untyped-call]
-            means += [float(part.mean()) for part in parts]
-            rows = batch["attention_mask"].to(hidden.dtype)
-            states.append((hidden * rows[..., None]).sum(1) / rows.sum(1, keepdim=True))
-    return np.array(means), torch.cat(states).float().numpy()

@@ -1,19 +1,15 @@
-"""The regression against refitting without each document, dense kernel ridge, and what a selection gains by it."""
+"""What the regression predicts and refuses, which features it uses, and what a selection gains by it."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import Ridge
 
 from quad_tasks.core.prediction import (
-    PENALTIES,
     Predictor,
-    _fit_kernel_of_width,
-    _fit_ridge,
     active_draw,
     document_features,
+    feature_groups,
     fit_predictor,
     predict,
     selection_cut,
@@ -35,40 +31,6 @@ def pool(n: int, seed: int = 0, arms_only: bool = False) -> tuple[np.ndarray, np
 
 def fitted(n: int = 300, seed: int = 0, arms_only: bool = False) -> Predictor:
     return fit_predictor(*pool(n, seed, arms_only), N_ARMS, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize("shape", [(30, 4), (12, 40)])
-def test_left_out_predictions_equal_refitting_without_each_document(shape: tuple[int, int]) -> None:
-    generator = np.random.default_rng(0)
-    z_NP = generator.normal(size=shape)
-    z_NP -= z_NP.mean(axis=0)
-    y_N = z_NP[:, 0] + generator.normal(size=shape[0])
-    ridge = _fit_ridge(z_NP, y_N)
-    eigenvalues = np.linalg.eigvalsh(z_NP @ z_NP.T)
-    mean_eigenvalue = eigenvalues[eigenvalues > 1e-9].mean()
-
-    def left_out(penalty: float) -> np.ndarray:
-        rows = range(len(y_N))
-        models = [Ridge(alpha=penalty).fit(np.delete(z_NP, i, 0), np.delete(y_N, i)) for i in rows]
-        return np.array([model.predict(z_NP[[i]])[0] for i, model in zip(rows, models, strict=True)])
-
-    trials = [left_out(share * mean_eigenvalue) for share in PENALTIES]
-    best = min(trials, key=lambda trial: float(np.mean((trial - y_N) ** 2)))
-    assert ridge.left_out_N == pytest.approx(best, rel=1e-6)
-
-
-def test_the_kernel_regression_with_all_documents_as_landmarks_is_dense_kernel_ridge() -> None:
-    x_ND, y_N, _ = pool(40)
-    fit = _fit_kernel_of_width(x_ND, y_N, x_ND, squared_width=3.0)
-    kernel_NN = np.exp(-((x_ND[:, None] - x_ND[None]) ** 2).sum(-1) / 3.0)
-    ours_N = fit.ridge.intercept + kernel_NN @ fit.weights_M
-    centred_NN = kernel_NN - kernel_NN.mean(0) - kernel_NN.mean(1)[:, None] + kernel_NN.mean()
-    penalties = np.array(PENALTIES) * np.linalg.eigvalsh(centred_NN)[1:].mean()
-    theirs = [
-        KernelRidge(alpha=a, kernel="precomputed").fit(centred_NN, y_N - y_N.mean()).predict(centred_NN) + y_N.mean()
-        for a in penalties
-    ]
-    assert min(np.abs(ours_N - their_N).max() for their_N in theirs) < 1e-5
 
 
 def test_shrunken_means_left_out_equal_those_without_the_document() -> None:
@@ -150,17 +112,61 @@ def test_the_same_generator_gives_the_same_predictor() -> None:
     assert predict(fitted(), x_ND, arm_N).tolist() == predict(fitted(), x_ND, arm_N).tolist()
 
 
+def test_arms_means_come_from_documents_drawn_at_random_alone() -> None:
+    generator = np.random.default_rng(0)
+    y_N, arm_N = generator.normal(size=400), generator.integers(0, 4, 400).astype(np.int32)
+    y_N += arm_N
+    at_random_N = generator.random(400) < 0.5
+    biased_N = np.where(at_random_N, y_N, 3.0)  # what was drawn for its prediction lies near the cut
+    x_ND = generator.normal(size=(400, 2))
+    args = (arm_N, 4, np.random.default_rng(0))
+    told = fit_predictor(x_ND, biased_N, *args, at_random_N=at_random_N)
+    alone = fit_predictor(x_ND[at_random_N], y_N[at_random_N], arm_N[at_random_N], 4, np.random.default_rng(0))
+    assert told.arm_mean_K == pytest.approx(alone.arm_mean_K, abs=0.05)
+    assert not np.allclose(fit_predictor(x_ND, biased_N, *args).arm_mean_K, alone.arm_mean_K, atol=0.3)
+
+
 def test_one_scored_document_is_refused() -> None:
     with pytest.raises(ValueError, match="scored documents: expected at least 2 to fit on, got 1"):
         fit_predictor(np.ones((1, 2)), np.ones(1), np.zeros(1, dtype=np.int32), 1, np.random.default_rng(0))
 
 
-def test_features_stand_side_by_side() -> None:
-    more = [np.array([7.0, 8.0]), np.ones((2, 3))]
-    built_ND = document_features(np.zeros((2, 4), dtype=np.float32), np.array([10, 100]), np.array([40, 200]), more)
-    assert built_ND[:, 4] == pytest.approx(np.log([10, 100]))
-    assert built_ND[:, 5] == pytest.approx(np.log([0.25, 0.5]))
-    assert built_ND[:, 6:].tolist() == [[7, 1, 1, 1], [8, 1, 1, 1]]
+def test_features_stand_side_by_side_where_their_groups_say() -> None:
+    states_NH, loss_N = np.array([[1.0, 2, 3], [4, 5, 6]]), np.array([7.0, 8.0])
+    tokens, n_bytes = np.array([10, 100]), np.array([40, 200])
+    built_ND = document_features(np.zeros((2, 4), dtype=np.float32), tokens, n_bytes, states_NH, loss_N)
+    groups = feature_groups(4, states=3, loss=True)
+    assert list(groups) == ["embedding", "length", "states", "loss"]
+    assert built_ND.shape[1] == groups["loss"].stop
+    assert not built_ND[:, groups["embedding"]].any()
+    assert built_ND[:, groups["length"]] == pytest.approx(np.log([[10, 0.25], [100, 0.5]]))
+    assert built_ND[:, groups["states"]].tolist() == states_NH.tolist()
+    assert built_ND[:, groups["loss"]].tolist() == [[7], [8]]
+    plain_ND = document_features(np.zeros((2, 4), dtype=np.float32), tokens, n_bytes)
+    assert plain_ND.tolist() == built_ND[:, : feature_groups(4)["length"].stop].tolist()
+
+
+def test_groups_that_tell_nothing_are_left_out_and_no_longer_looked_at() -> None:
+    generator = np.random.default_rng(0)
+    x_ND = generator.normal(size=(400, 40))
+    y_N, arm_N = x_ND[:, 4] + 0.1 * generator.normal(size=400), np.zeros(400, dtype=np.int32)
+    groups = {"noise": slice(0, 4), "told": slice(4, 5), "more_noise": slice(5, 40)}
+    predictor = fit_predictor(x_ND, y_N, arm_N, 1, np.random.default_rng(1), groups)
+    assert predictor.groups == ("told",)
+    other_ND = generator.normal(size=(400, 40))
+    other_ND[:, 4] = x_ND[:, 4]
+    assert predict(predictor, other_ND, arm_N).tolist() == predict(predictor, x_ND, arm_N).tolist()
+    everything = fit_predictor(x_ND, y_N, arm_N, 1, np.random.default_rng(1))
+    assert predictor.quality.explained > everything.quality.explained
+
+
+def test_groups_that_tell_different_things_are_both_kept() -> None:
+    generator = np.random.default_rng(0)
+    x_ND = generator.normal(size=(300, 6))
+    y_N = x_ND[:, 0] + x_ND[:, 3]
+    groups = {"one": slice(0, 3), "other": slice(3, 6)}
+    predictor = fit_predictor(x_ND, y_N, np.zeros(300, dtype=np.int32), 1, np.random.default_rng(1), groups)
+    assert predictor.groups == ("one", "other")
 
 
 def test_the_cut_is_the_influence_of_the_last_document_that_fits() -> None:
