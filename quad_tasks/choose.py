@@ -4,6 +4,7 @@ A document is named by its position in the pool version. What a stage chose beco
 which holds how well the prediction did on scored documents it had not seen.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,12 +14,15 @@ import pyarrow as pa
 from quad_tasks.artifacts import show_stage
 from quad_tasks.compute import step
 from quad_tasks.config import RunConfig
-from quad_tasks.core import redundancy, selection
-from quad_tasks.core.diagnosis import budget_not_reached, stale_influence
+from quad_tasks.core import diversity, redundancy, selection
+from quad_tasks.core.diagnosis import Finding, budget_not_reached, stale_influence, too_little_diversity
+from quad_tasks.findings import announce_findings
+from quad_tasks.likes import LikeSearch
 from quad_tasks.predict import fit_scored, predict_positions
 from quad_tasks.progress import working
 from quad_tasks.records import Stage
 from quad_tasks.state import load_arms, load_token_counts
+from quad_tasks.states import states_key
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage import rounds
 from quad_tasks.storage.manifest import read_manifest, write_manifest
@@ -39,7 +43,8 @@ CHOSEN_SCHEMA = pa.schema(
 )
 NO_SCORES = pa.schema([("position", pa.int64()), ("influence", pa.float64()), ("round", pa.int32())]).empty_table()
 BLOCK_ROWS = 1024
-LOOKAHEAD = 3.0  # near-duplicates are looked for among the best documents of this many budgets
+DIVERSITY_DOCUMENTS = 1000  # whose diversity is measured
+LOOKAHEAD = 3.0  # variety is looked for among the best documents of this many budgets
 
 
 @step("select")
@@ -49,11 +54,15 @@ def select_stage(config: RunConfig, stage: Stage) -> str:
     Scores of earlier stages count as long as they were measured against the same direction. What was measured against
     another one counts as unseen, and what an earlier stage chose is not chosen again.
     """
+    store, key = open_store(config.workspace), f"{stage.prefix}/selected"
+    new = not store.exists(f"{key}.json")
     with working("choose documents"):
-        key = _commit_choice(config, stage, f"{stage.prefix}/selected", config.selection.general_share)
-    store = open_store(config.workspace)
+        _commit_choice(config, stage, key, config.selection.general_share)
+    chosen = read_manifest(store, f"{key}.json")
+    if new:
+        announce_findings(f"selection of stage {stage.number}", chosen["findings"], _said(store, stage))
     infos = [committed.info for committed in rounds.list_rounds(store, stage.run, stage.number)]
-    show_stage(stage, read_manifest(store, f"{key}.json"), infos)
+    show_stage(stage, chosen, infos)
     return key
 
 
@@ -82,9 +91,7 @@ def _commit_choice(config: RunConfig, stage: Stage, key: str, general_share: flo
     budget = stage_budget(config, stage.number) - int(taken["n_tokens"].to_numpy().sum())
     means = _arm_means(scores, len(load_arms(config.workspace, stage.version)))
     rows = np.setdiff1d(np.arange(len(candidates.arm)), taken["position"].to_numpy())
-    order = rows[selection.rank(_take(candidates, rows), threshold, config.selection.mode, means)]
-    order, dropped = _avoid_likes(config, stage, candidates, order, budget, general_share, taken)
-    rows = np.setdiff1d(rows, dropped)
+    search = LikeSearch(config.workspace, stage.version, config.selection, candidates.arm, taken["position"].to_numpy())
     chosen = rows[
         selection.select(
             _take(candidates, rows),
@@ -95,14 +102,40 @@ def _commit_choice(config: RunConfig, stage: Stage, key: str, general_share: flo
             config.selection.per_arm_share,
             general_share,
             np.random.default_rng([config.seed, 12, stage.number]),
-            np.searchsorted(rows, order),
+            lambda local: np.searchsorted(rows, search.find(rows[local])),
+            _variety(config, stage, candidates, rows, means) if config.selection.redundancy > 0 else None,
         )
     ]
+    rows = np.setdiff1d(rows, search.dropped)
     short = budget_not_reached(int(candidates.n_tokens[chosen].sum()), budget, int(candidates.n_tokens[rows].sum()))
-    info |= {"budget_tokens": budget, "near_duplicates": np.sort(dropped).tolist()}
-    info["findings"] = [*([asdict(short)] if short else []), *_round_findings(store, stage)]
+    info |= {"budget_tokens": budget, "near_duplicates": sorted(search.dropped)}
+    narrow = _narrowness(config, stage, candidates, chosen)
+    info["findings"] = [*(asdict(finding) for finding in (short, narrow) if finding), *_round_findings(store, stage)]
     _write_chosen(store, key, _describe(store, stage, candidates, chosen, scores), info)
     return key
+
+
+def _said(store: Store, stage: Stage) -> list[str]:
+    """Name the signatures that the stage's rounds have told of."""
+    return [finding["signature"] for finding in _round_findings(store, stage)]
+
+
+def _narrowness(
+    config: RunConfig, stage: Stage, candidates: selection.Candidates, chosen: np.ndarray[Any, Any]
+) -> Finding | None:
+    """Compare a sample of the chosen documents with as many random ones, before anything is trained on them."""
+    generator = np.random.default_rng([config.seed, 17, stage.number])
+    n = min(DIVERSITY_DOCUMENTS, len(chosen))
+    if n == 0:
+        return None
+    measured = []
+    for positions in (chosen, np.arange(len(candidates.arm))):
+        sample = generator.choice(positions, n, replace=False)
+        rows = read_positions(open_store(config.workspace), stage.version, sample, ["embedding"])
+        vendi = diversity.vendi_score(column_vectors(rows["embedding"]))
+        arms = diversity.effective_arms(np.bincount(candidates.arm[sample]))
+        measured.append({"effective_arms": arms, "vendi_score": vendi})
+    return too_little_diversity(measured[0], measured[1], None, {})
 
 
 def _round_findings(store: Store, stage: Stage) -> list[dict[str, Any]]:
@@ -159,63 +192,53 @@ def _predict(
     arms = scores["arm"].to_numpy()
     n_arms = len(load_arms(config.workspace, stage.version))
     generator = np.random.default_rng([config.seed, 13, stage.number])
-    predictor = fit_scored(config.workspace, stage.version, scores, n_arms, generator)
+    states = states_key(config, stage.version)
+    predictor = fit_scored(config.workspace, stage.version, scores, n_arms, generator, states)
     best = np.full(n_arms, np.inf)
     best[np.unique(arms)] = -np.inf
     np.maximum.at(best, arms, scores["influence"].to_numpy())
     asked = unseen[best[candidates.arm[unseen]] > threshold]
-    candidates.influence[asked] = predict_positions(config.workspace, stage.version, predictor, asked)
-    return {**asdict(predictor.quality), "accepted": predictor.accepted, "predicted_documents": len(asked)}
+    candidates.influence[asked] = predict_positions(config.workspace, stage.version, predictor, asked, states)
+    found = {"accepted": predictor.accepted, "features": list(predictor.groups), "predicted_documents": len(asked)}
+    return {**asdict(predictor.quality), **found}
 
 
 def _arm_means(scores: pa.Table, n_arms: int) -> np.ndarray[Any, Any]:
-    """Return each arm's mean measured influence, NaN where nothing was measured."""
-    arm = scores["arm"].to_numpy()
+    """Return each arm's mean influence by the documents drawn at random, NaN where none was."""
+    at_random = ~scores["active"].to_numpy(zero_copy_only=False)
+    arm, influence = scores["arm"].to_numpy()[at_random], scores["influence"].to_numpy()[at_random]
     count = np.bincount(arm, minlength=n_arms)
-    total = np.bincount(arm, weights=scores["influence"].to_numpy(), minlength=n_arms)
+    total = np.bincount(arm, weights=influence, minlength=n_arms)
     means: np.ndarray[Any, Any] = np.divide(total, count, out=np.full(n_arms, np.nan), where=count > 0)
     return means
 
 
-def _avoid_likes(
+def _variety(
     config: RunConfig,
     stage: Stage,
     candidates: selection.Candidates,
-    order: np.ndarray[Any, Any],
-    budget: int,
-    general_share: float,
-    taken: pa.Table,
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Drop from a ranking what is too like a better document of its arm, or one taken before; then prefer variety.
+    rows: np.ndarray[Any, Any],
+    means: np.ndarray[Any, Any],
+) -> Callable[[np.ndarray[Any, Any], int], np.ndarray[Any, Any]]:
+    """Build what fills a budget with variety, from the best documents of a few budgets.
 
-    Both look among the best documents of a few budgets.
-
-    Returns:
-        The positions left, best first, and those dropped.
+    A document that was neither scored nor predicted is worth its arm's mean.
     """
-    settings = config.selection
-    within = np.cumsum(candidates.n_tokens[order]) <= LOOKAHEAD * budget + candidates.n_tokens.max()
-    best, rest = order[within], order[~within]
-    dropped = np.empty(0, dtype=np.int64)
-    if not len(best) or (settings.near_duplicate_cosine is None and settings.redundancy == 0):
-        return order, dropped
-    looked = np.concatenate([taken["position"].to_numpy(), best])
-    rows = read_positions(open_store(config.workspace), stage.version, looked, ["embedding"])
-    vectors = column_vectors(rows["embedding"])
-    if settings.near_duplicate_cosine is not None:
-        numbers = np.arange(len(looked))
-        drop = redundancy.near_duplicates(vectors, candidates.arm[looked], numbers, settings.near_duplicate_cosine)
-        drop = drop[taken.num_rows :]
-        dropped, best, vectors = best[drop], best[~drop], vectors[taken.num_rows :][~drop]
-    else:
-        vectors = vectors[taken.num_rows :]
-    if settings.redundancy == 0:
-        return np.concatenate([best, rest]), dropped
-    targeted = selection.targeted_budget(budget, general_share)
-    influence, n_tokens, arm = candidates.influence[best], candidates.n_tokens[best], candidates.arm[best]
-    numbers = np.arange(len(best))
-    varied = redundancy.select_diverse(numbers, influence, n_tokens, vectors, arm, targeted, settings.redundancy)
-    return best[varied], dropped
+    settings, store = config.selection, open_store(config.workspace)
+
+    def fill(order: np.ndarray[Any, Any], budget: int) -> np.ndarray[Any, Any]:
+        n_tokens = candidates.n_tokens[rows[order]]
+        local = order[np.cumsum(n_tokens) <= LOOKAHEAD * budget + n_tokens.max(initial=0)]
+        best, numbers = rows[local], np.arange(len(local))
+        vectors = column_vectors(read_positions(store, stage.version, best, ["embedding"])["embedding"])
+        n_tokens, arm = candidates.n_tokens[best], candidates.arm[best]
+        influence = np.where(np.isnan(candidates.influence[best]), means[arm], candidates.influence[best])
+        varied: np.ndarray[Any, Any] = redundancy.select_diverse(
+            numbers, influence, n_tokens, vectors, arm, budget, settings.redundancy, settings.per_arm_share
+        )
+        return np.take(local, varied)
+
+    return fill
 
 
 def _describe(

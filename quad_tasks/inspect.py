@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from quad_tasks.config import ConfigError, RunConfig
+from quad_tasks.config import ConfigError, RunConfig, SelectionConfig
 from quad_tasks.core.terms import telling_terms
 from quad_tasks.core.wasserstein import gaussian_distance
 from quad_tasks.ingest import documents_key, set_aside_key, shard_manifest_key
 from quad_tasks.predict import fit_scored, predict_block
 from quad_tasks.run import pinned_pool
 from quad_tasks.state import SET_COLUMN, load_arms
+from quad_tasks.states import states_key
 from quad_tasks.storage import pool as tables
 from quad_tasks.storage import rounds
 from quad_tasks.storage.manifest import read_manifest
@@ -268,8 +269,8 @@ def _left(
     scored = [s for s in ledger.scores if ledger.direction[s["stage"]] == info["direction"] and s["stage"] <= stage]
     influence = scored[-1]["influence"] if scored else predicted
     how = "influence" if scored else "predicted influence"
-    if position in info["near_duplicates"] and nearest:
-        verdict, reason = "rejected", f"near-duplicate of {nearest['id']!r} (cosine {nearest['cosine']})"
+    if position in info["near_duplicates"]:
+        verdict, reason = "rejected", _likeness(config.selection, nearest)
     elif influence is None and config.selection.mode == "predicted":
         verdict = "unpulled"
         reason = "not scored, and not predicted: no scored document of its arm has an influence above τ"
@@ -284,6 +285,15 @@ def _left(
             reason = f"{how} {influence:.4g} above τ = {threshold:.4g}, but the budget was full"
             reason += f" (least taken: {least:.4g})" if least is not None else ""
     return {"verdict": verdict, "reason": f"stage {stage}: {reason}", "predicted_influence": predicted}
+
+
+def _likeness(settings: SelectionConfig, nearest: dict[str, Any] | None) -> str:
+    """Say what a near-duplicate is like: the nearest selected document of its arm, or one that shares its words."""
+    cosine = settings.near_duplicate_cosine
+    if nearest and cosine is not None and nearest["cosine"] >= cosine:
+        return f"near-duplicate of {nearest['id']!r} (cosine {nearest['cosine']})"
+    shared = settings.near_duplicate_overlap or 0.0
+    return f"near-duplicate: at least {shared:.0%} of its five-word sequences are those of a better one"
 
 
 def _predicted(config: RunConfig, version: str, position: int, arm: int, stage: int, ledger: _Ledger) -> float | None:
@@ -303,5 +313,6 @@ def _predicted(config: RunConfig, version: str, position: int, arm: int, stage: 
         return None
     generator = np.random.default_rng([config.seed, 13, stage])
     n_arms = load_arms(config.workspace, version).num_rows
-    predictor = fit_scored(config.workspace, version, scores, n_arms, generator)
-    return float(predict_block(config.workspace, version, predictor, np.array([position]))[0])
+    states = states_key(config, version)
+    predictor = fit_scored(config.workspace, version, scores, n_arms, generator, states)
+    return float(predict_block(config.workspace, version, predictor, np.array([position]), states)[0])

@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 
 from quad_tasks.arm_summaries import course_of_pulls, describe_arms
 from quad_tasks.artifacts import show_report
-from quad_tasks.choose import read_chosen
+from quad_tasks.choose import DIVERSITY_DOCUMENTS, read_chosen
 from quad_tasks.compute import peak_gpu_memory_bytes, peak_memory_bytes, step
 from quad_tasks.config import RunConfig
 from quad_tasks.core import diversity
@@ -34,7 +34,6 @@ from quad_tasks.storage.store import Store, open_store
 from quad_tasks.timing import read_times
 
 MAP_DOCUMENTS = 2000
-DIVERSITY_DOCUMENTS = 1000
 EXAMPLES = 5
 EXAMPLE_CHARACTERS = 600
 BINS = 60

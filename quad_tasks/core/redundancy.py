@@ -1,16 +1,20 @@
 """Documents that say what others already say: near-duplicates dropped, and a greedy choice that avoids likeness.
 
-Likeness is looked for inside arms only: near-duplicates share a cluster, and work stays proportional to an arm's size.
-Embeddings are unit vectors, so that an inner product is a cosine.
+Two likenesses. That of embeddings is looked for inside arms: what is near in embedding shares a cluster, and work stays
+proportional to an arm's size. That of words (`shingles.py`) is looked for across arms, since two clusters may share a
+text's copies when a few words differ. Embeddings are unit vectors, so that an inner product is a cosine.
 
 Shape suffixes: N candidates, D embedding, B documents taken, C documents of one arm.
 """
 
 import heapq
+from collections.abc import Callable, Sequence
 
 import faiss
 import numpy as np
 import numpy.typing as npt
+
+from quad_tasks.core.shingles import candidate_pairs, similarity
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -40,6 +44,31 @@ def near_duplicates(
     return dropped_N
 
 
+def shared_texts(
+    signatures_NP: npt.NDArray[np.uint32],
+    read_shingles: Callable[[Int64], Sequence[npt.NDArray[np.uint64]]],
+    threshold: float,
+) -> npt.NDArray[np.bool_]:
+    """Mark every document most of whose word sequences a better one that is kept has too, whatever their arms.
+
+    Args:
+        signatures_NP: [N, P] MinHash signatures, rows best first.
+        read_shingles: gives the shingles of rows, ascending; asked only for those that signatures find alike.
+        threshold: Jaccard similarity of shingles, in (0, 1], at which two documents are alike.
+
+    Returns:
+        [N] bool, the rows to drop. No two rows kept are alike, and each dropped row has its like among them.
+    """
+    pairs_M2 = candidate_pairs(signatures_NP, threshold)
+    rows = np.unique(pairs_M2)
+    of_row = dict(zip(rows.tolist(), read_shingles(rows), strict=True))
+    dropped_N = np.zeros(len(signatures_NP), dtype=np.bool_)
+    for better, worse in pairs_M2.tolist():
+        if not (dropped_N[better] or dropped_N[worse]):
+            dropped_N[worse] = similarity(of_row[better], of_row[worse]) >= threshold
+    return dropped_N
+
+
 def select_diverse(
     order: Int64,
     influence_N: Float64,
@@ -48,6 +77,7 @@ def select_diverse(
     arm_N: npt.NDArray[np.int32],
     budget_tokens: int,
     redundancy: float,
+    per_arm_share: float | None = None,
 ) -> Int64:
     """Fill a budget greedily, each document's worth falling as its likes are taken.
 
@@ -68,6 +98,7 @@ def select_diverse(
         arm_N: [N] arm of each row.
         budget_tokens: tokens to take at most, >= 0.
         redundancy: penalty of a copy of a taken document, in σ, >= 0.
+        per_arm_share: largest share of the budget that one arm may fill; None: any.
 
     Returns:
         [B] rows in the order taken; what does not fit is skipped, as in `fill_budget`.
@@ -88,11 +119,12 @@ def select_diverse(
     heap = list(zip((-influence_N[order]).tolist(), range(len(order)), order.tolist(), strict=True))
     heapq.heapify(heap)
     taken, left = [], budget_tokens
+    arm_left = dict.fromkeys(arms.tolist(), int((1.0 if per_arm_share is None else per_arm_share) * budget_tokens))
     while heap:
         _, rank, row = heapq.heappop(heap)
-        if n_tokens_N[row] > left:
-            continue
         arm = int(arm_N[row])
+        if n_tokens_N[row] > min(left, arm_left[arm]):
+            continue
         if count[arm] > seen[row]:
             cosines = taken_BD[first[arm] + seen[row] : first[arm] + count[arm]] @ embeddings_ND[row]
             seen[row] = count[arm]
@@ -103,6 +135,7 @@ def select_diverse(
         taken_BD[first[arm] + count[arm]] = embeddings_ND[row]
         count[arm] += 1
         left -= int(n_tokens_N[row])
+        arm_left[arm] -= int(n_tokens_N[row])
     return np.array(taken, dtype=np.int64)
 
 

@@ -19,6 +19,7 @@ Order among equals is by id, so that no result depends on the order of rows, exc
 Shape suffixes: N candidates, K arms, D embedding, B documents taken.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,7 +59,8 @@ def select(
     per_arm_share: float | None = None,
     general_share: float = 0.0,
     generator: np.random.Generator | None = None,
-    order: Int64 | None = None,
+    find_likes: Callable[[Int64], Int64] | None = None,
+    fill: Callable[[Int64, int], Int64] | None = None,
 ) -> Int64:
     """Take documents above the threshold, best first, until the token budget is full.
 
@@ -72,7 +74,10 @@ def select(
         general_share: share of the budget, in [0, 1], drawn from the rest of the pool; it also takes up what the
             targeted part could not fill.
         generator: draws the general part; needed where there is one.
-        order: the eligible rows, best first, where they are ranked otherwise; None: by `rank`.
+        find_likes: given rows in the order they would be taken, says which are too like an earlier one, so that others
+            take their place; None: all may stay.
+        fill: given the eligible rows, best first, and a budget, chooses among them otherwise; it heeds `per_arm_share`
+            itself. None: each that still fits.
 
     Returns:
         [B] row numbers, the targeted in the order chosen, then the general; fewer tokens than the budget only where no
@@ -84,23 +89,44 @@ def select(
     """
     if not 0 <= general_share <= 1:
         raise ValueError(f"general_share: expected a share in [0, 1], got {general_share}")
-    if order is None:
-        order = rank(candidates, threshold, mode, arm_mean_K)
-    targeted_tokens = targeted_budget(budget_tokens, general_share)
-    if per_arm_share is None:
-        targeted = fill_budget(order, candidates.n_tokens, targeted_tokens)
-    else:
-        targeted = fill_budget_by_arm(order, candidates.n_tokens, candidates.arm, targeted_tokens, per_arm_share)
+    n_tokens, targeted_tokens = candidates.n_tokens, targeted_budget(budget_tokens, general_share)
+
+    def best_first(order: Int64, tokens: int) -> Int64:
+        if fill is not None:
+            return fill(order, tokens)
+        if per_arm_share is None:
+            return fill_budget(order, n_tokens, tokens)
+        return fill_budget_by_arm(order, n_tokens, candidates.arm, tokens, per_arm_share)
+
+    order = rank(candidates, threshold, mode, arm_mean_K)
+    targeted = _fill_unlike(order, targeted_tokens, best_first, find_likes, np.empty(0, dtype=np.int64))
     if general_share == 0:
         return targeted
     if generator is None:
         raise ValueError(f"generator: expected one to draw a general share of {general_share}, got None")
     rest = np.setdiff1d(np.arange(len(candidates.id)), targeted, assume_unique=True)
-    left = budget_tokens - int(candidates.n_tokens[targeted].sum())
-    general = fill_budget(
-        proportional_order(rest, candidates.n_tokens, candidates.arm, generator), candidates.n_tokens, left
-    )
+    order = proportional_order(rest, n_tokens, candidates.arm, generator)
+    left = budget_tokens - int(n_tokens[targeted].sum())
+    general = _fill_unlike(order, left, lambda rows, tokens: fill_budget(rows, n_tokens, tokens), find_likes, targeted)
     return np.concatenate((targeted, general))
+
+
+def _fill_unlike(
+    order: Int64,
+    budget_tokens: int,
+    fill: Callable[[Int64, int], Int64],
+    find_likes: Callable[[Int64], Int64] | None,
+    before: Int64,
+) -> Int64:
+    """Fill a budget, leave out what is too like another of it or of what was taken `before`, and fill again."""
+    while True:
+        taken = fill(order, budget_tokens)
+        if find_likes is None or len(taken) == 0:
+            return taken
+        alike = np.intersect1d(find_likes(np.concatenate((before, taken))), taken)
+        if len(alike) == 0:
+            return taken
+        order = order[~np.isin(order, alike)]
 
 
 def targeted_budget(budget_tokens: int, general_share: float) -> int:

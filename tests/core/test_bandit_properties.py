@@ -147,6 +147,26 @@ def test_no_choice_of_options_exceeds_the_budget_or_takes_a_document_twice(
 
 
 @settings(max_examples=100, deadline=None)
+@given(pools, st.integers(0, 300), modes, st.none() | st.floats(0.05, 1), st.sampled_from([0, 0.3, 1]), seeds)
+def test_no_two_documents_taken_are_alike_and_the_budget_is_filled_without_them(
+    pool: Candidates, budget: int, mode: str, per_arm: float | None, general: float, seed: int
+) -> None:
+    kind = np.random.default_rng(seed).integers(0, 8, len(pool.id))  # documents of one kind are alike
+
+    def find_likes(rows: np.ndarray) -> np.ndarray:
+        _, first = np.unique(kind[rows], return_index=True)
+        return np.delete(rows, first)
+
+    generator = np.random.default_rng(seed)
+    taken = select(pool, budget, 0.0, mode, MEANS, per_arm, general, generator, find_likes)  # type: ignore[arg-type]
+    assert pool.n_tokens[taken].sum() <= budget
+    assert len(set(kind[taken].tolist())) == len(taken)
+    if general == 1:
+        others = ~np.isin(kind, kind[taken])
+        assert not (others & (pool.n_tokens <= budget - pool.n_tokens[taken].sum())).any()
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=40), st.integers(0, 300), seeds)
 def test_the_random_control_keeps_the_same_limits(n_tokens: list[int], budget: int, seed: int) -> None:
     n_tokens_N = np.array(n_tokens, dtype=np.int64)
