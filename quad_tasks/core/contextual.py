@@ -21,6 +21,8 @@ FEATURE_RANK = 32
 """Principal components of the centroids kept: one round's fit then costs K * 35^2 products."""
 FIT_ARMS = 500
 """Arms, the most pulled, on which variances are fitted; the posterior uses all."""
+ARM_BLOCK = 4096
+"""Arms whose posterior is computed at once: their features stay in cache."""
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Grid of both shares of the rewards' variance: noise of a pull, and of the rest, what features explain."""
 
@@ -84,10 +86,10 @@ def arm_posterior(
     if len(visited) == 0 or reward_variance <= 0:
         known = float(reward_sum_K.sum() / pulls_K.sum()) if len(visited) else 0.0
         return np.full(len(pulls_K), known), np.zeros(len(pulls_K))
-    x_KD = np.concatenate((np.ones((len(pulls_K), 1)), features_KD), axis=1, dtype=np.float64)
     most = visited[np.argsort(-pulls_K[visited], kind="stable")[:FIT_ARMS]]
-    variances = _fit_variances(x_KD[most], pulls_K[most], reward_sum_K[most] / pulls_K[most], reward_variance)
-    return _condition(x_KD, pulls_K, reward_sum_K, variances)
+    fitted_VD = _with_constant(features_KD[most])
+    variances = _fit_variances(fitted_VD, pulls_K[most], reward_sum_K[most] / pulls_K[most], reward_variance)
+    return _condition(features_KD, pulls_K, reward_sum_K, variances)
 
 
 def _fit_variances(x_VD: Float64, pulls_V: Float64, mean_V: Float64, reward_variance: float) -> Variances:
@@ -105,21 +107,31 @@ def _fit_variances(x_VD: Float64, pulls_V: Float64, mean_V: Float64, reward_vari
     return max(grid, key=lambda variances: _solve(x_VD, mean_V, _precision(pulls_V, variances), variances.weight)[2])
 
 
-def _condition(x_KD: Float64, pulls_K: Float64, reward_sum_K: Float64, variances: Variances) -> tuple[Float64, Float64]:
+def _condition(
+    features_KD: npt.NDArray[np.floating], pulls_K: Float64, reward_sum_K: Float64, variances: Variances
+) -> tuple[Float64, Float64]:
     """Posterior of every θ_i: what its features say, corrected by what its own pulls say beside them."""
     visited = np.flatnonzero(pulls_K > 0)
     mean_V = reward_sum_K[visited] / pulls_K[visited]
     precision_V = _precision(pulls_K[visited], variances)
-    factor_DD, beta_D, _ = _solve(x_KD[visited], mean_V, precision_V, variances.weight)
-    linear_K = x_KD @ beta_D
-    half_DK = linalg.solve_triangular(factor_DD, x_KD.T, lower=True, check_finite=False)
-    linear_variance_K = np.einsum("dk,dk->k", half_DK, half_DK)
-    own_K = np.zeros(len(pulls_K))
-    own_K[visited] = variances.residual * precision_V
-    residual_K = np.zeros(len(pulls_K))
-    residual_K[visited] = mean_V - linear_K[visited]
-    deviation_K = np.sqrt((1 - own_K) ** 2 * linear_variance_K + variances.residual * (1 - own_K))
-    return linear_K + own_K * residual_K, deviation_K
+    factor_DD, beta_D, _ = _solve(_with_constant(features_KD[visited]), mean_V, precision_V, variances.weight)
+    inverse_DD = linalg.solve_triangular(factor_DD, np.eye(len(beta_D)), lower=True, check_finite=False).T
+    mean_K, variance_K = np.empty(len(pulls_K)), np.empty(len(pulls_K))
+    for start in range(0, len(pulls_K), ARM_BLOCK):
+        rows = slice(start, start + ARM_BLOCK)
+        mean_K[rows] = features_KD[rows] @ beta_D[1:] + beta_D[0]
+        half_KD = features_KD[rows] @ inverse_DD[1:] + inverse_DD[0]
+        variance_K[rows] = np.einsum("kd,kd->k", half_KD, half_KD)
+    own_V = variances.residual * precision_V
+    variance_K[visited] *= (1 - own_V) ** 2
+    variance_K += variances.residual
+    variance_K[visited] -= variances.residual * own_V
+    mean_K[visited] += own_V * (mean_V - mean_K[visited])
+    return mean_K, np.sqrt(variance_K)
+
+
+def _with_constant(features_VD: npt.NDArray[np.floating]) -> Float64:
+    return np.concatenate((np.ones((len(features_VD), 1)), features_VD), axis=1, dtype=np.float64)
 
 
 def _precision(pulls_V: Float64, variances: Variances) -> Float64:

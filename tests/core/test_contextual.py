@@ -21,7 +21,7 @@ def test_posterior_equals_dense_gaussian_conditioning() -> None:
     pulls_K = np.array([2.0, 0, 1, 0.5, 0, 3, 1, 1, 0, 0, 4, 1])
     means_K = generator.normal(size=12)
     variances = Variances(weight=0.3, residual=0.2, noise=0.7)
-    mean_K, deviation_K = _condition(np.insert(x_KD, 0, 1, axis=1), pulls_K, means_K * pulls_K, variances)
+    mean_K, deviation_K = _condition(x_KD, pulls_K, means_K * pulls_K, variances)
 
     flat = 1e4  # an all but flat prior on the common mean
     prior = flat + 0.3 * x_KD @ x_KD.T + 0.2 * np.eye(12)
