@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import TaskRunContext
 
 from quad_tasks.artifact_plots import bars, course
-from quad_tasks.findings import Findings
+from quad_tasks.findings import Findings, describe_finding
 from quad_tasks.records import Stage
 
 MOST_BARS = 40
@@ -71,7 +71,8 @@ def show_stage(stage: Stage, chosen: Mapping[str, Any], rounds: Sequence[Mapping
         quality = chosen["prediction"]
         lines.append(
             f"Influence of {quality['predicted_documents']:,} unscored documents was predicted; out of sample the rank "
-            f"correlation is {quality['spearman']:.2f}, that of arm means {quality['baseline_spearman']:.2f}."
+            f"correlation is {quality['spearman']:.2f}, that of arm means {quality['baseline_spearman']:.2f}. Features "
+            f"kept: {', '.join(quality['features'])}."
         )
     lines += [
         course(
@@ -157,4 +158,4 @@ def _list(findings: Findings) -> str:
     """List findings with their remedies as Markdown."""
     if not findings:
         return "No findings."
-    return "\n".join(f"- **{f['signature']}** ({f['severity']}): {f['remedy']}" for f in findings)
+    return "\n".join(f"- {describe_finding(finding)}" for finding in findings)

@@ -17,7 +17,16 @@ def announce_findings(where: str, findings: Findings, known: Iterable[str] = ())
     """Say on the console what was found, and what to do, but for the signatures known before."""
     for finding in findings:
         if finding["signature"] not in known:
-            notice(f"{where}: {finding['signature']} ({finding['severity']}): {finding['remedy']}")
+            notice(f"{where}: {describe_finding(finding)}")
+
+
+def describe_finding(finding: Mapping[str, Any]) -> str:
+    """Write a finding as one line: what was measured, and what to do."""
+    measured = [
+        f"{name.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+        for name, value in finding["evidence"].items()
+    ]
+    return f"{finding['signature']} ({finding['severity']}; {', '.join(measured)}): {finding['remedy']}"
 
 
 def refuse_unwanted(config: RunConfig, findings: Findings) -> None:

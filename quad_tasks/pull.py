@@ -261,17 +261,29 @@ def _compare_rescored(reading: Reading, scores: list[pa.Table]) -> pa.Table:
 def _announce(config: RunConfig, stage: Stage, number: int, info: dict[str, Any]) -> None:
     """Say what the pilot chose and what a round newly found, on the console."""
     if number == 0:
-        pilot = info["pilot"]
-        notice(
-            f"pilot of stage {stage.number}: τ = {info['threshold']:.4g}, α weighs a deviation of "
-            f"{pilot['influence_deviation']:.4g}, pulls of {pilot['documents_per_pull'] or 'any number of'} documents "
-            "tell arms apart"
-        )
+        notice(f"pilot of stage {stage.number}: {_advice(config, info)}")
     known = []
     if number > 0:
         last = rounds.read_round(open_store(config.workspace), stage.run, stage.number, number - 1)
         known = [finding["signature"] for finding in last.info["findings"]]
     announce_findings(f"stage {stage.number} round {number}", info["findings"], known)
+
+
+def _advice(config: RunConfig, info: dict[str, Any]) -> str:
+    """Say what the pilot chose, which keys choose otherwise, and what it advises."""
+    pilot, settings = info["pilot"], policy(config)
+    given = (
+        " as configured"
+        if config.bandit.threshold is not None
+        else f", its {config.bandit.threshold_quantile} quantile"
+    )
+    weighed = f"α = {settings.alpha:g} (bandit.alpha) weighs " if settings.alpha else ""
+    needed = pilot["documents_per_pull"]
+    advised = f"{needed} documents drawn at random tell an arm's mean" if needed else "arms' means do not differ"
+    return (
+        f"τ = {info['threshold']:.4g}{given} (bandit.threshold); {weighed}σ = {pilot['influence_deviation']:.4g}; "
+        f"{advised}, a pull draws {settings.documents_per_pull} (bandit.documents_per_pull, bandit.active_share)"
+    )
 
 
 def _label_active(config: RunConfig, scores: list[pa.Table], pulled: npt.NDArray[np.int64]) -> pa.Table:

@@ -23,7 +23,14 @@ INFO = {
     "threshold": 0.0123,
     "arms": 2,
     "effective_arms": 4.5,
-    "findings": [{"signature": "bandit_collapsed", "severity": "warning", "remedy": "Raise bandit.alpha."}],
+    "findings": [
+        {
+            "signature": "bandit_collapsed",
+            "severity": "warning",
+            "evidence": {"effective_arms": 1.5},
+            "remedy": "Raise bandit.alpha.",
+        }
+    ],
 }
 
 
@@ -73,7 +80,7 @@ def test_a_rounds_text_says_what_was_scored_and_found(sent):
     text = sent["my-run-1-rounds"]
     assert "12 documents scored (8 of them drawn" in text
     assert "τ = 0.0123" in text
-    assert "**bandit_collapsed** (warning): Raise bandit.alpha." in text
+    assert "- bandit_collapsed (warning; effective arms 1.5): Raise bandit.alpha." in text
     (drawn,) = drawings(text)
     (low, zero), (high, also_zero) = sorted(ends(drawn, f"bar-{row}") for row in (0, 1))
     assert zero == pytest.approx(high, abs=0.1)
