@@ -67,7 +67,10 @@ def small_config(corpus: Path, workspace: str, **changes: object) -> dict[str, o
         "clustering": {"arms": 6},
         "factors": {"sample_documents": 40},
         "bandit": {"pilot_documents": 24, "arms_per_round": 2, "documents_per_pull": 4, "max_scored_share": 0.6},
-        "selection": {"budget_tokens": 1500},
+        "selection": {
+            "budget_tokens": 1500,
+            "near_duplicate_cosine": None,
+        },  # 15 words: all alike
         "training": {"stages": 2, "batch_tokens": 512, "frontier": [0.5]},
         "compute": {"device": "cpu"},
     }
