@@ -1,26 +1,26 @@
 """How much of the achievable influence is reached when only a share of the pool is scored, and how fast a round is.
 
-The truth: every document of a sample of the shared data scored once, by a small Llama trained on a part of it, against
-LAMBADA passages. A strategy sees the truth of the documents it pays for and predicts the rest; the best eighth of the
-pool by measured or predicted influence is its selection.
+The truth: every document of the laboratory (`quad_tasks.experiments.laboratory`: 16,000 of the shared data, a small
+Llama trained on a part of them, LAMBADA passages as the reference) scored once. A strategy sees the truth of the
+documents it pays for and predicts the rest; the best eighth of the pool by measured or predicted influence is its
+selection.
 
     share = (mean influence of the selection - mean of the pool) / (mean of the true best eighth - mean of the pool)
 
-    python tests/benchmarks/bench_bandit.py [--cache DIRECTORY] [--json] [--only STRATEGY ... | --neighbours]
+    python tests/benchmarks/bench_bandit.py [--json] [--quick] [--only STRATEGY ... | --neighbours]
 
 Strategies: the plain names do what a run does by default: a random pilot, then rounds that pull arms and draw the
 other three quarters of their documents near the selection's cut, refitting as scores grow, on n-gram embeddings and
 length. `paper`, `contextual`, `thompson` and `uniform` do so with each policy, the last pulling arms at random.
 `states` has the model's hidden states and loss among the candidate features; `instead_of_states` spends on scores
 what reading the pool for them takes, a third of scoring it. `random` draws all documents at random; `arm_means` also
-ranks the unscored by their arm alone. The truth is built once (about 10 minutes on one idle core) and kept under
---cache.
+ranks the unscored by their arm alone. The laboratory is built once in the workspace and is that of
+`bench_selection.py`.
 
 Shape suffixes: N documents, D features, K arms.
 """
 
 import argparse
-import gzip
 import json
 import resource
 import sys
@@ -32,9 +32,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from prefect import flow
 
-from quad_tasks.config import BanditConfig
+from flows.cluster import dask_cluster
+from quad_tasks.config import BanditConfig, ComputeConfig, load_config
 from quad_tasks.core.bandit import (
     choose_arms,
     contextual_policy,
@@ -43,33 +44,19 @@ from quad_tasks.core.bandit import (
     thompson_policy,
     update,
 )
-from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.contextual import arm_features
-from quad_tasks.core.ekfac import apply_inverse, fit_factors
-from quad_tasks.core.embedding import embed_ngrams, fit_ngram_embedder
-from quad_tasks.core.influence import reference_gradient, score_documents
-from quad_tasks.core.kmeans import assign_arms, train_centroids
-from quad_tasks.core.model import LlamaSize, encode, fresh_llama, make_batches, train_tokenizer
 from quad_tasks.core.prediction import active_draw, document_features, feature_groups, fit_predictor, predict
-from quad_tasks.core.states import losses_and_states
-from quad_tasks.core.training import Schedule, make_optimizer, train
 from quad_tasks.core.wasserstein import choose_bandwidth, neighbour_lists
+from quad_tasks.experiments.laboratory import find_laboratory
+from quad_tasks.experiments.sample import QUICK, Size
 from quad_tasks.records import Pull
 from quad_tasks.state import REFIT_GROWTH
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
-N_DOCUMENTS = 16_000
-N_REFERENCE = 400
-N_TRAINED = 6_400
-N_FACTORS = 768
-WINDOW = 128
-BATCH_TOKENS = 1024
-VOCABULARY = 4096
-SIZE = LlamaSize(width=160, layers=3, heads=5, key_value_heads=5, mlp_width=432)
-PEAK_RATE = 3e-3
-N_ARMS = 100
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parents[1] / ".." / "shared" / "data"
+FOLDERS = {"pool": "candidate", "reference": "reference", "heldout": "heldout"}
 SELECTED_SHARE = 1 / 8
 SCORED_SHARES = (0.05, 0.10, 0.16)
 PILOT = BanditConfig().pilot_documents
@@ -88,58 +75,22 @@ POLICIES = {
 }
 
 
-def read_texts(folder: Path) -> list[str]:
-    """All texts of a folder's shards, in the order of their names."""
-    texts = []
-    for path in sorted(folder.glob("*.jsonl.gz")):
-        with gzip.open(path, "rb") as lines:
-            texts += [json.loads(line)["text"] for line in lines]
-    return texts
-
-
-def build_truth(seed: int = 0) -> Arrays:
-    """Train the model, score every document, and keep what a strategy may use as features."""
-    generator = np.random.default_rng(seed)
-    pool = read_texts(DATA / "candidate")
-    texts = [pool[i] for i in generator.choice(len(pool), size=N_DOCUMENTS, replace=False)]
-    tokenizer = train_tokenizer(texts[:N_TRAINED], VOCABULARY)
-    ids = [tokens[:WINDOW] for tokens in encode(tokenizer, texts)]
-    reference = [tokens[:WINDOW] for tokens in encode(tokenizer, read_texts(DATA / "reference")[:N_REFERENCE])]
-    model = fresh_llama(SIZE, len(tokenizer), WINDOW, seed)
-    n_tokens = sum(len(tokens) for tokens in ids[:N_TRAINED])
-    schedule = Schedule(PEAK_RATE, 0.05 * n_tokens, n_tokens)
-    train(model, make_optimizer(model, 0.01), ids[:N_TRAINED], schedule, 0, WINDOW, 2 * BATCH_TOKENS, generator)
-    log(f"trained on {n_tokens} tokens")
-    factor_batches, _ = make_batches(ids[-N_FACTORS:], WINDOW, BATCH_TOKENS)
-    factors = fit_factors(model, factor_batches, generator=torch.Generator().manual_seed(seed))
-    reference_batches, _ = make_batches(reference, WINDOW, BATCH_TOKENS)
-    direction = apply_inverse(factors, reference_gradient(model, reference_batches, find_blocks(model)))
-    log("fitted the direction")
-    batches, owners = make_batches(ids, WINDOW, BATCH_TOKENS)
-    scores = score_documents(model, batches, direction)
-    log("scored every document")
-    rows = np.argsort(owners.numpy())
-    loss, hidden = losses_and_states(model, batches)
-    embeddings = embed_ngrams(fit_ngram_embedder(texts), texts)
+@flow
+def find_truth(workspace: str, quick: bool) -> Arrays:
+    """Find the laboratory's documents, or build it: influence, what may predict it, arms."""
+    inputs = [f"{name}.inputs={DATA}/{folder}/*.jsonl.gz" for name, folder in FOLDERS.items()]
+    config = load_config(HERE / "configs" / "lambada.yaml", inputs)
+    with dask_cluster(ComputeConfig()):
+        laboratory = find_laboratory(workspace, config, QUICK if quick else Size())
     return {
-        "influence": (scores.influence / scores.n_tokens)[rows],
-        "hidden": hidden[rows],
-        "loss": loss[rows],
-        "embedding": embeddings,
-        "arm": assign_arms(embeddings, train_centroids(embeddings, N_ARMS, seed))[0],
-        "n_tokens": np.array([len(tokens) for tokens in ids]),
-        "n_bytes": np.array([len(text.encode()) for text in texts]),
+        "influence": laboratory.per_token["joint"],
+        "hidden": laboratory.hidden,
+        "loss": laboratory.loss,
+        "embedding": laboratory.embedding,
+        "arm": laboratory.arm.astype(np.int32),
+        "n_tokens": laboratory.n_tokens,
+        "n_bytes": np.array([len(text.encode()) for text in laboratory.texts.pool]),
     }
-
-
-def load_truth(cache: Path) -> Arrays:
-    """The truth, built where the cache does not hold it."""
-    path = cache / "truth.npz"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        np.savez(path, allow_pickle=False, **build_truth())
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
 
 
 def share_reached(truth: Arrays, estimate_N: npt.NDArray[np.float64]) -> float:
@@ -168,8 +119,9 @@ def estimate(
     """Influence as measured where scored, else as predicted."""
     influence_N, arm_N = truth["influence"], truth["arm"]
     measured = (known.features_ND[scored], influence_N[scored], arm_N[scored])
+    n_arms = int(arm_N.max()) + 1
     predictor = fit_predictor(
-        *measured, N_ARMS, generator, known.groups, None if at_random_N is None else at_random_N[scored]
+        *measured, n_arms, generator, known.groups, None if at_random_N is None else at_random_N[scored]
     )
     estimate_N = predict(predictor, known.features_ND, arm_N)
     estimate_N[scored] = influence_N[scored]
@@ -187,8 +139,9 @@ def run_share(
 ) -> float:
     """Score as a run does (`quad_tasks.pull`): a pilot, then rounds of pulls and of documents near the cut."""
     influence_N, arm_N = truth["influence"], truth["arm"]
-    size_K = np.bincount(arm_N, minlength=N_ARMS)
-    arms = [generator.permutation(np.flatnonzero(arm_N == arm)) for arm in range(N_ARMS)]
+    size_K = np.bincount(arm_N)
+    n_arms = len(size_K)
+    arms = [generator.permutation(np.flatnonzero(arm_N == arm)) for arm in range(n_arms)]
     policy, state = POLICIES[preset], initial_state(size_K)
     about_KD = describe_arms(truth)
     scored_N, pulled_N = np.zeros(len(arm_N), dtype=bool), np.zeros(len(arm_N), dtype=bool)
@@ -224,9 +177,9 @@ def run_share(
 
 def describe_arms(truth: Arrays) -> npt.NDArray[np.float64]:
     """What `contextual` knows of the arms."""
-    arm_N, size_K = truth["arm"], np.bincount(truth["arm"], minlength=N_ARMS)
-    centroids_KD = np.stack([truth["embedding"][arm_N == arm].mean(axis=0) for arm in range(N_ARMS)])
-    return arm_features(centroids_KD, size_K, np.bincount(arm_N, truth["n_tokens"], N_ARMS).astype(np.int64))
+    arm_N, size_K = truth["arm"], np.bincount(truth["arm"])
+    centroids_KD = np.stack([truth["embedding"][arm_N == arm].mean(axis=0) for arm in range(len(size_K))])
+    return arm_features(centroids_KD, size_K, np.bincount(arm_N, truth["n_tokens"]).astype(np.int64))
 
 
 def measure_shares(truth: Arrays, only: Sequence[str] = ()) -> dict[str, float]:
@@ -313,7 +266,8 @@ def log(message: str) -> None:
 def main() -> None:
     """Run all of it and print the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cache", type=Path, default=Path("build/bench-bandit"), help="directory that keeps the truth")
+    parser.add_argument("--workspace", default="build/bench-selection", help="keeps the laboratory")
+    parser.add_argument("--quick", action="store_true", help="a small laboratory: does it run?")
     parser.add_argument("--neighbours", action="store_true", help="only list the neighbours of 100,000 arms of 384")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--only", nargs="*", default=(), help="strategies; none: all")
@@ -321,7 +275,7 @@ def main() -> None:
     if arguments.neighbours:
         numbers = measure_neighbours()
     else:
-        numbers = measure_shares(load_truth(arguments.cache), arguments.only) | measure_rounds()
+        numbers = measure_shares(find_truth(arguments.workspace, arguments.quick), arguments.only) | measure_rounds()
     if arguments.json:
         print(json.dumps(numbers))
     else:
