@@ -10,6 +10,7 @@ from typing import Any
 
 from quad_tasks.config import RunConfig, parse_config
 from quad_tasks.progress import notice
+from quad_tasks.storage.faults import StoreKeyError
 from quad_tasks.storage.lease import check_lease, hold_lease
 from quad_tasks.storage.manifest import check_digest, read_manifest, write_manifest
 from quad_tasks.storage.rounds import list_rounds
@@ -41,8 +42,14 @@ def load_run(workspace: str, run: str, overrides: Sequence[str] = ()) -> RunConf
         StoreKeyError: there is no such run.
         ConfigError: an override is not what is expected.
     """
-    key = f"runs/{run}/config.json"
-    body = read_manifest(open_store(workspace), key)
+    key, store = f"runs/{run}/config.json", open_store(workspace)
+    if not store.exists(key):
+        there = ", ".join(list_runs(workspace)) or "none"
+        raise StoreKeyError(
+            f"{key!r} in {store.uri}: expected a run named {run!r}, found none (runs there: {there}; --workspace says "
+            "where to look)"
+        )
+    body = read_manifest(store, key)
     where = body.pop("volatile")
     del body["digest"]
     return parse_config({**body, **where, "workspace": workspace}, key, overrides)

@@ -127,6 +127,13 @@ def test_a_run_that_does_not_exist_is_named(tmp_path):
     result = invoke("status", "absent", "--workspace", str(tmp_path))
     assert result.exit_code == 2, result.stderr
     assert "runs/absent/config.json" in result.stderr
+    assert "runs there: none" in result.stderr
+
+
+def test_a_mistyped_run_names_those_there_are(small_run):
+    result = invoke("status", "smal", "--workspace", small_run.workspace)
+    assert result.exit_code == 2, result.stderr
+    assert "runs there: small" in result.stderr
 
 
 def test_a_dry_run_prints_the_plan_and_spends_nothing(config_file, tmp_path, monkeypatch):
