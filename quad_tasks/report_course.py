@@ -250,7 +250,7 @@ def list_provenance(report: Report) -> Tree:
     """Give the names, versions and digests that identify the run."""
     run = {key: report[key] for key in ("run", "created", "quad_version", "config_digest") if key in report}
     pool = report.get("pool") or {}
-    facts = {
+    facts: dict[str, Any] = {
         **run,
         "pool": {
             key: pool[key] for key in ("name", "version", "documents", "tokens", "bytes", "inputs") if key in pool
@@ -258,7 +258,10 @@ def list_provenance(report: Report) -> Tree:
         "model": report.get("model"),
         "tokenizer": report.get("tokenizer"),
     }
-    return Tree({key: value for key, value in facts.items() if value} | dict(report.get("provenance") or {}))
+    for key, traced in (report.get("provenance") or {}).items():
+        known = facts.get(key)
+        facts[key] = {**known, **traced} if isinstance(known, Mapping) and isinstance(traced, Mapping) else traced
+    return Tree({key: value for key, value in facts.items() if value})
 
 
 def list_config(report: Report) -> Tree:

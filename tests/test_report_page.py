@@ -186,7 +186,12 @@ def fake_report(n_arms: int = 30, n_documents: int = 600) -> dict:
                 "remedy": "Raise the share of random documents.",
             },
         ],
-        "provenance": {"selection": {"uuid": "u-1"}, "packages": {"torch": "2.13.0"}, "stages": [{"factors": "f"}]},
+        "provenance": {
+            "selection": {"uuid": "u-1"},
+            "pool": {"digest": "d-1"},
+            "packages": {"torch": "2.13.0"},
+            "stages": [{"factors": "f"}],
+        },
         "time_s": {"ingest": 2.0, "embed": 14.0, "fit": 60.0, "score": 192.0, "train": 95.5},
         "peak_memory_bytes": 1_610_612_736,
     }
@@ -442,6 +447,13 @@ def test_several_reference_sets_are_listed_with_what_training_did_to_each(no_dra
     text = section(render_page(report), "result")
     assert "novels 40 2.00 6.0000 5.9000 5.5000 0.0100 0.200" in text
     assert "letters 9 1.00 7.0000 6.9000 6.5000 −0.0100 –" in text
+
+
+def test_provenance_joins_what_is_known_of_one_thing(page):
+    text = section(page, "provenance")
+    assert "version v0001" in text
+    assert "digest d-1" in text
+    assert "uuid u-1" in text
 
 
 def test_findings_come_most_severe_first(page):
