@@ -204,7 +204,12 @@ def _find_fields(inputs: Inputs, which: str) -> None:
     if which != "pool":
         return
     if identity is None:
-        inputs.undecided.append("pool.fields.id: no field differs in every record; ids will come from the texts")
+        named = ", ".join(c.name for c in unique)
+        inputs.undecided.append(
+            "pool.fields.id: "
+            + (f"which of {named} identifies a record?" if unique else "no field differs in every record;")
+            + " Until then ids come from the texts"
+        )
     if source is None:
         candidates = ", ".join(c.name for c in few)
         inputs.undecided.append(
@@ -215,11 +220,11 @@ def _find_fields(inputs: Inputs, which: str) -> None:
 
 
 def _named(columns: Sequence[Column], what: str) -> Column | None:
-    for name in NAMES[what]:
-        for column in columns:
-            if column.name.rpartition(".")[2].lower() == name:
-                return column
-    return None
+    """Find the column of a known name; for an id, else one whose name ends in one: `doc_uid`."""
+    own = [(column.name.rpartition(".")[2].lower(), column) for column in columns]
+    exact = [column for name in NAMES[what] for found, column in own if found == name]
+    ending = [column for name in NAMES["id"] for found, column in own if found.endswith((f"_{name}", f"-{name}"))]
+    return next(iter([*exact, *(ending if what == "id" else ())]), None)
 
 
 def _tokens(inputs: Inputs) -> int:

@@ -75,3 +75,13 @@ def test_records_without_text_are_named_with_what_they_hold(tmp_path):
         ConfigError, match=r"expected a field with text in most records, found number \(integer, 100%\)"
     ):
         write_config([str(tmp_path / "a.jsonl")], tmp_path / "config.yaml")
+
+
+def test_an_id_is_known_by_the_end_of_its_name_however_long_it_is(tmp_path):
+    records = [
+        {"doc_uid": f"crawl/{'page/' * 30}{i}", "body": r["text"], "country_code": "nz"}
+        for i, r in enumerate(topic_records("weather", 30, seed=6))
+    ]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    result = write_config([str(tmp_path / "a.jsonl")], tmp_path / "config.yaml")
+    assert (result["fields"]["id"], result["fields"]["text"]) == ("doc_uid", "body")
