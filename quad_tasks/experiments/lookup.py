@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from quad_tasks.choose import LOOKAHEAD
 from quad_tasks.config import BanditConfig, SelectionConfig
 from quad_tasks.core.bandit import Policy, choose_arms, initial_state, paper_policy, update
 from quad_tasks.core.prediction import active_draw, fit_predictor, predict, selection_cut
 from quad_tasks.core.redundancy import near_duplicates
-from quad_tasks.core.selection import Candidates, Mode, rank, select
+from quad_tasks.core.selection import Candidates, Mode, select
 from quad_tasks.core.wasserstein import Neighbours
 from quad_tasks.records import Pull
 from quad_tasks.state import REFIT_GROWTH
@@ -211,14 +210,16 @@ def select_known(
     count_K = np.bincount(arm_N[scored_N], minlength=n_arms)
     total_K = np.bincount(arm_N[scored_N], weights=measured_N[scored_N], minlength=n_arms)
     mean_K = np.where(count_K > 0, total_K / np.maximum(count_K, 1), np.nan)
-    candidates = Candidates(np.arange(len(arm_N)), arm_N, n_tokens_N, estimate_N, scored_N)
-    order = rank(candidates, threshold, rules.mode, mean_K)
-    order = order[~np.isin(order, taken)]
-    if embedding_ND is not None and rules.near_duplicate_cosine is not None:
-        best = order[np.cumsum(n_tokens_N[order]) <= LOOKAHEAD * budget_tokens + n_tokens_N.max()]
-        looked_at = np.concatenate([taken, best])
-        order = order[~near_duplicates(embedding_ND, arm_N, looked_at, rules.near_duplicate_cosine)[order]]
-    rows = select(candidates, budget_tokens, threshold, rules.mode, mean_K, order=order)
+    left = np.setdiff1d(np.arange(len(arm_N)), taken)
+
+    def find_likes(rows: Int64) -> Int64:
+        if embedding_ND is None or rules.near_duplicate_cosine is None:
+            return rows[:0]
+        looked_at = np.concatenate([taken, left[rows]])
+        return rows[near_duplicates(embedding_ND, arm_N, looked_at, rules.near_duplicate_cosine)[left[rows]]]
+
+    mine = Candidates(left, arm_N[left], n_tokens_N[left], estimate_N[left], scored_N[left])
+    rows = left[select(mine, budget_tokens, threshold, rules.mode, mean_K, find_likes=find_likes)]
     return Choice(rows, scored_N, estimate_N, threshold)
 
 
