@@ -70,11 +70,11 @@ def _paint_exploited(axes: Axes, game: Mapping[str, Any]) -> None:
 
 
 def _paint_bound(axes: Axes, game: Mapping[str, Any]) -> None:
-    _paint_regret(axes, game)
     bound = np.array(game["policies"]["ucb1"]["bound"])
     axes.plot(
         game["recorded_rounds"], bound, color=COLOURS["ucb1"], linestyle="--", linewidth=1.2, label="bound of ucb1"
     )
+    _paint_regret(axes, game)  # which fixes the scale
 
 
 def _paint_courses(axes: Axes, game: Mapping[str, Any], key: str) -> None:

@@ -91,6 +91,11 @@ def test_drawings_are_svg_and_png_and_the_same_every_time(summaries):
     assert encode(first["bound"], "png").startswith(b"\x89PNG")
 
 
+def test_the_bound_is_inside_its_drawing(summaries):
+    (axes,) = draw_bandit({"games": summaries})["bound"].axes
+    assert axes.get_ylim()[1] >= max(summaries[0]["policies"]["ucb1"]["bound"])
+
+
 def test_the_command_writes_one_result_however_often_it_runs(prefect_server, dask_client, tmp_path, monkeypatch):
     monkeypatch.setattr(bandit, "list_games", lambda quick: [BOUNDED, SMOOTH])
     command = ["experiment", "bandit", "--workspace", str(tmp_path), "--quick", "--quiet"]
