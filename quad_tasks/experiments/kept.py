@@ -1,9 +1,11 @@
 """Work whose results a laboratory keeps: what was computed once is not computed again, whichever experiment asks.
 
-The unit is an item on a Dask worker: a pure function of JSON values. A rerun goes on with the items that are missing.
+The unit is an item on a Dask worker: a pure function of JSON values. A rerun goes on with the items that are missing;
+another version of Quad keeps its own.
 """
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version as package_version
 from typing import Any
 
 from quad_tasks.compute import spread
@@ -23,7 +25,8 @@ def kept(function: Callable[..., Any], items: Sequence[tuple[Any, ...]], label: 
     if not items:
         return []
     store = open_store(items[0][0])
-    keys = [f"{item[1]}/kept/{function.__name__}-{digest(list(item[2:]))[:24]}.json" for item in items]
+    version = package_version("quad-data")
+    keys = [f"{item[1]}/kept/{version}/{function.__name__}-{digest(list(item[2:]))[:24]}.json" for item in items]
     missing = {key: item for key, item in zip(keys, items, strict=True) if not store.exists(key)}
     spread(_keep, [(function, key, item) for key, item in missing.items()], label, unit)
     return [read_manifest(store, key)["volatile"]["result"] for key in keys]
