@@ -74,6 +74,11 @@ def test_every_make_target_the_readme_names_exists():
     assert set(re.findall(r"`?make ([a-z0-9-]+)", README)) <= targets
 
 
+def test_the_readme_holds_what_the_selection_benchmark_found():
+    report = (ROOT / "tests/benchmarks/results/selection.md").read_text()
+    assert report.strip() in README
+
+
 def test_every_file_the_readme_names_exists():
     for path in re.findall(r"\]\(([\w./-]+)\)", README):
         assert (ROOT / path).exists(), path

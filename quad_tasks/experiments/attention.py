@@ -33,7 +33,17 @@ STEP_RATE = 1e-3
 LEEWAY = 0.01
 
 
-CONVERGED = Size(documents=1_500, trained_documents=1_500, epochs=5, width=96, layers=2, factor_documents=512)
+CONVERGED = Size(
+    documents=800,
+    trained_documents=800,
+    epochs=5,
+    reference_documents=200,
+    measured_documents=150,
+    factor_documents=256,
+    width=64,
+    layers=2,
+    arms=40,
+)
 """The checkpoint has seen every document five times: influence assumes a model near its optimum."""
 QUICK_SUBSETS, QUICK_STEPS = 12, 24
 NAMES = {"joint": "joint (q, k, v one block)", "split": "split", "mlp": "MLP alone", "identity": "identity"}
