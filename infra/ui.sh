@@ -3,9 +3,9 @@
 # With QUAD_CONFIG=config.yaml the deployments run that configuration unless told otherwise, the refresh every night.
 # Ctrl-C ends them all; started again, it finds everything as it was.
 set -euo pipefail
-CONFIG=${QUAD_CONFIG:+$(realpath "$QUAD_CONFIG")}
-cd "$(dirname "$0")/.."
-BIN=${QUAD_BIN:-.venv/bin}
+ROOT=$(realpath "$(dirname "$0")/..")
+BIN=${QUAD_BIN:-$ROOT/.venv/bin}
+[ -z "${QUAD_CONFIG:-}" ] || [ -r "$QUAD_CONFIG" ] || { echo "expected a configuration at $QUAD_CONFIG, found none" >&2; exit 2; }
 PORT=${PREFECT_PORT:-4200}
 export PREFECT_API_URL="http://127.0.0.1:$PORT/api"
 export PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
@@ -19,7 +19,7 @@ stop() {
 }
 trap stop EXIT INT TERM
 "$BIN/prefect" server start --host 127.0.0.1 --port "$PORT" &
-"$BIN/python" infra/bootstrap.py server ${CONFIG:+--config "$CONFIG"}
+"$BIN/python" "$ROOT/infra/bootstrap.py" server ${QUAD_CONFIG:+--config "$QUAD_CONFIG"}
 "$BIN/prefect" worker start --pool quad-cpu --type process &
 "$BIN/prefect" worker start --pool quad-gpu --type process &
 echo "Prefect UI: http://127.0.0.1:$PORT"

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 STARTUP_S = 400
 POLL_S = 0.5
+ANSWER_S = 60
 
 
 @contextmanager
@@ -68,11 +69,11 @@ def run_deployment(url: str, name: str, *arguments: str) -> str:
 
 def every_minute(url: str, name: str) -> None:
     """Change a deployment's cron schedule to one of every minute."""
-    deployment = httpx.get(f"{url}/api/deployments/name/{name}").raise_for_status().json()
+    deployment = _ask("GET", f"{url}/api/deployments/name/{name}").json()
     (schedule,) = deployment["schedules"]
     changed = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True}
     path = f"{url}/api/deployments/{deployment['id']}/schedules/{schedule['id']}"
-    httpx.patch(path, json=changed).raise_for_status()
+    _ask("PATCH", path, changed)
 
 
 def flow_runs(url: str, deployment: str, state: str) -> list[dict[str, Any]]:
@@ -82,14 +83,31 @@ def flow_runs(url: str, deployment: str, state: str) -> list[dict[str, Any]]:
         "flow_runs": {"state": {"type": {"any_": [state]}}},
         "sort": "EXPECTED_START_TIME_ASC",
     }
-    found: list[dict[str, Any]] = httpx.post(f"{url}/api/flow_runs/filter", json=body).raise_for_status().json()
+    found: list[dict[str, Any]] = _ask("POST", f"{url}/api/flow_runs/filter", body).json()
     return found
 
 
 def artifacts(url: str) -> dict[str, dict[str, Any]]:
-    """Return the last version of every artifact, by key."""
-    found = httpx.post(f"{url}/api/artifacts/latest/filter", json={"limit": 200}).raise_for_status().json()
+    """Return the last version of every artifact, by key; its own number stands under `latest_id`."""
+    found = _ask("POST", f"{url}/api/artifacts/latest/filter", {"limit": 200}).json()
     return {artifact["key"]: artifact for artifact in found}
+
+
+def deployment_id(url: str, name: str) -> str:
+    """Return a deployment's number."""
+    found: str = _ask("GET", f"{url}/api/deployments/name/{name}").json()["id"]
+    return found
+
+
+def _ask(method: str, address: str, body: dict[str, Any] | None = None) -> httpx.Response:
+    """Ask the server, again while its SQLite is locked."""
+
+    def answer() -> httpx.Response | None:
+        response = httpx.request(method, address, json=body, timeout=ANSWER_S)
+        return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response.raise_for_status()
+
+    response: httpx.Response = wait_until(answer, ANSWER_S)
+    return response
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float) -> Any:

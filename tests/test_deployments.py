@@ -4,10 +4,9 @@ import os
 import subprocess
 from pathlib import Path
 
-import httpx
 import pytest
 import yaml
-from deployments import ROOT, artifacts, every_minute, flow_runs, run_deployment, running_ui, wait_until
+from deployments import ROOT, artifacts, deployment_id, every_minute, flow_runs, run_deployment, running_ui, wait_until
 from small_pool import small_config
 from test_report_browser import CHROMIUM
 
@@ -36,7 +35,7 @@ def look(url: str, out: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     (run,) = flow_runs(url, "select-data", "COMPLETED")
-    deployment = httpx.get(f"{url}/api/deployments/name/select-data/select-data").json()["id"]
+    deployment = deployment_id(url, "select-data/select-data")
     expected = {
         "deployments/deployment/" + deployment + "/run": ("form", "Pool"),
         "runs/flow-run/" + run["id"]: ("flow-run", "Completed"),
@@ -44,7 +43,7 @@ def look(url: str, out: Path) -> None:
     }
     for key, artifact in artifacts(url).items():
         word = "UCB score" if key == "small-arms" else "nats per token" if key == "small-report" else "Stage 0"
-        expected["artifacts/artifact/" + artifact["id"]] = (key, word)
+        expected["artifacts/artifact/" + artifact["latest_id"]] = (key, word)
     out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -81,5 +80,5 @@ def test_the_script_that_starts_the_ui_ends_when_its_configuration_is_missing(tm
     done = subprocess.run(
         ["bash", str(ROOT / "infra/ui.sh")], env=environment, text=True, capture_output=True, check=False
     )
-    assert done.returncode != 0
-    assert "none/config.yaml" in done.stderr
+    assert done.returncode == 2
+    assert f"expected a configuration at {tmp_path}/none/config.yaml, found none" in done.stderr

@@ -1,5 +1,6 @@
 """What is in infra/ is whole and consistent: files parse, names match, nothing runs as root or holds a secret."""
 
+import asyncio
 import copy
 import importlib.util
 import json
@@ -245,6 +246,23 @@ def test_the_ui_listens_on_loopback_and_its_script_parses():
 def test_every_file_the_guide_names_exists():
     for path in re.findall(r"\]\(([\w./-]+)\)", (INFRA / "README.md").read_text()):
         assert (INFRA / path).exists(), path
+
+
+def test_a_secret_block_that_job_variables_name_reaches_a_flow_runs_environment(prefect_server):
+    from prefect.blocks.system import Secret
+    from prefect.client.orchestration import get_client
+    from prefect.workers.process import ProcessJobConfiguration
+
+    Secret(value="planted-in-a-block").save("quad-s3", overwrite=True)
+    (example,) = re.findall(r"`env: (\{[^`]+\})`", (INFRA / "README.md").read_text())
+
+    async def configure() -> ProcessJobConfiguration:
+        async with get_client() as client:
+            template = bootstrap.job_template("process", {})
+            values = {"env": yaml.safe_load(example)}
+            return await ProcessJobConfiguration.from_template_and_values(template, values, client=client)
+
+    assert asyncio.run(configure()).env["AWS_SECRET_ACCESS_KEY"] == "planted-in-a-block"
 
 
 @pytest.mark.slow
