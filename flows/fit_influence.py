@@ -13,7 +13,7 @@ from quad_tasks.timing import timed
 Key = str | None
 
 
-@flow(name="fit-influence")
+@flow(name="fit-influence", flow_run_name="{config.run}")
 def fit_influence(config: RunConfig, version: Key = None, checkpoint: Key = None, reference: Key = None) -> str:
     """Return the key of the reference direction at `checkpoint`.
 

@@ -12,7 +12,7 @@ from quad_tasks.refresh import kept_model, last_version, measure_drift, recipe, 
 from quad_tasks.timing import timed
 
 
-@flow(name="refresh-pool")
+@flow(name="refresh-pool", flow_run_name="{config.pool.name}")
 def refresh_pool(config: RunConfig) -> str:
     """Return the manifest key of the pool version that holds the inputs as they are now.
 

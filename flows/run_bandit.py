@@ -32,7 +32,7 @@ def bandit_round(config: RunConfig, stage: Stage, number: int) -> None:
     commit_round(config, stage, number, plan, scores, calibration)
 
 
-@flow(name="run-bandit")
+@flow(name="run-bandit", flow_run_name="{config.run} stage {stage.number}")
 def run_bandit(config: RunConfig, stage: Stage) -> str:
     """Run the rounds that are still to do, then choose the stage's documents; return the key of what was chosen.
 

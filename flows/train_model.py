@@ -9,7 +9,7 @@ from quad_tasks.timing import timed
 from quad_tasks.train import train_stage
 
 
-@flow(name="train-model")
+@flow(name="train-model", flow_run_name="{config.run} stage {stage.number}")
 def train_model(config: RunConfig, stage: Stage, reference: str) -> str:
     """Return the key of the checkpoint the next stage goes on from."""
     with dask_cluster(config.compute), timed(config.workspace, config.run, "train"):
