@@ -199,8 +199,8 @@ class FactorsConfig(_Frozen):
     )
     rounded_products: bool = Field(
         True,
-        description="Round the factors of the fit's sums of products, to bfloat16 on a CPU that multiplies those, to "
-        "TF32 on a GPU; forward, backward and sums stay as they are.",
+        description="Round the factors of the fit's sums of products to bfloat16 where the CPU or the GPU multiplies "
+        "that; forward, backward and sums stay as they are.",
     )
     damping_scale: Annotated[float, Field(gt=0)] = Field(
         0.1, description="Damping as a multiple of each block's mean eigenvalue."
