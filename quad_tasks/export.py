@@ -23,6 +23,8 @@ from quad_tasks.storage.store import Store, StoreKeyError, open_store
 FORMATS = ("parquet", "jsonl.zst", "hf")
 SHARD_BYTES = 256 * 2**20
 BATCH_ROWS = 256
+PIECES_PER_SHARD = 16
+"""A file passes the size asked for by one of so many pieces of it, or by one document."""
 ROW_GROUP_ROWS = 1024
 ZSTD_LEVEL = 9
 OWN_COLUMNS = ("id", "text", "source", "metadata")
@@ -98,7 +100,11 @@ def export_selection(
 
 def _shards(store: Store, selection: str, manifest: dict[str, Any], shard_bytes: int) -> Iterator[Iterator[pa.Table]]:
     """Cut the selection's rows into files: each an iterator to be used up before the next is asked for."""
-    batches = _batches(store, selection, manifest)
+    batches = (
+        piece
+        for batch in _batches(store, selection, manifest)
+        for piece in _pieces(batch, shard_bytes // PIECES_PER_SHARD)
+    )
     first = next(batches, None)
     while first is not None:
         state: dict[str, pa.Table | None] = {"next": None}
@@ -128,6 +134,18 @@ def _batches(store: Store, selection: str, manifest: dict[str, Any]) -> Iterator
                 check_digest(store, key, expected=part["sha256"], got=hashlib.file_digest(file, "sha256").hexdigest())
             for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS):
                 yield pa.Table.from_batches([batch])
+
+
+def _pieces(table: pa.Table, most_bytes: int) -> Iterator[pa.Table]:
+    """Cut a table where the text of a piece passes a size, so that a file ends near the size asked for."""
+    start, size = 0, 0
+    for row, text in enumerate(table["text"].to_pylist()):
+        size += len(text.encode())
+        if size >= most_bytes:
+            yield table.slice(start, row + 1 - start)
+            start, size = row + 1, 0
+    if start < table.num_rows:
+        yield table.slice(start)
 
 
 def _write_parquet(store: Store, name: str, tables: Iterable[pa.Table], config: RunConfig) -> int:
