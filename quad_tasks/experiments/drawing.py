@@ -64,6 +64,7 @@ def draw_bars(axes: Axes, names: Sequence[str], found: Sequence[Mapping[str, Any
     axes.set_yticks(rows, names, fontsize=TICK_PT)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(axis="x", linewidth=0.4, alpha=0.5)
+    axes.locator_params(axis="x", nbins=5)
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
