@@ -1,3 +1,4 @@
+import copy
 import gzip
 import json
 from pathlib import Path
@@ -5,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.ekfac import apply_inverse, fit_factors
-from quad_tasks.core.influence import reference_gradient, score_documents
+from quad_tasks.core.influence import calibrate, reference_gradient, score_documents
 from quad_tasks.core.model import encode, load_model, load_tokenizer, make_batches
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
@@ -38,18 +40,61 @@ def _windows(tokenizer, part, domain, n_texts):
     return [ids[:WINDOW] for ids in encode(tokenizer, texts)]
 
 
-def test_unseen_stories_have_more_influence_than_other_text_when_stories_are_the_reference():
+@pytest.fixture(scope="module")
+def pretrained():
+    """The model, batches of its stories and of other text for the fit, and the gradient of stories as the reference."""
     source = SHARED / "models" / "stories260K"
     model, tokenizer = load_model(source), load_tokenizer(source)
     stories = _tell_stories(model, 48)
     new, reference, sample = stories[:12], stories[12:40], stories[40:]
     sample = [*sample, *(ids for domain in DOMAINS for ids in _windows(tokenizer, "candidate", domain, 4))]
-    other = [ids for domain in DOMAINS for ids in _windows(tokenizer, "heldout", domain, 5)]
-    factors = fit_factors(model, make_batches(sample, WINDOW, 512, seeds=range(len(sample)))[0])
+    fitted_on, _ = make_batches(sample, WINDOW, 512, seeds=range(len(sample)))
     gradient = reference_gradient(model, make_batches(reference, WINDOW, 512)[0], find_blocks(model))
+    return model, tokenizer, new, fitted_on, gradient
+
+
+@pytest.fixture(scope="module")
+def direction(pretrained):
+    model, _, _, fitted_on, gradient = pretrained
+    return apply_inverse(fit_factors(model, fitted_on), gradient)
+
+
+@pytest.fixture(scope="module")
+def pool(pretrained):
+    """A hundred documents of many kinds, to be ranked."""
+    _, tokenizer, new, _, _ = pretrained
+    other = [ids for domain in DOMAINS for ids in _windows(tokenizer, "heldout", domain, 30)]
+    return make_batches([*new, *other], WINDOW, 1024)[0]
+
+
+def test_unseen_stories_have_more_influence_than_other_text_when_stories_are_the_reference(pretrained, direction):
+    model, tokenizer, new, _, _ = pretrained
+    other = [ids for domain in DOMAINS for ids in _windows(tokenizer, "heldout", domain, 5)]
     batches, owners = make_batches([*new, *other], WINDOW, 512)
-    scores = score_documents(model, batches, apply_inverse(factors, gradient))
+    scores = score_documents(model, batches, direction)
     per_token = np.empty(len(owners))
     per_token[owners.numpy()] = scores.influence / scores.n_tokens
     share_above = (per_token[:12, None] > per_token[None, 12:]).mean()  # the area under the ROC curve
     assert share_above > 0.9
+
+
+@pytest.mark.parametrize("scorer", ["low_rank", "forward_only"])
+def test_an_approximate_scorer_ranks_a_pretrained_models_pool_as_exact_scoring_does(
+    pretrained, direction, pool, scorer
+):
+    calibration = calibrate(pretrained[0], pool, {"": direction}, scorer, floor=0.999)
+    assert calibration.accepted, calibration
+
+
+def test_a_rounded_fit_ranks_a_pretrained_models_pool_as_a_float32_one_does(pretrained, direction, pool):
+    model, _, _, fitted_on, gradient = pretrained
+    rounded = apply_inverse(fit_factors(model, fitted_on, rounded=True), gradient)
+    exact, other = (score_documents(model, pool, along).influence for along in (direction, rounded))
+    assert spearmanr(exact, other).statistic > 0.999
+
+
+def test_a_bfloat16_model_ranks_a_pool_as_its_float32_self_does(pretrained, direction, pool):
+    model = pretrained[0]
+    half = copy.deepcopy(model).bfloat16()
+    exact, other = (score_documents(one, pool, direction).influence for one in (model, half))
+    assert spearmanr(exact, other).statistic > 0.999
