@@ -7,7 +7,7 @@ selection.
 
     share = (mean influence of the selection - mean of the pool) / (mean of the true best eighth - mean of the pool)
 
-    python tests/benchmarks/bench_bandit.py [--json] [--quick] [--only STRATEGY ... | --neighbours]
+    python tests/benchmarks/bench_bandit.py [--json] [--quick] [--only STRATEGY ... | --likes | --neighbours]
 
 Strategies: the plain names do what a run does by default: a random pilot, then rounds that pull arms and draw the
 other three quarters of their documents near the selection's cut, refitting as scores grow, on n-gram embeddings and
@@ -22,9 +22,11 @@ Shape suffixes: N documents, D features, K arms.
 
 import argparse
 import json
+import re
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,7 +37,7 @@ import numpy.typing as npt
 from prefect import flow
 
 from flows.cluster import dask_cluster
-from quad_tasks.config import BanditConfig, ComputeConfig, load_config
+from quad_tasks.config import BanditConfig, ComputeConfig, SelectionConfig, load_config
 from quad_tasks.core.bandit import (
     choose_arms,
     contextual_policy,
@@ -46,6 +48,9 @@ from quad_tasks.core.bandit import (
 )
 from quad_tasks.core.contextual import arm_features
 from quad_tasks.core.prediction import active_draw, document_features, feature_groups, fit_predictor, predict
+from quad_tasks.core.redundancy import shared_texts
+from quad_tasks.core.selection import Candidates, select
+from quad_tasks.core.shingles import shingles, signature
 from quad_tasks.core.wasserstein import choose_bandwidth, neighbour_lists
 from quad_tasks.experiments.laboratory import find_laboratory
 from quad_tasks.experiments.sample import QUICK, Size
@@ -90,6 +95,7 @@ def find_truth(workspace: str, quick: bool) -> Arrays:
         "arm": laboratory.arm.astype(np.int32),
         "n_tokens": laboratory.n_tokens,
         "n_bytes": np.array([len(text.encode()) for text in laboratory.texts.pool]),
+        "text": np.array(laboratory.texts.pool, dtype=object),
     }
 
 
@@ -214,6 +220,43 @@ def measure_shares(truth: Arrays, only: Sequence[str] = ()) -> dict[str, float]:
     return shares
 
 
+def measure_likes(truth: Arrays) -> dict[str, float]:
+    """Pairs of near-identical texts in a selection of an eighth of the tokens, half of it general, without and with."""
+    n = len(truth["arm"])
+    known = np.ones(n, dtype=bool)
+    pool = Candidates(np.arange(n), truth["arm"], truth["n_tokens"], truth["influence"], known)
+    cut = [shingles(text) for text in truth["text"]]
+    signatures_NP = np.stack([signature(each) for each in cut])
+    overlap = SelectionConfig(budget_tokens=1).near_duplicate_overlap or 1.0
+
+    def find_likes(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return rows[shared_texts(signatures_NP[rows], lambda found: [cut[row] for row in rows[found]], overlap)]
+
+    budget, measured = int(truth["n_tokens"].sum() * SELECTED_SHARE), {}
+    for name, search in (("kept", None), ("searched", find_likes)):
+        started, generator = time.perf_counter(), np.random.default_rng(0)
+        rows = select(pool, budget, 0.0, "instance", general_share=0.5, generator=generator, find_likes=search)
+        measured[f"likes_{name}_s"] = round(time.perf_counter() - started, 2)
+        measured[f"likes_{name}_tokens"] = int(truth["n_tokens"][rows].sum())
+        measured[f"likes_{name}_pairs"] = count_alike([truth["text"][row] for row in rows], overlap)
+    return {**measured, "likes_budget_tokens": budget}
+
+
+def count_alike(texts: Sequence[str], threshold: float) -> int:
+    """Count pairs of texts whose five-word tuples have at least this Jaccard similarity, by counting all of them."""
+    having: dict[tuple[str, ...], list[int]] = {}
+    sets, alike = [], 0
+    for i, text in enumerate(texts):
+        words = re.findall(r"\w+", text.casefold())
+        own = {tuple(words[at : at + 5]) for at in range(max(len(words) - 4, 1))}
+        shared = Counter(j for each in own for j in having.get(each, ()))
+        alike += sum(k >= threshold * (len(own) + len(sets[j]) - k) for j, k in shared.items())
+        for each in own:
+            having.setdefault(each, []).append(i)
+        sets.append(own)
+    return alike
+
+
 def measure_rounds() -> dict[str, float]:
     """Milliseconds to choose and update in a round of 50 pulls."""
     generator = np.random.default_rng(0)
@@ -270,10 +313,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small laboratory: does it run?")
     parser.add_argument("--neighbours", action="store_true", help="only list the neighbours of 100,000 arms of 384")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--likes", action="store_true", help="only count near-identical texts in a selection")
     parser.add_argument("--only", nargs="*", default=(), help="strategies; none: all")
     arguments = parser.parse_args()
     if arguments.neighbours:
         numbers = measure_neighbours()
+    elif arguments.likes:
+        numbers = measure_likes(find_truth(arguments.workspace, arguments.quick))
     else:
         numbers = measure_shares(find_truth(arguments.workspace, arguments.quick), arguments.only) | measure_rounds()
     if arguments.json:
