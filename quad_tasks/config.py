@@ -198,7 +198,7 @@ class FactorsConfig(_Frozen):
         "parts; None: all whole.",
     )
     rounded_products: bool = Field(
-        True,
+        False,
         description="Round the factors of the fit's sums of products to bfloat16 where the CPU or the GPU multiplies "
         "that; forward, backward and sums stay as they are.",
     )
