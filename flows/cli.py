@@ -114,7 +114,7 @@ def plan(
     Example: quad plan config.yaml --price-per-hour 2.50
     """
     with session(quiet, debug):
-        from quad_tasks.config import load_config
+        from quad_tasks.config_file import load_config
 
         _plan(load_config(config, overrides or ()), price_per_hour, as_json)
 
@@ -135,7 +135,7 @@ def run(
     Example: quad run config.yaml --set selection.budget_tokens=1_000_000
     """
     with session(quiet, debug):
-        from quad_tasks.config import load_config
+        from quad_tasks.config_file import load_config
 
         settings = load_config(config, overrides or ())
         if dry_run:
@@ -291,7 +291,7 @@ def experiment(
     with session(quiet, debug):
         from flows.printing import print_experiment
         from flows.run_experiment import find_experiment, run_experiment
-        from quad_tasks.config import load_config
+        from quad_tasks.config_file import load_config
 
         find_experiment(name)
         given = load_config(config, overrides or ()) if config else None

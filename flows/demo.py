@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from quad_tasks.config import RunConfig, parse_config
+from quad_tasks.config import RunConfig
+from quad_tasks.config_file import parse_config
 from quad_tasks.demo import build_corpus
 
 

@@ -27,7 +27,7 @@ def refresh(
     """
     with session(quiet, debug):
         from flows.refresh_pool import refresh_pool
-        from quad_tasks.config import load_config
+        from quad_tasks.config_file import load_config
         from quad_tasks.storage.manifest import read_manifest
         from quad_tasks.storage.store import open_store
 
@@ -73,7 +73,7 @@ def fit(
     Example: quad influence fit config.yaml
     """
     with session(quiet, debug):
-        from quad_tasks.config import load_config
+        from quad_tasks.config_file import load_config
         from quad_tasks.storage.manifest import read_manifest
         from quad_tasks.storage.store import open_store
 
@@ -102,7 +102,7 @@ def run(
     Example: quad bandit run config.yaml --set bandit.max_rounds=20
     """
     with session(quiet, debug):
-        from quad_tasks.config import load_config
+        from quad_tasks.config_file import load_config
         from quad_tasks.current import stage_summary
 
         settings = load_config(config, overrides or ())
@@ -140,7 +140,7 @@ def train(
     Example: quad train config.yaml
     """
     with session(quiet, debug):
-        from quad_tasks.config import load_config
+        from quad_tasks.config_file import load_config
         from quad_tasks.current import read_losses
 
         settings = load_config(config, overrides or ())

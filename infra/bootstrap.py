@@ -32,7 +32,8 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from quad_tasks.config import RunConfig, load_config
+from quad_tasks.config import RunConfig
+from quad_tasks.config_file import load_config
 
 INFRA = Path(__file__).resolve().parent
 STARTUP_TIMEOUT_S = 180.0

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from quad_tasks.config import ConfigError, parse_config
+from quad_tasks.config import ConfigError
+from quad_tasks.config_file import parse_config
 from quad_tasks.sample import Sample, look_at, value_at
 from quad_tasks.storage.readers import InputError, expand_inputs
 
@@ -252,7 +253,7 @@ def _render(pool: Inputs, others: dict[str, Inputs], undecided: Sequence[str]) -
     notes = [*undecided, *(f"left out, cannot be read: {why}" for why in pool.sample.broken.values())]
     if pool.sample.bad:
         notes.append(f"bad records, which a run sets aside: {dict(pool.sample.bad)}")
-    todo = "".join(f"# To decide: {note}\n" for note in notes)
+    open_questions = "".join(f"# To decide: {note}\n" for note in notes)
     reference = others.get("reference")
     heldout = others.get("heldout")
     inputs = reference.patterns if reference else ["reference.jsonl"]
@@ -260,7 +261,7 @@ def _render(pool: Inputs, others: dict[str, Inputs], undecided: Sequence[str]) -
 # Written by `quad init`: {pool.sample.files} files, {documents:,} documents, about {tokens:,} tokens ({counted}).
 # Fields seen:
 {seen}
-{todo}# `quad keys` explains every key; `quad plan` says what a run takes before anything is spent.
+{open_questions}# `quad keys` explains every key; `quad plan` says what a run takes before anything is spent.
 run: run
 workspace: workspace   # a folder, or s3://bucket/prefix
 pool:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from quad_tasks.config import RunConfig, parse_config
+from quad_tasks.config import RunConfig
+from quad_tasks.config_file import parse_config
 from quad_tasks.progress import notice
 from quad_tasks.storage.faults import StoreKeyError
 from quad_tasks.storage.lease import check_lease, hold_lease

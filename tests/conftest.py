@@ -47,7 +47,7 @@ def corpus(tmp_path_factory):
 def small_run(prefect_server, dask_client, corpus, tmp_path_factory):
     """The configuration of a finished run of two stages."""
     from flows.select_data import select_data
-    from quad_tasks.config import parse_config
+    from quad_tasks.config_file import parse_config
 
     config = parse_config(small_config(corpus, str(tmp_path_factory.mktemp("workspace"))), "small")
     select_data(config)

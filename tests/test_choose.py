@@ -6,7 +6,7 @@ import numpy as np
 from small_pool import small_config
 
 from quad_tasks.choose import select_stage
-from quad_tasks.config import parse_config
+from quad_tasks.config_file import parse_config
 from quad_tasks.records import Stage
 from quad_tasks.run import pinned_pool
 from quad_tasks.storage import rounds

@@ -10,7 +10,7 @@ from deployments import ROOT, artifacts, deployment_id, every_minute, flow_runs,
 from small_pool import small_config
 from test_report_browser import CHROMIUM
 
-from quad_tasks.config import load_config
+from quad_tasks.config_file import load_config
 from quad_tasks.run import run_status
 
 SCHEDULED_S = 240

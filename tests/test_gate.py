@@ -5,7 +5,7 @@ import pytest
 from small_pool import small_config
 
 from quad_tasks.checkpoints import load_checkpoint
-from quad_tasks.config import parse_config
+from quad_tasks.config_file import parse_config
 from quad_tasks.core import training
 from quad_tasks.core.model import encode
 from quad_tasks.storage import rounds

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from small_pool import topic_records, write_jsonl
 
-from quad_tasks.config import ConfigError, load_config
+from quad_tasks.config import ConfigError
+from quad_tasks.config_file import load_config
 from quad_tasks.initialise import write_config
 
 

@@ -8,9 +8,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {
     "quad_tasks/core": ["prefect", "prefect_dask", "dask", "distributed", "fsspec", "s3fs", "flows",
-                        "quad_tasks.storage", "quad_tasks.config", "quad_tasks.compute"],
+                        "quad_tasks.storage", "quad_tasks.config", "quad_tasks.config_file", "quad_tasks.compute"],
     "quad_tasks/storage": ["torch", "transformers", "prefect", "prefect_dask", "dask", "distributed", "flows",
-                           "quad_tasks.core", "quad_tasks.config", "quad_tasks.compute"],
+                           "quad_tasks.core", "quad_tasks.config", "quad_tasks.config_file", "quad_tasks.compute"],
     "quad_tasks": ["flows"],
     "flows": ["torch", "transformers", "numpy", "pyarrow", "faiss", "quad_tasks.core"],
 }  # fmt: skip

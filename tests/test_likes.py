@@ -10,7 +10,7 @@ from small_pool import TOPICS, small_config, topic_records, write_corpus, write_
 from flows.select_data import select_data
 from quad_tasks import states
 from quad_tasks.checkpoints import load_checkpoint
-from quad_tasks.config import parse_config
+from quad_tasks.config_file import parse_config
 from quad_tasks.core.model import split_windows
 from quad_tasks.inspect import inspect_document
 from quad_tasks.run import pinned_pool, starting_checkpoint

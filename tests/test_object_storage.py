@@ -17,7 +17,8 @@ from moto.server import ThreadedMotoServer
 from small_pool import small_config
 
 from flows.select_data import select_data
-from quad_tasks.config import RunConfig, parse_config
+from quad_tasks.config import RunConfig
+from quad_tasks.config_file import parse_config
 from quad_tasks.storage.manifest import read_manifest
 from quad_tasks.storage.rounds import list_rounds
 from quad_tasks.storage.store import open_store

@@ -4,7 +4,8 @@ import pytest
 from small_pool import small_config
 
 from quad_tasks import probe, sample
-from quad_tasks.config import ConfigError, parse_config
+from quad_tasks.config import ConfigError
+from quad_tasks.config_file import parse_config
 from quad_tasks.plan import _as_many, _makespan, plan_run
 from quad_tasks.run import pinned_pool
 from quad_tasks.sample import look_at

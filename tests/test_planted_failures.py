@@ -15,7 +15,8 @@ from small_pool import small_config, write_jsonl
 
 from flows.select_data import select_data
 from quad_tasks import pull
-from quad_tasks.config import Signature, parse_config
+from quad_tasks.config import Signature
+from quad_tasks.config_file import parse_config
 from quad_tasks.core import bandit, diagnosis
 from quad_tasks.core.diagnosis import Measured, diagnose
 from quad_tasks.findings import UnwantedFinding

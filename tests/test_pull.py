@@ -6,7 +6,7 @@ import pytest
 from small_pool import small_config
 
 from flows.select_data import select_data
-from quad_tasks.config import parse_config
+from quad_tasks.config_file import parse_config
 from quad_tasks.draw import choose_round, policy
 from quad_tasks.pull import (
     ARM_SCHEMA,

@@ -7,7 +7,8 @@ import pytest
 from small_pool import small_config, topic_records, write_jsonl
 
 from flows.select_data import select_data
-from quad_tasks.config import ConfigError, parse_config
+from quad_tasks.config import ConfigError
+from quad_tasks.config_file import parse_config
 from quad_tasks.fit_factors import load_directions
 from quad_tasks.inspect import inspect_document
 from quad_tasks.publish import read_scores

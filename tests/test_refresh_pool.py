@@ -11,7 +11,8 @@ from small_pool import BAD_LINES, DOCUMENTS_PER_TOPIC, small_config, topic_recor
 from flows import refresh_pool as flow
 from flows.refresh_pool import refresh_pool
 from quad_tasks.cluster import list_versions
-from quad_tasks.config import RunConfig, parse_config
+from quad_tasks.config import RunConfig
+from quad_tasks.config_file import parse_config
 from quad_tasks.core import kmeans
 from quad_tasks.run import pin_pool, pinned_pool
 from quad_tasks.storage.manifest import read_manifest

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from flows import run_bandit
 from flows.select_data import select_data
-from quad_tasks.config import parse_config
+from quad_tasks.config_file import parse_config
 from quad_tasks.core.model import train_tokenizer
 from quad_tasks.publish import read_scores
 from quad_tasks.run import load_run, pinned_pool, run_status

@@ -37,7 +37,8 @@ import numpy.typing as npt
 from prefect import flow
 
 from flows.cluster import dask_cluster
-from quad_tasks.config import BanditConfig, ComputeConfig, SelectionConfig, load_config
+from quad_tasks.config import BanditConfig, ComputeConfig, SelectionConfig
+from quad_tasks.config_file import load_config
 from quad_tasks.core.bandit import (
     choose_arms,
     contextual_policy,

@@ -25,7 +25,8 @@ import pyarrow as pa
 from flows.cluster import dask_cluster
 from quad_tasks.cluster import assign_shards, fit_centroids, lay_out_arms
 from quad_tasks.compute import peak_memory_bytes, spread
-from quad_tasks.config import RunConfig, parse_config
+from quad_tasks.config import RunConfig
+from quad_tasks.config_file import parse_config
 from quad_tasks.draw import Plan, choose_round
 from quad_tasks.embed import embeddings_key
 from quad_tasks.ingest import documents_key, shard_manifest_key

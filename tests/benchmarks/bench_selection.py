@@ -21,7 +21,8 @@ from typing import Any
 from prefect import flow
 
 from flows.cluster import dask_cluster
-from quad_tasks.config import ComputeConfig, load_config
+from quad_tasks.config import ComputeConfig
+from quad_tasks.config_file import load_config
 from quad_tasks.experiments import outcome
 from quad_tasks.experiments.attention import NAMES, interval_of, measure_attention
 from quad_tasks.experiments.diversity import measure_diversity
