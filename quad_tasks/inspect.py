@@ -269,21 +269,19 @@ def _left(
     scored = [s for s in ledger.scores if ledger.direction[s["stage"]] == info["direction"] and s["stage"] <= stage]
     influence = scored[-1]["influence"] if scored else predicted
     how = "influence" if scored else "predicted influence"
+    verdict = "rejected" if ledger.scores else "unpulled"  # also where its score is along a direction not used
     if position in info["near_duplicates"]:
         verdict, reason = "rejected", _likeness(config.selection, nearest)
     elif influence is None and config.selection.mode == "predicted":
-        verdict = "unpulled"
         reason = "not scored, and not predicted: no scored document of its arm has an influence above τ"
     elif influence is None:
-        verdict, reason = "unpulled", f"never drawn; mode {config.selection.mode!r} ranks what was scored"
+        reason = f"never drawn; mode {config.selection.mode!r} ranks what was scored"
+    elif influence <= threshold:
+        reason = f"{how} {influence:.4g} not above τ = {threshold:.4g}"
     else:
-        verdict = "rejected" if scored else "unpulled"
-        if influence <= threshold:
-            reason = f"{how} {influence:.4g} not above τ = {threshold:.4g}"
-        else:
-            least = pc.min(chosen["influence"]).as_py()
-            reason = f"{how} {influence:.4g} above τ = {threshold:.4g}, but the budget was full"
-            reason += f" (least taken: {least:.4g})" if least is not None else ""
+        least = pc.min(chosen["influence"]).as_py()
+        reason = f"{how} {influence:.4g} above τ = {threshold:.4g}, but the budget was full"
+        reason += f" (least taken: {least:.4g})" if least is not None else ""
     return {"verdict": verdict, "reason": f"stage {stage}: {reason}", "predicted_influence": predicted}
 
 

@@ -7,7 +7,9 @@ from quad_tasks.choose import read_chosen
 from quad_tasks.inspect import UnknownDocument, inspect_document
 from quad_tasks.publish import read_scores
 from quad_tasks.run import pinned_pool
+from quad_tasks.storage.manifest import read_manifest
 from quad_tasks.storage.positions import column_vectors, read_positions
+from quad_tasks.storage.rounds import list_rounds
 from quad_tasks.storage.store import open_store
 
 
@@ -30,7 +32,11 @@ def test_a_selected_document_has_its_rank_and_the_influence_it_was_chosen_for(sm
 def test_a_scored_document_tells_its_score_and_the_rounds_of_its_arm(small_run, store):
     scores = read_scores(store, small_run.run, small_run.training.stages)
     chosen = set(read_chosen(store, small_run.run, small_run.training.stages)["id"].to_pylist())
-    row = next(r for r in scores.to_pylist()[::-1] if r["id"] not in chosen)
+    left = [row for row in scores.to_pylist()[::-1] if row["id"] not in chosen]
+    assert {inspect_document(small_run, row["id"])["verdict"] for row in (left[0], left[-1])} == {"rejected"}
+    used = read_manifest(store, f"runs/{small_run.run}/stage-01/selected.json")["direction"]
+    stages = [n for n in (0, 1) if list_rounds(store, small_run.run, n)[0].info["direction"] == used]
+    row = next(row for row in left if row["stage"] in stages)  # scored along the direction that ranked it
     story = inspect_document(small_run, row["id"])
     assert story["verdict"] == "rejected"
     score = story["scores"][-1]
