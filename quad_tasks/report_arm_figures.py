@@ -88,7 +88,9 @@ def band_over_rounds(name: str, description: str, low: Array, middle: Array, hig
 
     def paint(axes: Axes) -> None:
         axes.fill_between(rounds, low, high, color=SELECTED, alpha=0.25, linewidth=0, label="lowest to highest")
-        axes.plot(rounds, middle, color=SELECTED, linewidth=1.6, label="median")
+        axes.vlines(rounds, low, high, color=SELECTED, alpha=0.25)  # a round between gaps has no band
+        axes.plot(rounds, middle, color=SELECTED, linewidth=1.6, marker="o", markersize=3, label="median")
+        axes.set_xlim(-0.5, len(middle) - 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}".replace("-", "−"))
         axes.set(xlabel="round", ylabel=ylabel)
