@@ -24,8 +24,8 @@ from quad_tasks.report_figures import (
     Array,
     bare,
     draw,
+    label_rows,
     legend,
-    one_line,
 )
 
 GOLDEN = 0.618034
@@ -58,12 +58,7 @@ def quantile_rows(
         axes.hlines(rows, low, high, color=SELECTED, linewidth=1.2)
         axes.barh(rows, third - first, left=first, height=0.5, color=SELECTED, alpha=0.55)
         axes.plot(median, rows, "|", color=BASELINE, markersize=9, markeredgewidth=2.2, label="median")
-        axes.set_yticks(rows, [one_line(label) for label in labels])
-        axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        label_rows(axes, labels)
         axes.set_xlabel("influence per token")
         legend(axes)
 

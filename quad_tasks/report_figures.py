@@ -145,16 +145,21 @@ def dot_pairs(
         axes.hlines(rows, baseline, selection, color=MUTED, linewidth=1, alpha=0.6)
         axes.plot(baseline, rows, "o", color=BASELINE, markerfacecolor="none", markeredgewidth=1.6, label=names[0])
         axes.plot(selection, rows, "o", color=SELECTED, label=names[1])
-        axes.set_yticks(rows, [one_line(label) for label in labels])
-        axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        label_rows(axes, labels)
         axes.set_xlabel(xlabel)
         legend(axes)
 
     return draw(name, description, 0.95 + ROW_IN * len(labels), paint)
+
+
+def label_rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Give a chart of one row a label, from the top down, its labels and an uncluttered axis of values."""
+    axes.set_yticks(np.arange(len(labels)), [one_line(label) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
 
 
 def concentration(name: str, description: str, pool_K: Array, selected_K: Array) -> Markup:
