@@ -194,8 +194,8 @@ class FactorsConfig(_Frozen):
     )
     rounded_products: bool = Field(
         False,
-        description="Round the factors of the fit's sums of products to bfloat16 where the CPU or the GPU multiplies "
-        "that; forward, backward and sums stay as they are.",
+        description="Compute the fit's products from bfloat16 factors where the CPU or the GPU multiplies those: "
+        "faster, and less alike between machines; sums stay in float32.",
     )
     damping_scale: Annotated[float, Field(gt=0)] = Field(
         0.1, description="Damping as a multiple of each block's mean eigenvalue."

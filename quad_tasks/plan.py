@@ -220,7 +220,9 @@ def _stages(
     times, fits = config.training.stages, _fits(config)
     fresh = config.model.source == FRESH
     pretrained = min(config.model.fresh.train_tokens, tokens) if fresh else 0
-    fitted = round(min(config.factors.sample_documents, n) * min(volumes.mean_tokens, config.model.window_tokens))
+    first = config.factors.sample_documents
+    passes = [min(sample, n) for sample in (first, config.factors.eigenvalue_documents or first)]
+    fitted = round(sum(passes) / len(passes) * min(volumes.mean_tokens, config.model.window_tokens))
     gradient = volumes.reference_tokens
     budget = config.selection.budget_tokens
     models = config.training.seeds * (2 if config.training.control else 1) + len(config.training.frontier)
@@ -272,7 +274,7 @@ def _stages(
         *([read] if config.selection.states else []),
         row(
             "fit",
-            fits * min(config.factors.sample_documents, n),
+            fits * max(passes),
             fits * (fitted + gradient),
             fits * (4 * forward * fitted + 4 * shape.factor_values * fitted + 3 * forward * gradient),
             fits * 4 * (shape.factor_values + shape.tracked),

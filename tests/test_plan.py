@@ -46,6 +46,17 @@ def test_flops_of_training_are_six_per_parameter_and_token(corpus, tmp_path):
     assert six < model["flops"] < 1.5 * six
 
 
+def test_a_fit_s_passes_count_a_sample_each(corpus, tmp_path):
+    fits = {
+        n: next(stage for stage in plan_run(config)["stages"] if stage["stage"] == "fit")
+        for n in (None, 40, 10)
+        for config in [parse_config(small_config(corpus, str(tmp_path), factors__eigenvalue_documents=n), "test")]
+    }
+    assert (fits[40]["tokens"], fits[40]["flops"]) == (fits[None]["tokens"], fits[None]["flops"])
+    assert fits[10]["flops"] < fits[None]["flops"]
+    assert fits[10]["documents"] == fits[None]["documents"]
+
+
 def test_large_inputs_are_sampled_and_their_counts_estimated(corpus, monkeypatch):
     uris = expand_inputs([f"{corpus}/pool/*.jsonl"])
     whole = look_at(uris)

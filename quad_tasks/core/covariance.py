@@ -77,8 +77,8 @@ def accumulate_covariances(
         fisher: ``true``: labels sampled from the model; ``empirical``: the documents' own.
         generator: draws the labels of batches without seeds.
         max_width: a wider covariance is kept as diagonal parts of at most this width, > 0; None: all are kept whole.
-        rounded: whether the factors of the sums' products may be rounded, see `precision.product_dtype`; forward,
-            backward and the sums themselves are not touched.
+        rounded: whether a float32 model's products, those of the sums among them, may be computed in lower precision,
+            see `precision.product_dtype`; what is summed stays in float32.
 
     Returns:
         The sums.
@@ -90,12 +90,14 @@ def accumulate_covariances(
     weight_VD = head_weight(model)
     sums = _zeros(blocks, weight_VD.device, accumulation_dtype(weight_VD.dtype), max_width)
     dtype = product_dtype(model.dtype, weight_VD.device, rounded) if rounded else accumulation_dtype(model.dtype)
+    head_VD = weight_VD.to(dtype)
     n_positions = n_documents = 0
     with frozen(model):
         for batch in batches:
             documents = read_batch(batch, weight_VD.device)
             uniforms_M = draw_uniforms(documents, fisher, generator)
-            backward(model, documents, blocks, partial(_add_group, *sums, documents, dtype), weight_VD, uniforms_M)
+            receive = partial(_add_group, *sums, documents, dtype)
+            backward(model, documents, blocks, receive, head_VD, uniforms_M, rounded)
             n_positions += len(documents.positions_M)
             n_documents += len(documents.lengths_N)
     activation, gradient = ({key: _mirror(key, sum_XX) for key, sum_XX in part.items()} for part in sums)

@@ -117,7 +117,7 @@ def accumulate_eigenvalues(
     """
     weight_VD = head_weight(model)
     dtype = product_dtype(model.dtype, weight_VD.device, rounded) if rounded else weight_VD.dtype
-    here = _moved(basis, weight_VD.device, dtype)
+    head_VD, here = weight_VD.to(dtype), _moved(basis, weight_VD.device, dtype)
     squares = {b.name: torch.zeros(b.shape, dtype=weight_VD.dtype, device=weight_VD.device) for b in basis.blocks}
     n_documents = 0
     with frozen(model):
@@ -125,7 +125,7 @@ def accumulate_eigenvalues(
             documents = read_batch(batch, weight_VD.device)
             uniforms_M = draw_uniforms(documents, fisher, generator)
             receive = partial(_add_squares, squares, here, documents)
-            backward(model, documents, basis.blocks, receive, weight_VD, uniforms_M)
+            backward(model, documents, basis.blocks, receive, head_VD, uniforms_M, rounded)
             n_documents += len(documents.lengths_N)
     for name, square_OI in squares.items():
         _check_finite(name, "corrected eigenvalues", square_OI)

@@ -34,7 +34,7 @@ DEFAULT_ENERGY = 0.99
 """Share of a direction's squared norm that `low_rank` keeps, per block."""
 DEFAULT_STEP = 3e-3
 """Length of `forward_only`'s step along the direction, in units of the norm of the tracked weights (pilot)."""
-ENERGIES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+ENERGIES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999)
 STEPS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 

@@ -23,7 +23,7 @@ COLOURS = {
     "contextual": drawing.RED,
     "ucb1": drawing.BLUE,
 }
-PANEL_IN, LEGEND_IN = 2.3, 0.6
+PANEL_IN, LEGEND_IN = 2.45, 0.6
 COLUMNS = 2
 
 Paint = Callable[[Axes, Mapping[str, Any]], None]
@@ -50,7 +50,7 @@ def _figure(games: Sequence[Mapping[str, Any]], paint: Paint) -> Figure:
     figure, panels = drawing.page_figure(PANEL_IN * rows + LEGEND_IN, columns, rows)
     for axes, game in zip(panels, games, strict=False):
         paint(axes, game)
-        axes.set_title(f"{game['title']}, {game['seeds']} seeds", fontsize=drawing.TICK_PT)
+        axes.set_title(f"{game['title']}\n{game['seeds']} seeds", fontsize=drawing.TICK_PT)
     for axes in panels[len(games) :]:
         axes.remove()
     drawing.legend_below(figure, panels[0])

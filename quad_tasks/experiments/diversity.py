@@ -123,6 +123,7 @@ def released_rules(laboratory: Laboratory) -> lookup.Rules:
         mode="cluster",
         near_duplicate_cosine=None,
         threshold=RELEASED_THRESHOLD,
+        general_share=0.0,
         neighbours=near,
     )
 

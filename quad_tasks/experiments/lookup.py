@@ -49,6 +49,7 @@ class Rules:
         threshold: τ itself, where it is given.
         neighbours: of the arms, where the policy propagates.
         near_duplicate_cosine: a document this similar to a better one of its arm is dropped; None: none is.
+        general_share: of the budget, drawn from the rest of the pool.
     """
 
     policy: Policy = field(default_factory=run_policy)
@@ -60,6 +61,7 @@ class Rules:
     threshold: float | None = None
     neighbours: Neighbours | None = None
     near_duplicate_cosine: float | None = SELECTION["near_duplicate_cosine"].default
+    general_share: float = SELECTION["general_share"].default
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def choose(
     """
     rules = rules or Rules()
     known = spend_scores(influence_N, arm_N, n_tokens_N, features_ND, budget_tokens, rules, seed)
-    return select_known(known, arm_N, n_tokens_N, budget_tokens, rules, embedding_ND)
+    return select_known(known, arm_N, n_tokens_N, budget_tokens, rules, embedding_ND, seed)
 
 
 def spend_scores(
@@ -189,6 +191,7 @@ def select_known(
     budget_tokens: int,
     rules: Rules,
     embedding_ND: npt.NDArray[np.float32] | None,
+    seed: int = 0,
     taken: Int64 | None = None,
 ) -> Choice:
     """Select as a run does once its scores are spent (`quad_tasks.choose`); arguments as `choose`.
@@ -200,6 +203,7 @@ def select_known(
         budget_tokens: see there.
         rules: see there.
         embedding_ND: see there.
+        seed: of the general share's draw.
         taken: rows chosen before, which are not chosen again, nor are their near-duplicates.
     """
     measured_N, threshold = known.measured, known.threshold
@@ -219,8 +223,17 @@ def select_known(
         return rows[near_duplicates(embedding_ND, arm_N, looked_at, rules.near_duplicate_cosine)[left[rows]]]
 
     mine = Candidates(left, arm_N[left], n_tokens_N[left], estimate_N[left], scored_N[left])
-    rows = left[select(mine, budget_tokens, threshold, rules.mode, mean_K, find_likes=find_likes)]
-    return Choice(rows, scored_N, estimate_N, threshold)
+    rows = select(
+        mine,
+        budget_tokens,
+        threshold,
+        rules.mode,
+        mean_K,
+        general_share=rules.general_share,
+        generator=np.random.default_rng([seed, len(taken)]),
+        find_likes=find_likes,
+    )
+    return Choice(left[rows], scored_N, estimate_N, threshold)
 
 
 def _pull(arm: int, cursor: int, rewards: Float64) -> Pull:

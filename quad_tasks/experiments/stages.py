@@ -179,7 +179,7 @@ def _next(
         order = np.random.default_rng([seed, 1]).permutation(len(laboratory.documents))
         return fill_budget(order, laboratory.n_tokens, budget)
     return lookup.select_known(
-        ranking, laboratory.arm, laboratory.n_tokens, budget, lookup.Rules(), laboratory.embedding, taken
+        ranking, laboratory.arm, laboratory.n_tokens, budget, lookup.Rules(), laboratory.embedding, seed, taken
     ).rows
 
 

@@ -45,6 +45,7 @@ from quad_tasks.core.precision import has_bfloat16_products
 
 BATCH_SIZES = (2, 4, 8)
 N_PROBE = 8
+N_AGREEMENT = 16
 N_REFERENCE = 32
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 """``cpu``, with one thread, is for a machine that others use at the same time."""
@@ -208,14 +209,18 @@ def with_ratios(times: dict[str, float]) -> dict[str, float]:
     return derived
 
 
-def measure_agreement(model: PreTrainedModel, ids_NT: Tensor, reference_NT: Tensor, double: bool) -> float:
-    """Compare document scores under aligned settings: largest difference over the largest score."""
+def measure_agreement(model: PreTrainedModel, ids_NT: Tensor, reference_NT: Tensor, double: bool) -> dict[str, float]:
+    """Compare document scores under aligned settings: largest difference over the largest score, and their ranks."""
     model = copy.deepcopy(model).double() if double else model
     ours, peer = Ours(model, "split"), peer_of(model, double)
     ours.fit(ids_NT, 4, rounded=False)
     peer.fit(ids_NT, 4)
     a, b = ours.score(reference_NT[:1], ids_NT, 4), peer.score(reference_NT[:1], ids_NT, 4)
-    return float((a - b).abs().max() / b.abs().max())
+    suffix = "" if double else "_float32"
+    return {
+        f"max_rel_diff{suffix}": float((a - b).abs().max() / b.abs().max()),
+        f"spearman_peer{suffix}": float(spearmanr(a, b).statistic),
+    }
 
 
 def measure_spearman(
@@ -224,26 +229,27 @@ def measure_spearman(
     """Rank by approximations as by exact scores, on the trained model's true direction.
 
     Returns:
-        `spearman_low_rank` and `spearman_forward_only` as calibrated; `spearman_rounded_fit`: of a fit whose sums'
-        products are rounded with one in float32; `spearman_bfloat16`: of the model in bfloat16 with float32; and the
-        settings that calibration chose, by scorer.
+        `spearman_low_rank` and `spearman_forward_only` as calibrated; `spearman_rounded_fit`: of a fit of rounded
+        products with one in float32, on the data's own labels; `spearman_bfloat16`: of the model in bfloat16 with
+        float32; and the settings that calibration chose, by scorer.
     """
-    batches, directions = batches_of(ids_NT, 4), {}
-    for rounded in (False, True):
-        factors = fit_factors(model, batches, rounded=rounded)
-        gradient = reference_gradient(model, batches_of(reference_NT, 4), factors.basis.blocks)
-        directions[rounded] = apply_inverse(factors, gradient)
-    exact = score_documents(model, batches, directions[False]).influence
-    rounded_fit = score_documents(model, batches, directions[True]).influence
-    half = score_documents(copy.deepcopy(model).bfloat16(), batches, directions[False]).influence
+    batches = batches_of(ids_NT, 4)
+    gradient = reference_gradient(model, batches_of(reference_NT, 4), find_blocks(model))
+    fits = [
+        fit_factors(model, batches),
+        *(fit_factors(model, batches, "joint", "empirical", rounded=r) for r in (False, True)),
+    ]
+    direction, plain, rounded = (apply_inverse(factors, gradient) for factors in fits)
+    exact, plain_fit, rounded_fit = (score_documents(model, batches, d).influence for d in (direction, plain, rounded))
+    half = score_documents(copy.deepcopy(model).bfloat16(), batches, direction).influence
     report = {
-        "spearman_rounded_fit": float(spearmanr(exact, rounded_fit).statistic),
+        "spearman_rounded_fit": float(spearmanr(plain_fit, rounded_fit).statistic),
         "spearman_bfloat16": float(spearmanr(exact, half).statistic),
     }
     settings: dict[Scorer, dict[str, float]] = {}
     scorers: tuple[Scorer, ...] = ("low_rank", "forward_only")
     for scorer in scorers:
-        calibration = calibrate(model, batches, {"": directions[True]}, scorer)
+        calibration = calibrate(model, batches, {"": direction}, scorer)
         report[f"spearman_{scorer}"] = calibration.spearman
         settings[scorer] = dict(calibration.settings)
     return report, settings
@@ -284,8 +290,8 @@ def measure(sizes: Sizes, threads: int, clock: str) -> dict[str, Any]:
             "bfloat16_products": has_bfloat16_products(model.device),
             **spearmans,
             "settings": settings,
-            "max_rel_diff": measure_agreement(model, ids_NT[:N_PROBE], reference_NT, double=True),
-            "max_rel_diff_float32": measure_agreement(model, ids_NT[:N_PROBE], reference_NT, double=False),
+            **measure_agreement(model, ids_NT[:N_AGREEMENT], reference_NT, double=True),
+            **measure_agreement(model, ids_NT[:N_AGREEMENT], reference_NT, double=False),
             "peak_memory_mb": memory,
             "peak_memory_ratio": memory["ours"] / memory["peer"],
         }

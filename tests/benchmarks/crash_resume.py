@@ -166,7 +166,11 @@ def digests_of(workspace: Path) -> dict[str, str]:
 
 def rounds_begun_again(prefect_home: Path, workspace: Path) -> tuple[int, int]:
     """Count from Prefect's own records the uncommitted rounds begun again, and the committed ones."""
-    query = "SELECT r.name, r.created FROM flow_run r JOIN flow f ON f.id = r.flow_id WHERE f.name = 'bandit-round'"
+    # A run killed between its creation and its naming, Prefect's next step, bears another name and has begun nothing.
+    query = (
+        "SELECT r.name, r.created FROM flow_run r JOIN flow f ON f.id = r.flow_id "
+        "WHERE f.name = 'bandit-round' AND r.name LIKE 'stage % round %'"
+    )
     with sqlite3.connect(prefect_home / "prefect.db") as database:
         begun = [(name, datetime.fromisoformat(created)) for name, created in database.execute(query)]
     times = Counter(name for name, _ in begun)

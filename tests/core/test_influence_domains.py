@@ -86,11 +86,12 @@ def test_an_approximate_scorer_ranks_a_pretrained_models_pool_as_exact_scoring_d
     assert calibration.accepted, calibration
 
 
-def test_a_rounded_fit_ranks_a_pretrained_models_pool_as_a_float32_one_does(pretrained, direction, pool):
+def test_a_rounded_fit_ranks_a_pretrained_models_pool_as_a_float32_one_does(pretrained, pool):
+    """On the data's own labels: where labels are sampled, rounding draws some of them anew."""
     model, _, _, fitted_on, gradient = pretrained
-    rounded = apply_inverse(fit_factors(model, fitted_on, rounded=True), gradient)
-    exact, other = (score_documents(model, pool, along).influence for along in (direction, rounded))
-    assert spearmanr(exact, other).statistic > 0.999
+    fits = [fit_factors(model, fitted_on, fisher="empirical", rounded=rounded) for rounded in (False, True)]
+    exact, other = (score_documents(model, pool, apply_inverse(fit, gradient)).influence for fit in fits)
+    assert spearmanr(exact, other).statistic > 0.99
 
 
 def test_a_bfloat16_model_ranks_a_pool_as_its_float32_self_does(pretrained, direction, pool):
