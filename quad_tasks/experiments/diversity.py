@@ -29,6 +29,8 @@ from quad_tasks.experiments.trials import measure_model, profile, train_trials
 Int64 = npt.NDArray[np.int64]
 
 SCORED_SHARE = 0.1
+GENERAL_SHARES = (0.05, 0.1)
+"""Tried beside a run's default."""
 RELEASED_THRESHOLD = 2e-3
 FORWARD_FLOPS, SCORING_FLOPS, FACTOR_FLOPS = 2, 6, 12
 """Per parameter and token: a forward pass; with activations' backward and the contraction; two passes of a fit."""
@@ -106,6 +108,12 @@ def list_methods(laboratory: Laboratory) -> dict[str, Method]:
             SCORED_SHARE / 2, 0, True, partly_s - SCORED_SHARE / 2 * seconds["score"], quad(plain_ND, half)
         ),
         "quad_states": Method(SCORED_SHARE, 1, True, partly_s + seconds["loss"], quad(states_ND, run)),
+        **{
+            f"quad_{100 * share:.0f}_percent_general": Method(
+                SCORED_SHARE, 0, True, partly_s, quad(plain_ND, replace(run, general_share=share))
+            )
+            for share in GENERAL_SHARES
+        },
     }
 
 
