@@ -18,7 +18,7 @@ from quad_tasks.storage.store import open_store
 def test_the_frontier_holds_every_share_that_was_trained(small_run):
     store = open_store(small_run.workspace)
     stage = json.loads(store.get(f"runs/{small_run.run}/report/report.json"))["stages"][0]
-    assert [point["general_share"] for point in stage["frontier"]] == [0.0, 0.5, 1.0]
+    assert [point["general_share"] for point in stage["frontier"]] == [0.1, 0.5, 1.0]
     assert stage["frontier"][0]["reference_loss"] == stage["selected"]["reference_loss"]
     assert stage["frontier"][2]["reference_loss"] == stage["random"]["reference_loss"]
     others = [bits for name, bits in stage["random"]["domains"].items() if name != "harbour"]
@@ -38,7 +38,7 @@ def test_variety_is_paid_for_in_influence(small_run, corpus):
     last = rounds.list_rounds(store, small_run.run, 0)[-1]
     likeness, influence = [], []
     for number, redundancy in enumerate((0.0, 50.0)):
-        selection = {"budget_tokens": 1500, "near_duplicate_cosine": None, "redundancy": redundancy}
+        selection = {"budget_tokens": 1500, "near_duplicate_cosine": None, "redundancy": redundancy, "general_share": 0}
         body = small_config(corpus, small_run.workspace, selection=selection)
         config = parse_config({**body, "run": f"varied-{number}"}, "varied")
         stage = Stage(config.run, 0, version, "", last.info["direction"])

@@ -24,7 +24,7 @@ from quad_tasks.experiments.trials import CONTINUED_RATE
 
 Int64 = npt.NDArray[np.int64]
 
-SUBSETS, STEPS = 192, 192
+SUBSETS, STEPS = 384, 192
 SUBSET_SHARE = 0.5
 """Of the documents the subsets are drawn from."""
 DRAWN_DOCUMENTS = 1_024

@@ -4,7 +4,7 @@ Accuracy is the share of the achievable influence (0: a random selection's, 1: t
 twentieth of the pool's tokens; cost is time on one core, every part of it measured: embedding, clustering, hidden
 states where they are used, the fit of factors and direction, scoring, and choosing itself. Three ways spend a share:
 
-    quad              a run's default
+    quad              a run's default, without a general share, which takes no notice of influence
     quad_states       the same with the model's hidden states among the regression's features (`selection.states`)
     cluster_sampling  the paper's policy alone: arms are pulled, and good arms' unscored documents taken unseen
     random_sampling   documents scored at random, the best of them taken, then others at random
@@ -114,7 +114,7 @@ def spend(workspace: str, key: str, way: str, scored_share: float, seed: int) ->
         scored, rest = np.split(order, [int(scored_share * len(order))])
         rows = fill_budget(np.concatenate([scored[np.argsort(-influence_N[scored])], rest]), n_tokens_N, budget)
     else:
-        rules = lookup.Rules(scored_share=scored_share)
+        rules = lookup.Rules(scored_share=scored_share, general_share=0.0)
         if way == "cluster_sampling":
             policy = replace(rules.policy, documents_per_pull=lookup.RUN.documents_per_pull)
             rules = replace(rules, policy=policy, active_documents=0, mode="cluster")

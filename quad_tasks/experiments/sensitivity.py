@@ -1,9 +1,10 @@
 """Experiment "sensitivity": how far the outcome moves with k, the clustering algorithm, τ, α and m, one at a time.
 
 Every value of a setting is tried with several seeds on looked-up scores, a tenth of the documents scored, all else as a
-run has it by default. The outcome is the share of the achievable influence; for the values that reach least and most
-also the reference loss after training. Overlap with the default's selection of the same seed says how much of the data
-changes, beside how much of it another seed changes.
+run has it by default but for the general share, which takes no notice of influence: there is none. The outcome is the
+share of the achievable influence; for the values that reach least and most also the reference loss after training.
+Overlap with the default's selection of the same seed says how much of the data changes, beside how much of it another
+seed changes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -118,6 +119,7 @@ def try_setting(workspace: str, key: str, said: Mapping[str, Any], seed: int) ->
         active_documents=active,
         scored_share=SCORED_SHARE,
         threshold_quantile=setting.threshold_quantile,
+        general_share=0.0,
     )
     influence_N, n_tokens_N, budget = laboratory.per_token["joint"], laboratory.n_tokens, laboratory.size.budget_tokens
     features_ND = prediction_features(laboratory)

@@ -39,13 +39,23 @@ def test_what_was_not_scored_does_not_matter(pool, mode, active):
 
 
 def test_scoring_everything_takes_the_best(pool):
-    rules = Rules(scored_share=1.0, threshold=-np.inf)
+    rules = Rules(scored_share=1.0, threshold=-np.inf, general_share=0.0)
     rows = choose(**pool, rules=rules).rows
     best = fill_budget(np.argsort(-pool["influence_N"], kind="stable"), pool["n_tokens_N"], BUDGET)
     assert set(rows) == set(best)
     assert influence_share(rows, pool["influence_N"], pool["n_tokens_N"], BUDGET) == pytest.approx(1.0, abs=0.02)
     everything = influence_share(np.arange(N), pool["influence_N"], pool["n_tokens_N"], BUDGET)
     assert everything == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_general_share_takes_from_the_rest_whatever_its_influence(pool):
+    rules = Rules(scored_share=1.0, threshold=-np.inf, general_share=0.25)
+    rows = choose(**pool, rules=rules).rows
+    order = np.argsort(-pool["influence_N"], kind="stable")
+    targeted = fill_budget(order, pool["n_tokens_N"], int(0.75 * BUDGET))
+    np.testing.assert_array_equal(rows[: len(targeted)], targeted)
+
+    assert BUDGET - 60 < pool["n_tokens_N"][rows].sum() <= BUDGET
 
 
 def test_the_threshold_is_the_pilots_quantile(pool):
