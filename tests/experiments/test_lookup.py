@@ -54,7 +54,6 @@ def test_a_general_share_takes_from_the_rest_whatever_its_influence(pool):
     order = np.argsort(-pool["influence_N"], kind="stable")
     targeted = fill_budget(order, pool["n_tokens_N"], int(0.75 * BUDGET))
     np.testing.assert_array_equal(rows[: len(targeted)], targeted)
-
     assert BUDGET - 60 < pool["n_tokens_N"][rows].sum() <= BUDGET
 
 
