@@ -45,8 +45,8 @@ def records(topic: int, n: int, seed: int) -> list[dict[str, object]]:
 
 
 def selecting(budget_tokens: int) -> dict[str, object]:
-    """A budget; documents of a topic's 14 words are all near-duplicates, which is not what is tested."""
-    return {"budget_tokens": budget_tokens, "near_duplicate_cosine": None}
+    """A budget, all of it for influence; a topic's 14 words make near-duplicates of all, which is not tested here."""
+    return {"budget_tokens": budget_tokens, "near_duplicate_cosine": None, "general_share": 0.0}
 
 
 def with_influence(table: pa.Table, values: np.ndarray) -> pa.Table:

@@ -214,8 +214,8 @@ def too_little_diversity(
         evidence |= {"reference_change": reference_change, "heldout_change": rise}
         evidence |= {"worst_domain": worst, "worst_domain_change": heldout_changes[worst]}
     remedy = (
-        "Good scores can make a poor model: lower bandit.threshold_quantile, raise bandit.alpha, mix in documents "
-        "from the rest of the pool, or widen the reference set by what the model must not unlearn."
+        "Good scores can make a poor model: lower bandit.threshold_quantile, raise bandit.alpha or "
+        "selection.general_share, or widen the reference set by what the model must not unlearn."
     )
     return Finding("too_little_diversity", "severe" if narrow and paid else "warning", evidence, remedy)
 
