@@ -281,9 +281,9 @@ class SelectionConfig(_Frozen):
         "standard deviations of influence; 0: nothing.",
     )
     general_share: Share = Field(
-        0.1,
-        description="Share of the budget drawn from the rest of the pool, arms in proportion, to hold other domains: a "
-        "tenth costs the reference less than seeds differ by; 0 for the highest influence alone.",
+        0.05,
+        description="Share of the budget drawn from the rest of the pool, arms in proportion, to hold other domains; 0 "
+        "for the highest influence alone.",
     )
     part_bytes: Positive = Field(256 * 2**20, description="Text bytes after which a new output part starts.")
 

@@ -29,7 +29,7 @@ from quad_tasks.experiments.trials import measure_model, profile, train_trials
 Int64 = npt.NDArray[np.int64]
 
 SCORED_SHARE = 0.1
-GENERAL_SHARES = (0.0, 0.2)
+GENERAL_SHARES = (0.0, 0.1)
 """Tried beside a run's default."""
 RELEASED_THRESHOLD = 2e-3
 FORWARD_FLOPS, SCORING_FLOPS, FACTOR_FLOPS = 2, 6, 12
