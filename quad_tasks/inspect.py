@@ -279,7 +279,7 @@ def _left(
     elif influence <= threshold:
         reason = f"{how} {influence:.4g} not above τ = {threshold:.4g}"
     else:
-        least = pc.min(chosen["influence"]).as_py()
+        least = pc.min(chosen["influence"].filter(pc.greater(chosen["influence"], threshold))).as_py()
         reason = f"{how} {influence:.4g} above τ = {threshold:.4g}, but the budget was full"
         reason += f" (least taken: {least:.4g})" if least is not None else ""
     return {"verdict": verdict, "reason": f"stage {stage}: {reason}", "predicted_influence": predicted}
