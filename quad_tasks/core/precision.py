@@ -2,7 +2,7 @@
 
 A CPU with AVX512-BF16 or AMX, or a GPU, multiplies bfloat16 matrices several times faster than float32 ones, summing in
 float32. What may use it: a bfloat16 model, whose numbers are rounded already; a scorer that is gated by a measurement
-against the exact; the sums of a fit where asked for, whose sample moves them more. A float64 model never does.
+against the exact; a fit where asked for, which another sample moves more. A float64 model never does.
 Rejected: torch's switch for float32 products of lower precision (`fp32_precision`): a CPU heeds it with AMX only.
 """
 

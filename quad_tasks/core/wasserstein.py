@@ -82,7 +82,6 @@ def neighbour_lists(centroids_KD: Floats, variances_KD: Floats, bandwidth: float
     row_M, column_M, distance_M = (np.concatenate(part) for part in zip(*blocks, strict=True))
     pairs = np.concatenate((row_M, column_M)), np.concatenate((column_M, row_M))
     weights_KK = coo_array((np.tile(1 - distance_M / bandwidth, 2), pairs), shape=(n_arms, n_arms)).tocsr()
-    weights_KK.sort_indices()
     return Neighbours(
         indptr=weights_KK.indptr.astype(np.int64),
         indices=weights_KK.indices.astype(np.int32),

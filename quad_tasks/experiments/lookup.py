@@ -191,7 +191,7 @@ def select_known(
     budget_tokens: int,
     rules: Rules,
     embedding_ND: npt.NDArray[np.float32] | None,
-    seed: int = 0,
+    seed: int,
     taken: Int64 | None = None,
 ) -> Choice:
     """Select as a run does once its scores are spent (`quad_tasks.choose`); arguments as `choose`.

@@ -12,7 +12,7 @@ The peer's scoring starts from one reference document's gradient, and so does ou
 Agreement is measured in float64, `split`, on the data's own labels: in float32 the order of summation already
 moves near-degenerate eigenvectors, and with them both sides' scores, by about 1e-3 (`max_rel_diff_float32`).
 Peak memory is each side's own process, from the first import to the last score. `bfloat16_products` says whether this
-CPU has them: then a run's fit and the approximate scorers use them where they may (`fit_float32` does not).
+CPU has them: then `fit` and the approximate scorers use them, `fit_float32`, which is a run's default, does not.
 """
 
 import argparse
@@ -90,7 +90,7 @@ class Ours:
         self.factors: Factors | None = None
 
     def fit(self, ids_NT: Tensor, size: int, rounded: bool = True) -> None:
-        """Fit EK-FAC factors; a run rounds the factors of the sums' products unless it is told not to."""
+        """Fit EK-FAC factors; a run rounds products only where `factors.rounded_products` is on."""
         self.factors = fit_factors(self.model, batches_of(ids_NT, size), self.attention, "empirical", rounded=rounded)
 
     def direction(self, reference_NT: Tensor) -> dict[str, Tensor]:
