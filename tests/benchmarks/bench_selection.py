@@ -1,12 +1,17 @@
 """Does Quad choose better than what people would use instead, on equal tokens from the same checkpoint?
 
-The experiments "diversity" (ten other ways to choose, trained and measured) and "attention" (does influence foresee
-what training does) at full size on the shared pool, LAMBADA passages as the reference.
+Three parts, at full size on the shared pool:
 
-    python tests/benchmarks/bench_selection.py --out tests/benchmarks/results [--part methods|lds] [--quick]
+- `methods`: the experiment "diversity" (ten other ways to choose, trained and measured), for LAMBADA passages.
+- `unlike`: the same for a reference that the pool holds nothing like: problems of mathematics, left out of the pool.
+- `lds`: the experiment "attention" (does influence foresee what training does), on a checkpoint trained to convergence
+  on its sample: every document, five passes.
 
-The second runs on a checkpoint trained to convergence on its sample: every document, five passes. What was built,
-trained and measured is kept in the workspace: a run that was stopped goes on.
+    python tests/benchmarks/bench_selection.py --out tests/benchmarks/results [--part PART] [--quick]
+
+Settings were chosen on the sample of seed 0. Everything here is drawn with another seed: the pool's sample, the
+reference's documents, the text that is measured on, and so the checkpoint. What was built, trained and measured is kept
+in the workspace: a run that was stopped goes on.
 """
 
 import argparse
@@ -21,7 +26,7 @@ from typing import Any
 from prefect import flow
 
 from flows.cluster import dask_cluster
-from quad_tasks.config import ComputeConfig
+from quad_tasks.config import ComputeConfig, RunConfig
 from quad_tasks.config_file import load_config
 from quad_tasks.experiments import outcome
 from quad_tasks.experiments.attention import NAMES, interval_of, measure_attention
@@ -31,23 +36,56 @@ from quad_tasks.experiments.sample import SCORES
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / ".." / "shared" / "data"
-FOLDERS = {"pool": "candidate", "reference": "reference", "heldout": "heldout"}
 COMMAND = "make bench-selection"
+PARTS = ("methods", "unlike", "lds")
+SEED = 1
+WANTED = "math"
+"""Domain that `unlike` takes its reference from."""
+LEFT_OUT = (WANTED, "duplicates", "noise_shuffled")
+"""Files that have some of it: the last two were made from all others."""
+MEASURED_SHARE = 1 / 3
+"""Of that domain's held-out documents; the others give the direction."""
 
 
 @flow
 def measure(parts: list[str], quick: bool, workspace: str) -> dict[str, Any]:
     """Run the parts and return their numbers."""
-    inputs = [f"{name}.inputs={DATA}/{folder}/*.jsonl.gz" for name, folder in FOLDERS.items()]
-    config = load_config(HERE / "configs" / "lambada.yaml", inputs)
     body: dict[str, Any] = {}
     with dask_cluster(ComputeConfig()):
         if "methods" in parts:
-            body |= _renamed(measure_diversity(workspace, config, quick), shows="methods_shows")
+            body |= _renamed(measure_diversity(workspace, lambada(), quick), shows="methods_shows")
+        if "unlike" in parts:
+            body["unlike"] = measure_diversity(workspace, mathematics(), quick)
         if "lds" in parts:
-            found = measure_attention(workspace, config, quick)
+            found = measure_attention(workspace, lambada(), quick)
             body |= _renamed(found, shows="lds_shows", documents="lds_documents")
     return body
+
+
+def lambada() -> RunConfig:
+    """Configure LAMBADA passages as the reference and the whole pool."""
+    folders = {"pool": "candidate", "reference": "reference", "heldout": "heldout"}
+    return _configure({name: _files(folder) for name, folder in folders.items()})
+
+
+def mathematics() -> RunConfig:
+    """Configure mathematics as the reference and a pool without it."""
+    inputs = {
+        "pool": _files("candidate", LEFT_OUT),
+        "reference": [str(DATA / "heldout" / f"{WANTED}.jsonl.gz")],
+        "heldout": _files("heldout", LEFT_OUT),
+    }
+    return _configure(inputs, "heldout.reference_domain=null", f"reference.heldout_share={MEASURED_SHARE}")
+
+
+def _configure(inputs: Mapping[str, Sequence[str]], *settings: str) -> RunConfig:
+    named = [f"{name}.inputs={json.dumps(files)}" for name, files in inputs.items()]
+    return load_config(HERE / "configs" / "lambada.yaml", [*named, f"seed={SEED}", *settings])
+
+
+def _files(folder: str, without: Sequence[str] = ()) -> list[str]:
+    paths = sorted((DATA / folder).glob("*.jsonl.gz"))
+    return [str(path) for path in paths if path.name.removesuffix(".jsonl.gz") not in without]
 
 
 def _renamed(body: Mapping[str, Any], **names: str) -> dict[str, Any]:
@@ -66,16 +104,23 @@ def report(body: Mapping[str, Any]) -> str:
     """Lay out what was measured in Markdown: the command, when and where, methods, influence's foresight, claims."""
     parts = [f"`{COMMAND}`, {body['date']}, {body['machine']}.\n"]
     if "methods" in body:
-        parts.append(
-            f"{body['budget_tokens']:,} tokens of {body['documents']:,} documents, {body['seeds']} seeds, 95 % "
-            "intervals; before: "
-            f"{body['before']['reference_loss']:.3f} and {body['before']['other_domains_bpb']:.3f}.\n"
-        )
-        parts.append(outcome.table(body["methods"]))
+        parts += ["LAMBADA passages as the reference.", _methods(body)]
     if "lds" in body:
         parts.append(_foresight(body))
     parts.append(_claims([*body.get("methods_shows", []), *body.get("lds_shows", [])]))
+    if "unlike" in body:
+        parts += ["Problems of mathematics as the reference, and a pool that holds none.", _methods(body["unlike"])]
+        parts.append(_claims(body["unlike"]["shows"]))
     return "\n".join(parts)
+
+
+def _methods(body: Mapping[str, Any]) -> str:
+    before = body["before"]
+    return (
+        f"{body['budget_tokens']:,} tokens of {body['documents']:,} documents, {body['seeds']} seeds, 95 % intervals; "
+        f"before: {before['reference_loss']:.3f} and {before['other_domains_bpb']:.3f}.\n\n"
+        f"{outcome.table(body['methods'])}"
+    )
 
 
 def _foresight(body: Mapping[str, Any]) -> str:
@@ -102,12 +147,12 @@ def main() -> None:
     """Measure, merge with the other part's numbers, write JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="directory of selection.json and selection.md")
-    parser.add_argument("--part", choices=["methods", "lds"], help="one half, to be merged; default: both")
+    parser.add_argument("--part", choices=PARTS, help="to be merged with the others; default: all")
     parser.add_argument("--quick", action="store_true", help="a small laboratory: does it run?")
     parser.add_argument("--workspace", default="build/bench-selection", help="keeps what was computed")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    body = measure([arguments.part] if arguments.part else ["methods", "lds"], arguments.quick, arguments.workspace)
+    body = measure([arguments.part] if arguments.part else list(PARTS), arguments.quick, arguments.workspace)
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "selection.json"
     before = json.loads(path.read_text()) if path.exists() else {}
