@@ -182,6 +182,44 @@ def test_half_precision_keeps_the_vectors_direction(tokenizer: FastTokenizer, be
     assert not np.array_equal(half, whole)
 
 
+@pytest.mark.parametrize("length", [7, 40])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_with_whole_weights_is_the_softmax_of_dense_products(length: int, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, 2, length, 8, generator=generator).bfloat16() for _ in range(3))
+    mask = torch.ones(3, 1, length, length, dtype=torch.bool)
+    mask[1, :, :, length - 3 :] = False
+    states, _ = embedding._attend_whole(
+        torch.nn.Module(), query, key, value, mask if masked else None, scaling=0.3, is_causal=False
+    )
+    scores = torch.einsum("nhte,nhse->nhts", query.double(), key.double()) * 0.3
+    if masked:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    expected = torch.einsum("nhts,nhse->nthe", scores.softmax(-1), value.double())
+    assert states.dtype is torch.bfloat16
+    assert states.double() == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("why", ["long", "causal", "grouped heads", "position bias", "float32"])
+def test_attention_that_whole_weights_do_not_serve_is_pytorchs(why: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    length = 520 if why == "long" else 12
+    dtype = torch.float32 if why == "float32" else torch.bfloat16
+    query = torch.randn(2, 4, length, 8, generator=generator).to(dtype)
+    key, value = (
+        torch.randn(2, 2 if why == "grouped heads" else 4, length, 8, generator=generator).to(dtype) for _ in "kv"
+    )
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2 if why == "grouped heads" else 1
+    rest = {"scaling": 0.3, "is_causal": why == "causal"}
+    bias = torch.randn(1, 4, length, length, generator=generator).to(dtype) if why == "position bias" else None
+    states, _ = embedding._attend_whole(module, query, key, value, None, position_bias=bias, **rest)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, scale=0.3, is_causal=why == "causal", enable_gqa=why == "grouped heads"
+    )
+    assert torch.equal(states, expected.transpose(1, 2))
+
+
 @pytest.mark.parametrize("layer", [None, 0, 1])
 def test_hidden_states_equal_one_text_at_a_time(
     layer: int | None, tokenizer: FastTokenizer, llama: PreTrainedModel
@@ -205,6 +243,10 @@ def test_an_encoder_loads_from_a_directory(tmp_path: Path, tokenizer: FastTokeni
     assert not encoder.model.training
     expected = embed_encoder(Encoder(bert, tokenizer, torch.float32), TEXTS)
     assert np.array_equal(embed_encoder(encoder, TEXTS), expected)
+    assert encoder.model.config._attn_implementation == "sdpa"
+    half = load_encoder(tmp_path, dtype=torch.bfloat16)
+    assert half.model.config._attn_implementation == embedding.WHOLE_ATTENTION
+    assert (embed_encoder(half, TEXTS, batch_tokens=80) * expected).sum(axis=1).min() > 0.999
 
 
 def test_an_encoder_that_is_not_there_is_named(tmp_path: Path) -> None:
