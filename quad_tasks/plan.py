@@ -34,6 +34,7 @@ ROUND_S = 1.0
 """A round's choice, regression and commit, beside its scoring."""
 STEP_S = 1.0
 """A Prefect flow's own time."""
+PUBLISH_S = 0.2
 ACCEPTED_AT_RANDOM = 0.5
 """Share of the tokens that rounds of the bandit score in its arms that are above τ; of documents drawn actively nearly
 all are (LAMBADA configuration: 0.87 of all with three quarters drawn actively)."""
@@ -64,6 +65,49 @@ class Volumes:
     stored_share: float
     reference_tokens: int
     measured_tokens: int
+
+    @property
+    def stored_bytes(self) -> float:
+        """Bytes of the pool's compressed tables."""
+        return self.stored_share * self.text_bytes
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What every stage's row follows from.
+
+    Attributes:
+        config: the run's.
+        volumes: how much there is.
+        rates: what a unit of each kind of work takes.
+        shape: of the model and the embeddings.
+        busy: workers that work to the end of a stage whose unit is a file.
+        read_byte: seconds a byte of the inputs takes to read.
+        scored: tokens expected to be scored.
+        rounds: of the bandit, all stages.
+        alone: seconds of each stage that run in one process.
+    """
+
+    config: RunConfig
+    volumes: Volumes
+    rates: Rates
+    shape: Shape
+    busy: float
+    read_byte: float
+    scored: int
+    rounds: int
+    alone: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a stage handles, computes, writes and takes."""
+
+    documents: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    size_bytes: int = 0
+    seconds: float = 0.0
 
 
 def plan_run(config: RunConfig, price_per_hour: float | None = None) -> dict[str, Any]:
@@ -98,9 +142,9 @@ def plan_run(config: RunConfig, price_per_hour: float | None = None) -> dict[str
             f"selection.budget_tokens: expected at most the pool's tokens (about {volumes.tokens}), found {found}"
         )
     scored, at_most, rounds = _scored(config, volumes)
-    workers = _as_many(pool.sizes, config.compute.workers)
-    stages = _stages(config, volumes, rates, shape, workers, read_byte, scored, rounds)
+    busy = _as_many(pool.sizes, config.compute.workers)
     one_process = _one_process(config, volumes, rates, shape)
+    stages = _stages(Basis(config, volumes, rates, shape, busy, read_byte, scored, rounds, one_process))
     for stage in stages:
         stage["money"] = None if price_per_hour is None else stage["seconds"] / 3600 * price_per_hour
     return {
@@ -200,111 +244,113 @@ def _scored(config: RunConfig, volumes: Volumes) -> tuple[int, int, int]:
     return round(expected), round(max(at_most, pilot)), rounds
 
 
-def _stages(
-    config: RunConfig,
-    volumes: Volumes,
-    rates: Rates,
-    shape: Shape,
-    workers: float,
-    read_byte: float,
-    scored: int,
-    rounds: int,
-) -> list[dict[str, Any]]:
-    """Lay out the stages as a run times them; of `workers`, as many work to the end of a stage whose unit is a file."""
-    work = rates.workers
-    text, tokens, n = volumes.text_bytes, volumes.tokens, volumes.documents
-    stored = volumes.stored_share * text
-    vectors = 4 * shape.dimension * n
-    forward = shape.forward_flops
-    alone = _one_process(config, volumes, rates, shape)
-    times, fits = config.training.stages, _fits(config)
-    fresh = config.model.source == FRESH
-    pretrained = min(config.model.fresh.train_tokens, tokens) if fresh else 0
-    first = config.factors.sample_documents
-    passes = [min(sample, n) for sample in (first, config.factors.eigenvalue_documents or first)]
-    fitted = round(sum(passes) / len(passes) * min(volumes.mean_tokens, config.model.window_tokens))
+def _stages(basis: Basis) -> list[dict[str, Any]]:
+    """Lay out the stages in a run's order, as a run times them."""
+    stages = {
+        "model": _model,
+        "ingest": _ingest,
+        "embed": _embed,
+        "cluster": _cluster,
+        **({"states": _states} if basis.config.selection.states else {}),
+        "fit": _fit,
+        "bandit": _bandit,
+        "train": _train,
+        "publish": _publish,
+    }
+    return [{"stage": name, **asdict(stage(basis))} for name, stage in stages.items()]
+
+
+def _model(basis: Basis) -> Row:
+    config, volumes, shape = basis.config, basis.volumes, basis.shape
+    seconds = WORKER_START_S + STEP_S + basis.alone["model"]
+    if config.model.source != FRESH:
+        return Row(seconds=seconds)
+    tokens = min(config.model.fresh.train_tokens, volumes.tokens)
+    seconds += 2 * volumes.text_bytes * basis.read_byte / basis.busy
+    return Row(0, tokens, 3.0 * shape.forward_flops * tokens, 4 * shape.parameters, seconds)
+
+
+def _ingest(basis: Basis) -> Row:
+    volumes = basis.volumes
+    seconds = STEP_S + volumes.text_bytes * (basis.read_byte + basis.rates.workers.ingest_byte) / basis.busy
+    return Row(volumes.documents, volumes.tokens, 0.0, round(volumes.stored_bytes), seconds)
+
+
+def _embed(basis: Basis) -> Row:
+    volumes, shape = basis.volumes, basis.shape
+    flops = shape.forward_flops * volumes.tokens if basis.config.embedding.method == "model" else 0
+    seconds = STEP_S + basis.alone["embed"] + volumes.text_bytes * basis.rates.workers.embed_byte / basis.busy
+    return Row(volumes.documents, volumes.tokens, float(flops), 4 * shape.dimension * volumes.documents, seconds)
+
+
+def _cluster(basis: Basis) -> Row:
+    volumes, rates = basis.volumes, basis.rates
+    product = volumes.documents * basis.config.clustering.arms * basis.shape.dimension * rates.centroid_product
+    shared = 2 * volumes.text_bytes * rates.workers.write_byte + product
+    seconds = STEP_S + basis.alone["cluster"] + shared / basis.busy
+    size = round(volumes.stored_bytes + 4 * basis.shape.dimension * volumes.documents)
+    return Row(volumes.documents, volumes.tokens, 0.0, size, seconds)
+
+
+def _states(basis: Basis) -> Row:
+    volumes, shape = basis.volumes, basis.shape
+    seconds = STEP_S + volumes.tokens * basis.rates.workers.measure_token / basis.config.compute.workers
+    flops = float(shape.forward_flops * volumes.tokens)
+    return Row(volumes.documents, volumes.tokens, flops, 4 * (shape.width + 1) * volumes.documents, seconds)
+
+
+def _fit(basis: Basis) -> Row:
+    config, volumes, shape, work = basis.config, basis.volumes, basis.shape, basis.rates.workers
+    first, times = config.factors.sample_documents, _fits(config)
+    passes = [min(sample, volumes.documents) for sample in (first, config.factors.eigenvalue_documents or first)]
+    tokens = round(sum(passes) / len(passes) * min(volumes.mean_tokens, config.model.window_tokens))
     gradient = volumes.reference_tokens
-    budget = config.selection.budget_tokens
+    flops = 4 * shape.forward_flops * tokens + 4 * shape.factor_values * tokens + 3 * shape.forward_flops * gradient
+    shared = tokens * work.fit_token + gradient * work.gradient_token
+    return Row(
+        times * max(passes),
+        times * (tokens + gradient),
+        float(times * flops),
+        times * 4 * (shape.factor_values + shape.tracked),
+        times * STEP_S + basis.alone["fit"] + times * shared / config.compute.workers,
+    )
+
+
+def _bandit(basis: Basis) -> Row:
+    config, scored = basis.config, basis.scored
+    documents = scored / basis.volumes.mean_tokens
+    seconds = config.training.stages * STEP_S + basis.rounds * ROUND_S
+    return Row(
+        round(documents),
+        scored,
+        float(3 * basis.shape.forward_flops * scored),
+        round(basis.rounds * ROUND_BYTES + SCORE_BYTES * documents),
+        seconds + scored * basis.rates.workers.score_token / config.compute.workers,
+    )
+
+
+def _train(basis: Basis) -> Row:
+    config, shape, work = basis.config, basis.shape, basis.rates.workers
+    budget, times, measured = config.selection.budget_tokens, config.training.stages, basis.volumes.measured_tokens
     models = config.training.seeds * (2 if config.training.control else 1) + len(config.training.frontier)
-    measured = volumes.measured_tokens
     measured_s = measured * work.measure_token
     trained_s = budget / times * work.train_token + measured_s
-    processes = config.compute.workers
-    fit_s = fitted * work.fit_token + gradient * work.gradient_token
-    product = n * config.clustering.arms * shape.dimension * rates.centroid_product
-
-    def row(name: str, documents: float, n_tokens: float, flops: float, size: float, seconds: float) -> dict[str, Any]:
-        counts = {"documents": round(documents), "tokens": round(n_tokens), "flops": float(flops)}
-        return {"stage": name, **counts, "size_bytes": round(size), "seconds": seconds}
-
-    read = row(
-        "states",
-        n,
-        tokens,
-        forward * tokens,
-        4 * (shape.width + 1) * n,
-        STEP_S + tokens * work.measure_token / processes,
+    measurements = times * (models + 1) * measured
+    return Row(
+        round(models * budget / basis.volumes.mean_tokens),
+        models * budget + measurements,
+        float(shape.forward_flops * (3 * models * budget + measurements)),
+        times * 12 * shape.parameters,
+        times * (STEP_S + _makespan([trained_s] * models + [measured_s], config.compute.workers)),
     )
-    return [
-        row(
-            "model",
-            0,
-            pretrained,
-            3 * forward * pretrained,
-            4 * shape.parameters if fresh else 0,
-            WORKER_START_S + STEP_S + alone["model"] + (2 * text * read_byte / workers if fresh else 0),
-        ),
-        row("ingest", n, tokens, 0, stored, STEP_S + text * (read_byte + work.ingest_byte) / workers),
-        row(
-            "embed",
-            n,
-            tokens,
-            forward * tokens if config.embedding.method == "model" else 0,
-            vectors,
-            STEP_S + alone["embed"] + text * work.embed_byte / workers,
-        ),
-        row(
-            "cluster",
-            n,
-            tokens,
-            0,
-            stored + vectors,
-            STEP_S + alone["cluster"] + (2 * text * work.write_byte + product) / workers,
-        ),
-        *([read] if config.selection.states else []),
-        row(
-            "fit",
-            fits * max(passes),
-            fits * (fitted + gradient),
-            fits * (4 * forward * fitted + 4 * shape.factor_values * fitted + 3 * forward * gradient),
-            fits * 4 * (shape.factor_values + shape.tracked),
-            fits * STEP_S + alone["fit"] + fits * fit_s / processes,
-        ),
-        row(
-            "bandit",
-            scored / volumes.mean_tokens,
-            scored,
-            3 * forward * scored,
-            rounds * ROUND_BYTES + SCORE_BYTES * scored / volumes.mean_tokens,
-            times * STEP_S + rounds * ROUND_S + scored * work.score_token / processes,
-        ),
-        row(
-            "train",
-            models * budget / volumes.mean_tokens,
-            models * budget + times * (models + 1) * measured,
-            3 * forward * models * budget + times * forward * (models + 1) * measured,
-            times * 12 * shape.parameters,
-            times * (STEP_S + _makespan([trained_s] * models + [measured_s], processes)),
-        ),
-        row(
-            "publish",
-            budget / volumes.mean_tokens,
-            budget,
-            0,
-            volumes.stored_share * budget * shape.bytes_per_token,
-            0.2 + budget * shape.bytes_per_token * work.write_byte,
-        ),
-    ]
+
+
+def _publish(basis: Basis) -> Row:
+    budget = basis.config.selection.budget_tokens
+    text_bytes = budget * basis.shape.bytes_per_token
+    size = round(basis.volumes.stored_share * text_bytes)
+    seconds = PUBLISH_S + text_bytes * basis.rates.workers.write_byte
+    return Row(round(budget / basis.volumes.mean_tokens), budget, 0.0, size, seconds)
 
 
 def _fits(config: RunConfig) -> int:

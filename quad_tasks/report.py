@@ -94,26 +94,16 @@ def collect_report(config: RunConfig, version: str, reference: str) -> dict[str,
             "inputs": list(config.pool.inputs),
             "sources": _by_source(documents),
         },
-        "scored": {
-            "documents": scores.num_rows,
-            "tokens": int(scores["n_tokens"].to_numpy().sum()),
-            "share": scores.num_rows / pool["documents"],
-        },
-        "rejected": counts["rejected"],
-        "unpulled": counts["unpulled"],
+        "scored": {**_totals(scores), "share": scores.num_rows / pool["documents"]},
+        **{key: counts[key] for key in ("rejected", "unpulled")},
         "selected": {
-            "documents": chosen.num_rows,
-            "tokens": int(chosen["n_tokens"].to_numpy().sum()),
+            **_totals(chosen),
             "budget_tokens": config.selection.budget_tokens,
             "by_arm": {str(arm): n for arm, n in sorted(_sum_by(chosen, "arm").items())},
             "by_source": _by_source(chosen),
         },
         "tokenizer": model["tokenizer"],
-        "model": {
-            "source": model["name"],
-            "architecture": model["architecture"],
-            "parameters": model["parameters"],
-        },
+        "model": {"source": model["name"], **{key: model[key] for key in ("architecture", "parameters")}},
         "reference": {
             "key": reference,
             "domain": config.heldout.reference_domain,
@@ -195,6 +185,10 @@ def _rescored(store: Store, config: RunConfig) -> tuple[np.ndarray[Any, Any], np
         return None
     table = rounds.read_round_table(store, pilot, "rescored")
     return table["before"].to_numpy(), table["influence"].to_numpy()
+
+
+def _totals(table: pa.Table) -> dict[str, int]:
+    return {"documents": table.num_rows, "tokens": int(table["n_tokens"].to_numpy().sum())}
 
 
 def _sum_by(table: pa.Table, column: str) -> dict[Any, int]:

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from quad_tasks import report_arms as arms
+from quad_tasks import report_composition as composition
 from quad_tasks import report_course as course
 from quad_tasks import report_outcome as outcome
 from quad_tasks import report_stats as stats
@@ -32,8 +33,8 @@ SECTIONS: tuple[tuple[str, str, tuple[Builder, ...]], ...] = (
             outcome.list_frontier,
         ),
     ),
-    ("counts", "Where every document went", (outcome.balance, outcome.list_counts)),
-    ("composition", "Selection against pool", (outcome.draw_composition, outcome.list_sources)),
+    ("counts", "Where every document went", (composition.balance, composition.list_counts)),
+    ("composition", "Selection against pool", (composition.draw_composition, composition.list_sources)),
     (
         "bandit",
         "Bandit over rounds",

@@ -2,7 +2,7 @@
 
 Accuracy is the share of the achievable influence (0: a random selection's, 1: the best one's) of a selection of a
 twentieth of the pool's tokens; cost is time on one core, every part of it measured: embedding, clustering, hidden
-states where they are used, the fit of factors and direction, scoring, and choosing itself. Three ways spend a share:
+states where they are used, the fit of factors and direction, scoring, and choosing itself. Four ways spend a share:
 
     quad              a run's default, without a general share, which takes no notice of influence
     quad_states       the same with the model's hidden states among the regression's features (`selection.states`)
