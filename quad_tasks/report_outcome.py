@@ -1,8 +1,8 @@
 """The first section of the report page: what came out.
 
-Owns the headline's arithmetic. Signs: the gain over random is the reference loss after random tokens minus that after as
-many selected ones, nats per token, > 0 where the selection is better. What a domain paid is its bits per byte after
-selected tokens minus after random ones.
+Owns the headline's arithmetic. Signs: the gain over random is the reference loss after random tokens minus that after
+as many selected ones, nats per token, > 0 where the selection is better. What a domain paid is its bits per byte
+after selected tokens minus after random ones.
 """
 
 from collections.abc import Sequence

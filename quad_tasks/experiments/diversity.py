@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from quad_tasks.compute import spread
 from quad_tasks.config import RunConfig
 from quad_tasks.core.bandit import released_policy
 from quad_tasks.core.kmeans import arm_gaussians, arm_moments
@@ -22,7 +23,7 @@ from quad_tasks.core.wasserstein import neighbour_lists
 from quad_tasks.experiments import baselines, lookup, outcome
 from quad_tasks.experiments.diversity_report import draw, tables
 from quad_tasks.experiments.experiment import Experiment
-from quad_tasks.experiments.laboratory import Laboratory, find_laboratory, prediction_features
+from quad_tasks.experiments.laboratory import Laboratory, find_laboratory, open_laboratory, prediction_features
 from quad_tasks.experiments.sample import QUICK, Size
 from quad_tasks.experiments.trials import measure_model, profile, train_trials
 
@@ -144,13 +145,10 @@ def measure_diversity(workspace: str, config: RunConfig | None, quick: bool) -> 
 def compare_methods(laboratory: Laboratory) -> dict[str, Any]:
     """Choose by every method, train on what it chose, measure."""
     size, methods = laboratory.size, list_methods(laboratory)
-    choices: dict[str, list[Int64]] = {}
-    chosen_s: dict[str, float] = {}
-    for name, method in methods.items():
-        started = time.process_time()
-        choices[name] = [method.choose(seed) for seed in range(size.seeds)]
-        chosen_s[name] = (time.process_time() - started) / size.seeds
-    trials = [(rows, seed) for chosen in choices.values() for seed, rows in enumerate(chosen)]
+    items = [(laboratory.workspace, laboratory.key, name, size.seeds) for name in methods]
+    chosen = dict(zip(methods, spread(choose_by, items, "choose", "methods"), strict=True))
+    choices = {name: [np.array(rows) for rows in found["rows"]] for name, found in chosen.items()}
+    trials = [(rows, seed) for by_seed in choices.values() for seed, rows in enumerate(by_seed)]
     measured = train_trials(laboratory, trials)
     found = {}
     for number, (name, method) in enumerate(methods.items()):
@@ -163,7 +161,7 @@ def compare_methods(laboratory: Laboratory) -> dict[str, Any]:
             "by_source": _by_source(laboratory, choices[name][0]),
             "tokens": [int(laboratory.n_tokens[rows].sum()) for rows in choices[name]],
             "scored_share": method.scored_share,
-            "time_s": method.shared_s + chosen_s[name],
+            "time_s": method.shared_s + chosen[name]["seconds"],
             "flops": _flops(laboratory, method),
         }
     before = measure_model(laboratory, laboratory.model)
@@ -176,6 +174,14 @@ def compare_methods(laboratory: Laboratory) -> dict[str, Any]:
         "before": {key: before[key] for key in ("reference_loss", "other_domains_bpb", "worst_domain_bpb", "domains")},
         **compare_outcomes(found),
     }
+
+
+def choose_by(workspace: str, key: str, name: str, seeds: int) -> dict[str, Any]:
+    """Choose by one method with every seed, on a worker; return `rows` of each and `seconds`, on average."""
+    method = list_methods(open_laboratory(workspace, key))[name]
+    started = time.process_time()
+    rows = [method.choose(seed).tolist() for seed in range(seeds)]
+    return {"rows": rows, "seconds": (time.process_time() - started) / seeds}
 
 
 def compare_outcomes(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Size:
     heads: int = 4
     arms: int = 100
     budget_tokens: int = 120_000
-    seeds: int = 10
+    seeds: int = 5
     passage_characters: int | None = None
     kinds: tuple[str, ...] | None = None
 

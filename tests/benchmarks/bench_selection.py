@@ -20,6 +20,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,18 @@ from quad_tasks.config import ComputeConfig, RunConfig
 from quad_tasks.config_file import load_config
 from quad_tasks.experiments import outcome
 from quad_tasks.experiments.attention import NAMES, interval_of, measure_attention
-from quad_tasks.experiments.diversity import measure_diversity
+from quad_tasks.experiments.diversity import compare_methods, measure_diversity
 from quad_tasks.experiments.experiment import within
-from quad_tasks.experiments.sample import SCORES
+from quad_tasks.experiments.laboratory import find_laboratory
+from quad_tasks.experiments.sample import QUICK, SCORES, Size
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / ".." / "shared" / "data"
 COMMAND = "make bench-selection"
 PARTS = ("methods", "unlike", "lds")
 SEED = 1
+SEEDS = 10
+"""Of the main part's choices and trainings, twice the experiment's own."""
 WANTED = "math"
 """Domain that `unlike` takes its reference from."""
 LEFT_OUT = (WANTED, "duplicates", "noise_shuffled")
@@ -53,7 +57,9 @@ def measure(parts: list[str], quick: bool, workspace: str) -> dict[str, Any]:
     body: dict[str, Any] = {}
     with dask_cluster(ComputeConfig()):
         if "methods" in parts:
-            body |= _renamed(measure_diversity(workspace, lambada(), quick), shows="methods_shows")
+            size = QUICK if quick else replace(Size(), seeds=SEEDS)
+            found = compare_methods(find_laboratory(workspace, lambada(), size))
+            body |= _renamed(found, shows="methods_shows")
         if "unlike" in parts:
             body["unlike"] = measure_diversity(workspace, mathematics(), quick)
         if "lds" in parts:
