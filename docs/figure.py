@@ -61,11 +61,11 @@ def paint_frontier(axes: Axes, points: Sequence[Mapping[str, float]], reference:
     axes.plot(x[-1:], y[-1:], "o", color=BASELINE, markerfacecolor="white", markeredgewidth=1.6)
     for point, at_x, at_y in zip(points, x, y, strict=True):
         share = point["general_share"]
-        name = "all of it: random" if share == 1 else f"{share:.0%} from the rest" if share else "selection alone"
+        name = "100 %: random" if share == 1 else f"{100 * share:.0f} %"
         axes.annotate(name, (at_x, at_y), xytext=(7, 5), textcoords="offset points")
     axes.margins(0.25, 0.15)
-    axes.set(xlabel="other domains, bits per byte", ylabel=f"{reference} loss, nats per token")
-    axes.set_title("The dial: selection.general_share; down and left is better", pad=24)
+    axes.set(xlabel="other domains, bits per byte; left is better", ylabel=f"{reference} loss, nats per token")
+    axes.set_title("By the share of tokens that is drawn from the rest", pad=24)
 
 
 def read_domains(report: Mapping[str, Any]) -> list[tuple[str, float, float]]:
