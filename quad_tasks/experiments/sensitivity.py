@@ -231,7 +231,7 @@ def _draw_overlap(axes: Any, result: Mapping[str, Any]) -> None:
     for name, colour in COLOURS.items():
         tried = [value for value in result["values"] if value["setting"] == name]
         least = min(tried, key=lambda value: float(np.mean(value["overlap"])))
-        names.append(name.replace("threshold_quantile", "τ"))
+        names.append({"threshold_quantile": "τ", "alpha": "α"}.get(name, name))
         found.append(outcome.interval(np.array(least["overlap"])))
         colours.append(colour)
     drawing.draw_bars(axes, names, found, colours)
