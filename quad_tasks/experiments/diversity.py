@@ -1,7 +1,9 @@
 """Experiment "diversity": what Quad and nine other ways choose on equal tokens, and what training on it is worth.
 
 Every method sees only the scores it pays for, and its time and FLOPs count those at the laboratory's measured rate. The
-models trained on the choices start from one checkpoint. Quad's choice is a run's, on scores looked up (`lookup.py`).
+models trained on a laboratory's choices start from its checkpoint. All is repeated in several laboratories, since which
+method leads moves more with the checkpoint than with the seeds of choice and training. Quad's choice is a run's, on
+scores looked up (`lookup.py`).
 
 Shape suffixes: N documents, K arms.
 """
@@ -23,7 +25,7 @@ from quad_tasks.core.wasserstein import neighbour_lists
 from quad_tasks.experiments import baselines, lookup, outcome
 from quad_tasks.experiments.diversity_report import draw, tables
 from quad_tasks.experiments.experiment import Experiment
-from quad_tasks.experiments.laboratory import Laboratory, find_laboratory, open_laboratory, prediction_features
+from quad_tasks.experiments.laboratory import Laboratory, find_laboratories, open_laboratory, prediction_features
 from quad_tasks.experiments.sample import QUICK, Size
 from quad_tasks.experiments.trials import measure_model, profile, train_trials
 
@@ -33,6 +35,7 @@ SCORED_SHARE = 0.1
 GENERAL_SHARES = (0.0, 0.1)
 """Tried beside a run's default."""
 RELEASED_THRESHOLD = 2e-3
+MEASURED = ("reference_loss", "other_domains_bpb", "worst_domain_bpb")
 FORWARD_FLOPS, SCORING_FLOPS, FACTOR_FLOPS = 2, 6, 12
 """Per parameter and token: a forward pass; with activations' backward and the contraction; two passes of a fit."""
 
@@ -138,70 +141,100 @@ def released_rules(laboratory: Laboratory) -> lookup.Rules:
 
 
 def measure_diversity(workspace: str, config: RunConfig | None, quick: bool) -> dict[str, Any]:
-    """Compare all methods in a laboratory."""
-    return compare_methods(find_laboratory(workspace, config, QUICK if quick else Size()))
+    """Compare all methods in as many laboratories as the size has seeds."""
+    size = QUICK if quick else Size()
+    return compare_methods(find_laboratories(workspace, config, size, size.seeds))
 
 
-def compare_methods(laboratory: Laboratory) -> dict[str, Any]:
-    """Choose by every method, train on what it chose, measure."""
-    size, methods = laboratory.size, list_methods(laboratory)
-    items = [(laboratory.workspace, laboratory.key, name, size.seeds) for name in methods]
-    chosen = dict(zip(methods, spread(choose_by, items, "choose", "methods"), strict=True))
-    choices = {name: [np.array(rows) for rows in found["rows"]] for name, found in chosen.items()}
-    trials = [(rows, seed) for by_seed in choices.values() for seed, rows in enumerate(by_seed)]
-    measured = train_trials(laboratory, trials)
-    found = {}
-    for number, (name, method) in enumerate(methods.items()):
-        judged = measured[number * size.seeds : (number + 1) * size.seeds]
-        found[name] = {
-            **{key: [m[key] for m in judged] for key in ("reference_loss", "other_domains_bpb", "worst_domain_bpb")},
-            "domains": {d: float(np.mean([m["domains"][d] for m in judged])) for d in judged[0]["domains"]},
-            "influence_share": [_share(laboratory, rows) for rows in choices[name]],
-            "diversity": _by_seed([profile(laboratory, rows) for rows in choices[name]]),
-            "by_source": _by_source(laboratory, choices[name][0]),
-            "tokens": [int(laboratory.n_tokens[rows].sum()) for rows in choices[name]],
-            "scored_share": method.scored_share,
-            "time_s": method.shared_s + chosen[name]["seconds"],
-            "flops": _flops(laboratory, method),
-        }
-    before = measure_model(laboratory, laboratory.model)
+def compare_methods(laboratories: Sequence[Laboratory]) -> dict[str, Any]:
+    """Choose by every method in every laboratory, train on what it chose, measure.
+
+    A laboratory is a repeat: sample, reference, held-out text and checkpoint are its own, and so are the draws of the
+    choice and the order of training. Intervals are over repeats, differences within one.
+    """
+    measured = [_measure_methods(laboratory, seed) for seed, laboratory in enumerate(laboratories)]
+    before = [measure_model(laboratory, laboratory.model) for laboratory in laboratories]
+    found = {name: _join([body[name] for body in measured]) for name in measured[0]}
     return {
-        "documents": len(laboratory.documents),
-        "budget_tokens": size.budget_tokens,
-        "seeds": size.seeds,
-        "building_s": dict(laboratory.seconds),
+        "documents": int(np.mean([len(laboratory.documents) for laboratory in laboratories])),
+        "budget_tokens": laboratories[0].size.budget_tokens,
+        "seeds": len(laboratories),
+        "building_s": [dict(laboratory.seconds) for laboratory in laboratories],
         "methods": found,
-        "before": {key: before[key] for key in ("reference_loss", "other_domains_bpb", "worst_domain_bpb", "domains")},
+        "before": {key: [model[key] for model in before] for key in MEASURED},
         **compare_outcomes(found),
     }
 
 
-def choose_by(workspace: str, key: str, name: str, seeds: int) -> dict[str, Any]:
-    """Choose by one method with every seed, on a worker; return `rows` of each and `seconds`, on average."""
+def _measure_methods(laboratory: Laboratory, seed: int) -> dict[str, dict[str, Any]]:
+    """Return every method's outcome, diversity, mixture and cost in one laboratory."""
+    methods = list_methods(laboratory)
+    items = [(laboratory.workspace, laboratory.key, name, seed) for name in methods]
+    chosen = spread(choose_by, items, "choose", "methods")
+    choices = [np.array(choice["rows"]) for choice in chosen]
+    trained = train_trials(laboratory, [(rows, seed) for rows in choices])
+    return {
+        name: {
+            **{key: model[key] for key in (*MEASURED, "domains")},
+            "influence_share": _share(laboratory, rows),
+            "diversity": profile(laboratory, rows),
+            "by_source": _by_source(laboratory, rows),
+            "tokens": int(laboratory.n_tokens[rows].sum()),
+            "scored_share": method.scored_share,
+            "time_s": method.shared_s + choice["seconds"],
+            "flops": _flops(laboratory, method),
+        }
+        for (name, method), choice, rows, model in zip(methods.items(), chosen, choices, trained, strict=True)
+    }
+
+
+def _join(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put one method's repeats together: a list where an interval is asked for, else the mean."""
+    listed = {key: [one[key] for one in repeats] for key in (*MEASURED, "influence_share", "tokens")}
+    mixtures = {key: _means([one[key] for one in repeats]) for key in ("domains", "by_source")}
+    profiles = [one["diversity"] for one in repeats]
+    return {
+        **listed,
+        **mixtures,
+        "by_source": dict(sorted(mixtures["by_source"].items(), key=lambda item: -item[1])),
+        "diversity": {key: [one[key] for one in profiles] for key in profiles[0]},
+        **{key: float(np.mean([one[key] for one in repeats])) for key in ("scored_share", "time_s", "flops")},
+    }
+
+
+def _means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average over repeats; what a repeat has nothing of counts as nothing."""
+    names = sorted({name for part in parts for name in part})
+    return {name: sum(part.get(name, 0.0) for part in parts) / len(parts) for name in names}
+
+
+def choose_by(workspace: str, key: str, name: str, seed: int) -> dict[str, Any]:
+    """Choose by one method, on a worker; return `rows` and `seconds`."""
     method = list_methods(open_laboratory(workspace, key))[name]
     started = time.process_time()
-    rows = [method.choose(seed).tolist() for seed in range(seeds)]
-    return {"rows": rows, "seconds": (time.process_time() - started) / seeds}
+    rows = method.choose(seed).tolist()
+    return {"rows": rows, "seconds": time.process_time() - started}
 
 
 def compare_outcomes(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Compare Quad with the others, seed by seed.
+    """Compare Quad with the others, repeat by repeat.
 
     Returns:
         `gain_share`: Quad's gain over random as a share of full scoring's, with its interval; `quad_less_other`: paired
         differences in reference loss, < 0 where Quad is better; `quad_less_full_other_domains_bpb`: the same of what
-        the other domains paid; and `shows`, the claims with what was measured.
+        the other domains paid, None where there are none; and `shows`, the claims with what was measured.
     """
     loss = {name: method["reference_loss"] for name, method in found.items()}
     others = {name: method["other_domains_bpb"] for name, method in found.items()}
     gained = outcome.gain_share(loss["random"], loss["quad"], loss["full_influence"])
     less = {name: outcome.compare(loss["quad"], values) for name, values in loss.items() if name != "quad"}
-    paid = outcome.compare(others["quad"], others["full_influence"])
+    paid = None if None in others["quad"] else outcome.compare(others["quad"], others["full_influence"])
     shows = [outcome.claim("gain over random, as a share of full scoring's", gained, least=0.85)]
     for name, method in found.items():
         if name != "quad" and not name.startswith("quad_") and method["scored_share"] <= SCORED_SHARE:
             shows.append(outcome.claim(f"reference loss, Quad less {name.replace('_', ' ')}", less[name], most=0.0))
-    shows.append(outcome.claim("other domains' bits per byte, Quad less full scoring", paid, most=0.0))
+    if paid is not None:
+        shows.append(outcome.claim("other domains' bits per byte, Quad less full scoring", paid, most=0.0))
     return {
         "gain_share": gained["mean"],
         "gain_share_interval": [gained["low"], gained["high"]],
@@ -209,10 +242,6 @@ def compare_outcomes(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "quad_less_full_other_domains_bpb": paid,
         "shows": shows,
     }
-
-
-def _by_seed(profiles: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    return {key: [profile[key] for profile in profiles] for key in profiles[0]}
 
 
 def _share(laboratory: Laboratory, rows: Int64) -> float:

@@ -1,13 +1,13 @@
 """How the experiment "diversity" reads: tables and drawings of what methods chose and what it was worth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from quad_tasks.experiments import drawing, outcome
-from quad_tasks.experiments.experiment import Rows, shows_table, within
+from quad_tasks.experiments.experiment import Rows, shows_table
 
 MEASURES = {
     "effective_arms": "effective arms",
@@ -26,9 +26,7 @@ def tables(result: Mapping[str, Any]) -> dict[str, Rows]:
         {
             "method": plain(name),
             "scored": f"{method['scored_share']:.0%}",
-            "reference loss": _within(method["reference_loss"]),
-            "other domains, bits per byte": _within(method["other_domains_bpb"]),
-            "worst domain": _within(method["worst_domain_bpb"]),
+            **_cells(result["methods"], name),
             "time": f"{method['time_s']:.0f} s",
             "FLOPs": f"{method['flops']:.1e}" if method["flops"] else "",
         }
@@ -44,10 +42,10 @@ def tables(result: Mapping[str, Any]) -> dict[str, Rows]:
         for name, method in methods
     ]
     title = (
-        f"{result['budget_tokens']:,} tokens of {result['documents']:,} documents, {result['seeds']} seeds; before: "
-        f"{result['before']['reference_loss']:.3f}"
+        f"{result['budget_tokens']:,} tokens of {result['documents']:,} documents, {result['seeds']} repeats; before: "
+        f"{np.mean(result['before']['reference_loss']):.3f}"
     )
-    return {title: outcomes, "Diversity, means over seeds": varied, **shows_table(result["shows"])}
+    return {title: outcomes, "Diversity, means over repeats": varied, **shows_table(result["shows"])}
 
 
 def draw(result: Mapping[str, Any]) -> dict[str, Figure]:
@@ -56,21 +54,24 @@ def draw(result: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def _draw_outcome(result: Mapping[str, Any]) -> Figure:
-    methods = in_order(result["methods"])
+    """Draw differences from random: repeats differ more than methods do."""
+    methods = [(name, method) for name, method in in_order(result["methods"]) if name != "random"]
+    random = result["methods"]["random"]
     names, colours = [plain(name) for name, _ in methods], [colour_of(name) for name, _ in methods]
     figure, (left, right) = drawing.page_figure(0.27 * len(names) + 1.1, columns=2)
     for axes, key, unit in (
-        (left, "reference_loss", "reference loss (nats per token)"),
-        (right, "other_domains_bpb", "mean of other domains (bits per byte)"),
+        (left, "reference_loss", "reference loss less random's\n(nats per token)"),
+        (right, "other_domains_bpb", "mean of other domains less random's\n(bits per byte)"),
     ):
-        if any(None in method[key] for _, method in methods):
+        if None in random[key]:
             axes.remove()
             continue
-        drawing.draw_bars(axes, names, [outcome.interval(np.array(method[key])) for _, method in methods], colours)
-        axes.axvline(result["before"][key], color=drawing.BLACK, linewidth=0.9, linestyle=":")
+        found = [outcome.compare(method[key], random[key]) for _, method in methods]
+        drawing.draw_bars(axes, names, found, colours)
+        axes.axvline(0, color=drawing.BLACK, linewidth=0.9, linestyle=":")
         drawing.label(axes, unit)
     right.set_yticks(list(range(len(names)))[::-1], [""] * len(names))
-    left.set_title("dotted: before training", fontsize=drawing.TICK_PT, loc="left")
+    left.set_title("dotted: a random selection", fontsize=drawing.TICK_PT, loc="left")
     return figure
 
 
@@ -107,5 +108,13 @@ def colour_of(name: str) -> str:
     return {"full_influence": drawing.BLACK, "random": drawing.GREY}.get(name, drawing.BLUE)
 
 
-def _within(values: Sequence[float | None]) -> str:
-    return "" if None in values else within(outcome.interval(np.array(values)))
+def _cells(methods: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, str]:
+    titles = {
+        "reference_loss": "reference loss",
+        "other_domains_bpb": "other domains, bits per byte",
+        "worst_domain_bpb": "worst domain",
+    }
+    cells: dict[str, str] = {}
+    for key, title in titles.items():
+        cells[title], cells[f"{title}, less random's"] = outcome.mean_and_difference(methods, name, key)
+    return cells

@@ -101,49 +101,51 @@ class Laboratory:
         return {name: total / (self.n_tokens - 1) for name, total in self.influence.items()}
 
 
-@step("build laboratory")
-def build_laboratory(workspace: str, config: RunConfig | None, size: Size) -> str:
-    """Build a laboratory where the workspace has none of these inputs and this size; return its key.
+@step("build laboratories")
+def build_laboratories(workspace: str, config: RunConfig | None, size: Size, repeats: int = 1) -> list[str]:
+    """Build the laboratories that the workspace lacks for these inputs and this size; return the keys of all.
+
+    Each is drawn with the seed after the last one's: its sample, its reference and held-out documents, and so its
+    checkpoint, are its own.
 
     Args:
-        workspace: URI it is kept under.
-        config: names pool, reference and held-out inputs; None: the demo's corpus.
+        workspace: URI they are kept under.
+        config: names pool, reference and held-out inputs, and the first seed; None: the demo's corpus.
         size: how large.
+        repeats: how many.
     """
-    if config is None:
-        with tempfile.TemporaryDirectory() as directory:
-            texts = read_inputs(demo_config(Path(directory)), size)
-    else:
-        texts = read_inputs(config, size)
     store = open_store(workspace)
     said_size = {name: value for name, value in json.loads(json.dumps(asdict(size))).items() if name != REPEATS}
-    key = f"experiments/laboratories/{digest([asdict(texts), said_size])[:16]}"
-    if store.exists(f"{key}/manifest.json"):
-        return key
-    write_manifest(store, f"{key}/sample.json", asdict(texts))
-    seconds: dict[str, float] = {"train": kept(train_checkpoint, [(workspace, key, said_size)], "train", "models")[0]}
+    keys = []
+    for texts in _draw_texts(config, size, repeats):
+        keys.append(f"experiments/laboratories/{digest([asdict(texts), said_size])[:16]}")
+        if not store.exists(f"{keys[-1]}/manifest.json"):
+            write_manifest(store, f"{keys[-1]}/sample.json", asdict(texts))
+    missing = [(workspace, key, said_size) for key in keys if not store.exists(f"{key}/manifest.json")]
     kinds = [kind for kind in KINDS if kind in scored_kinds(size)]
-    for kind, took in zip(
-        kinds,
-        kept(fit_direction, [(workspace, key, said_size, kind) for kind in kinds], "fit", "directions"),
-        strict=True,
-    ):
-        seconds[f"fit_{kind}"] = took
-    pool = _texts(workspace, key).pool
-    started = time.process_time()
-    embedding = embed_ngrams(fit_ngram_embedder(pool[:EMBEDDER_DOCUMENTS]), pool)
-    seconds["embed"], started = time.process_time() - started, time.process_time()
-    arm = assign_arms(embedding, train_centroids(embedding, size.arms, 0))[0]
-    seconds["cluster"] = time.process_time() - started
-    starts = range(0, len(pool), CHUNK_DOCUMENTS)
-    scored = kept(score_chunk, [(workspace, key, said_size, start) for start in starts], "score", "chunks")
-    chunks = [load_tensors(store, f"{key}/chunks/{start}.safetensors")[0] for start in starts]
-    arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    for name in ("score", "loss"):
-        seconds[name] = sum(took[name] for took in scored)
-    save_tensors(store, f"{key}/arrays.safetensors", {**arrays, "embedding": embedding, "arm": arm.astype("i8")}, {})
-    write_manifest(store, f"{key}/manifest.json", {"size": said_size, "volatile": {"seconds": seconds}})
-    return key
+    trained = kept(train_checkpoint, missing, "train", "models")
+    fits = [(*item, kind) for item in missing for kind in kinds]
+    fitted = kept(fit_direction, fits, "fit", "directions")
+    arranged = kept(arrange_pool, missing, "embed and cluster", "laboratories")
+    chunks = [(*item, start) for item in missing for start in range(0, len(_texts(*item[:2]).pool), CHUNK_DOCUMENTS)]
+    scored = kept(score_chunk, chunks, "score", "chunks")
+    for item, train_s, arranged_s in zip(missing, trained, arranged, strict=True):
+        key, parts = item[1], [took for chunk, took in zip(chunks, scored, strict=True) if chunk[:3] == item]
+        seconds = {"train": train_s, **arranged_s, **{name: sum(part[name] for part in parts) for name in parts[0]}}
+        seconds |= {f"fit_{fit[3]}": took for fit, took in zip(fits, fitted, strict=True) if fit[:3] == item}
+        tables = [
+            load_tensors(store, f"{key}/chunks/{chunk[3]}.safetensors")[0] for chunk in chunks if chunk[:3] == item
+        ]
+        arrays = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+        save_tensors(store, f"{key}/arrays.safetensors", arrays, {})
+        write_manifest(store, f"{key}/manifest.json", {"size": said_size, "volatile": {"seconds": seconds}})
+    return keys
+
+
+def _draw_texts(config: RunConfig | None, size: Size, repeats: int) -> list[Texts]:
+    with tempfile.TemporaryDirectory() as directory:
+        first = config or demo_config(Path(directory))
+        return [read_inputs(first.model_copy(update={"seed": first.seed + n}), size) for n in range(repeats)]
 
 
 def train_checkpoint(workspace: str, key: str, said_size: Mapping[str, Any]) -> float:
@@ -171,6 +173,19 @@ def train_checkpoint(workspace: str, key: str, said_size: Mapping[str, Any]) -> 
     return time.process_time() - started
 
 
+def arrange_pool(workspace: str, key: str, said_size: Mapping[str, Any]) -> dict[str, float]:
+    """Embed and cluster the documents, on a worker; write `embedding` and `arm`; return seconds of both."""
+    pool, started = _texts(workspace, key).pool, time.process_time()
+    embedding = embed_ngrams(fit_ngram_embedder(pool[:EMBEDDER_DOCUMENTS]), pool)
+    embedded = time.process_time()
+    arm = assign_arms(embedding, train_centroids(embedding, read_size(said_size).arms, 0))[0]
+    seconds = {"embed": embedded - started, "cluster": time.process_time() - embedded}
+    save_tensors(
+        open_store(workspace), f"{key}/arms.safetensors", {"embedding": embedding, "arm": arm.astype("i8")}, {}
+    )
+    return seconds
+
+
 @functools.lru_cache(maxsize=1)
 def open_laboratory(workspace: str, key: str) -> Laboratory:
     """Load a laboratory; a process keeps the last one. How often trainings repeat is not its own affair."""
@@ -180,6 +195,7 @@ def open_laboratory(workspace: str, key: str) -> Laboratory:
     model, tokenizer = load_checkpoint(workspace, f"{key}/checkpoint", "float32", "cpu")
     documents = encode_windows(tokenizer, texts.pool, size)
     arrays, _ = load_tensors(store, f"{key}/arrays.safetensors")
+    arrays |= load_tensors(store, f"{key}/arms.safetensors")[0]
     return Laboratory(
         workspace,
         key,
@@ -200,8 +216,13 @@ def open_laboratory(workspace: str, key: str) -> Laboratory:
 
 def find_laboratory(workspace: str, config: RunConfig | None, size: Size) -> Laboratory:
     """Build the laboratory where the workspace lacks it, and open it."""
-    built = open_laboratory(workspace, build_laboratory(workspace, config, size))
-    return replace(built, size=size)
+    return find_laboratories(workspace, config, size, 1)[0]
+
+
+def find_laboratories(workspace: str, config: RunConfig | None, size: Size, repeats: int) -> list[Laboratory]:
+    """Build the laboratories that the workspace lacks, and open all; arguments as `build_laboratories`."""
+    keys = build_laboratories(workspace, config, size, repeats)
+    return [replace(open_laboratory(workspace, key), size=size) for key in keys]
 
 
 def prediction_features(laboratory: Laboratory, states: bool = False) -> Float64:

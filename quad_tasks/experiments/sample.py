@@ -43,7 +43,7 @@ class Size:
         heads: of its attention.
         arms: K.
         budget_tokens: of a selection.
-        seeds: training runs of a selection.
+        seeds: repeats: choices and trainings in one laboratory, or laboratories, as an experiment says.
         passage_characters: length of the passages that the pool's texts are cut into before the sample; None: uncut.
         kinds: directions that documents are scored along; None: all.
     """

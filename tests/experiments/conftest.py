@@ -5,7 +5,7 @@ import json
 import pytest
 
 from quad_tasks.config import HeldoutConfig, PoolConfig, ReferenceConfig, RunConfig, SelectionConfig
-from quad_tasks.experiments.laboratory import build_laboratory, open_laboratory
+from quad_tasks.experiments.laboratory import build_laboratories, open_laboratory
 from quad_tasks.experiments.sample import Size
 
 TINY = Size(
@@ -63,4 +63,4 @@ def tiny_config(tmp_path_factory):
 def tiny_laboratory(tiny_config, tmp_path_factory, dask_client, prefect_server):
     """The laboratory those texts make, in a workspace of its own."""
     workspace = str(tmp_path_factory.mktemp("laboratory"))
-    return open_laboratory(workspace, build_laboratory(workspace, tiny_config, TINY))
+    return open_laboratory(workspace, build_laboratories(workspace, tiny_config, TINY)[0])

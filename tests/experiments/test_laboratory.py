@@ -9,7 +9,7 @@ from experiments.conftest import TINY
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.influence import score_documents
 from quad_tasks.core.model import make_batches
-from quad_tasks.experiments.laboratory import build_laboratory
+from quad_tasks.experiments.laboratory import build_laboratories
 from quad_tasks.experiments.sample import SCORES, read_inputs
 from quad_tasks.storage.factors import load_tensors
 from quad_tasks.storage.store import open_store
@@ -29,7 +29,7 @@ def test_the_sample_holds_every_text_once_however_the_pool_is_cut_up(tiny_config
 def test_the_same_inputs_and_size_are_built_once(tiny_laboratory, tiny_config):
     store = open_store(tiny_laboratory.workspace)
     before = sorted(store.list(tiny_laboratory.key))
-    assert build_laboratory(tiny_laboratory.workspace, tiny_config, TINY) == tiny_laboratory.key
+    assert build_laboratories(tiny_laboratory.workspace, tiny_config, TINY) == [tiny_laboratory.key]
     assert sorted(store.list(tiny_laboratory.key)) == before
 
 

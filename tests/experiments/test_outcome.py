@@ -41,8 +41,15 @@ def test_training_leaves_the_checkpoint_and_lowers_the_loss():
     assert outcome.loss_per_token(trained, documents, 16, 64) < outcome.loss_per_token(model, documents, 16, 64)
 
 
-def test_the_table_has_the_lowest_loss_first():
+def test_the_table_has_the_lowest_loss_first_and_differences_from_random_within_repeats():
     method = {"other_domains_bpb": [2.0, 2.0], "scored_share": 0.1, "time_s": 3.0}
-    laid_out = outcome.table({"a": {**method, "reference_loss": [5.0, 5.2]}, "b": {**method, "reference_loss": [4, 4]}})
-    assert laid_out.index("| b |") < laid_out.index("| a |")
-    assert "10.0%" in laid_out
+    losses = {"random": [6.0, 5.2], "a": [5.0, 4.2], "b": [4.0, 4.0]}
+    laid_out = outcome.table({name: {**method, "reference_loss": loss} for name, loss in losses.items()})
+    assert laid_out.index("| b |") < laid_out.index("| a |") < laid_out.index("| random |")
+    assert "| a | 10.0% | 4.600 | -1.000 ± 0.000 | 2.000 | +0.000 ± 0.000 | 3 s |" in laid_out
+    assert "| random | 10.0% | 5.600 |  | 2.000 |  | 3 s |" in laid_out
+
+
+def test_without_other_domains_nothing_is_said_of_them():
+    methods = {"random": {"other_domains_bpb": [None, None]}, "quad": {"other_domains_bpb": [None, None]}}
+    assert outcome.mean_and_difference(methods, "quad", "other_domains_bpb") == ("", "")
