@@ -126,8 +126,8 @@ def report(body: Mapping[str, Any]) -> str:
 def _methods(body: Mapping[str, Any]) -> str:
     before = body["before"]
     return (
-        f"{body['budget_tokens']:,} tokens of {body['documents']:,} documents, {body['seeds']} repeats, each with a sample "
-        f"and a checkpoint of its own, 95 % intervals; before: {np.mean(before['reference_loss']):.3f} and "
+        f"{body['budget_tokens']:,} tokens of {body['documents']:,} documents, {body['seeds']} repeats, each with a "
+        f"sample and a checkpoint of its own, 95 % intervals; before: {np.mean(before['reference_loss']):.3f} and "
         f"{np.mean(before['other_domains_bpb']):.3f}.\n\n"
         f"{outcome.table(body['methods'])}"
     )
