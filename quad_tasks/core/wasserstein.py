@@ -11,7 +11,6 @@ Shape suffixes: K arms, D embedding, E = 2D coordinates, M pairs.
 
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array
@@ -115,10 +114,9 @@ def choose_bandwidth(
         raise ValueError(f"arms: expected at least 2 to have neighbours, got {n_arms}")
     sample = generator.choice(n_arms, size=min(n_arms, BANDWIDTH_SAMPLE), replace=False)
     rank = min(neighbours + 1, n_arms - 1)  # the nearest found is the arm itself
-    index = faiss.IndexFlatL2(coordinates_KE.shape[1])
-    index.add(coordinates_KE)
-    squared, _ = index.search(coordinates_KE[sample], rank + 1)
-    return float(np.median(np.sqrt(np.maximum(squared[:, rank], 0))))
+    search = NearestNeighbors(n_neighbors=rank + 1, algorithm="brute").fit(coordinates_KE)
+    distance, _ = search.kneighbors(coordinates_KE[sample])
+    return float(np.median(distance[:, rank]))
 
 
 def _coordinates(means: Floats, variances: Floats) -> Float64:

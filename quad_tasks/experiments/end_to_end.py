@@ -135,7 +135,7 @@ def tables(result: Mapping[str, Any]) -> dict[str, Rows]:
         }
         for kind in ("before", "random", "selected")
     ]
-    times = [{"step": step, "time": f"{seconds:.0f} s"} for step, seconds in result["time_s"].items()]
+    times = [{"step": step, "time": f"{seconds:.0f} s"} for step, seconds in _longest_first(result["time_s"])]
     title = (
         f"{result['selected_tokens']:,} of {result['tokens']:,} tokens selected from {result['documents']:,} documents "
         f"in {result['arms']} arms, {result['scored_share']:.1%} of them scored"
@@ -148,12 +148,16 @@ def _others(domains: Mapping[str, float]) -> str:
     return f"{np.mean(values):.3f}" if values else ""
 
 
+def _longest_first(time_s: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(time_s.items(), key=lambda step: -step[1])
+
+
 def draw(result: Mapping[str, Any]) -> dict[str, Figure]:
     """Draw time by step, and the reference loss of selected and random tokens."""
     figure, (left, right) = drawing.page_figure(2.4, columns=2)
-    steps = list(result["time_s"])
+    steps, seconds = zip(*_longest_first(result["time_s"]), strict=True)
     places = list(range(len(steps)))[::-1]
-    left.barh(places, [result["time_s"][step] for step in steps], height=0.6, color=drawing.BLUE)
+    left.barh(places, seconds, height=0.6, color=drawing.BLUE)
     left.set_yticks(places, steps, fontsize=drawing.TICK_PT)
     drawing.label(left, "wall time (s)", title="Where the time goes")
     loss = result["reference_loss"]
