@@ -133,11 +133,7 @@ def build_laboratories(workspace: str, config: RunConfig | None, size: Size, rep
         key, parts = item[1], [took for chunk, took in zip(chunks, scored, strict=True) if chunk[:3] == item]
         seconds = {"train": train_s, **arranged_s, **{name: sum(part[name] for part in parts) for name in parts[0]}}
         seconds |= {f"fit_{fit[3]}": took for fit, took in zip(fits, fitted, strict=True) if fit[:3] == item}
-        tables = [
-            load_tensors(store, f"{key}/chunks/{chunk[3]}.safetensors")[0] for chunk in chunks if chunk[:3] == item
-        ]
-        arrays = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-        save_tensors(store, f"{key}/arrays.safetensors", arrays, {})
+        _join_chunks(store, key, [chunk[3] for chunk in chunks if chunk[:3] == item])
         write_manifest(store, f"{key}/manifest.json", {"size": said_size, "volatile": {"seconds": seconds}})
     return keys
 
@@ -146,6 +142,12 @@ def _draw_texts(config: RunConfig | None, size: Size, repeats: int) -> list[Text
     with tempfile.TemporaryDirectory() as directory:
         first = config or demo_config(Path(directory))
         return [read_inputs(first.model_copy(update={"seed": first.seed + n}), size) for n in range(repeats)]
+
+
+def _join_chunks(store: Store, key: str, starts: Sequence[int]) -> None:
+    tables = [load_tensors(store, f"{key}/chunks/{start}.safetensors")[0] for start in starts]
+    arrays = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    save_tensors(store, f"{key}/arrays.safetensors", arrays, {})
 
 
 def train_checkpoint(workspace: str, key: str, said_size: Mapping[str, Any]) -> float:
