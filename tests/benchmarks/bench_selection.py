@@ -1,11 +1,12 @@
 """Does Quad choose better than what people would use instead, on equal tokens from the same checkpoint?
 
-Three parts, at full size on the shared pool:
+Parts, at full size on the shared pool:
 
 - `methods`: the experiment "diversity" (ten other ways to choose, trained and measured), for LAMBADA passages.
-- `unlike`: the same for a reference that the pool holds nothing like: problems of mathematics, left out of the pool.
 - `lds`: the experiment "attention" (does influence foresee what training does), on a checkpoint trained to convergence
   on its sample: every document, five passes.
+- `unlike`, on request: `methods` for a reference that the pool holds nothing like, problems of mathematics, which are
+  left out of the pool.
 
     python tests/benchmarks/bench_selection.py --out tests/benchmarks/results [--part PART] [--quick]
 
@@ -40,7 +41,8 @@ from quad_tasks.experiments.sample import QUICK, SCORES, Size
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / ".." / "shared" / "data"
 COMMAND = "make bench-selection"
-PARTS = ("methods", "unlike", "lds")
+PARTS = ("methods", "lds", "unlike")
+USUAL = PARTS[:2]
 SEED = 2
 """Of the first repeat."""
 REPEATS = {"methods": 5, "unlike": 3}
@@ -111,23 +113,28 @@ def machine() -> str:
 
 def report(body: Mapping[str, Any]) -> str:
     """Lay out what was measured in Markdown: the command, when and where, methods, influence's foresight, claims."""
-    parts = [f"`{COMMAND}`, {body['date']}, {body['machine']}.\n"]
+    parts = []
     if "methods" in body:
-        parts += ["LAMBADA passages as the reference.", _methods(body)]
+        parts += [_heading(body, "methods", "LAMBADA passages as the reference"), _methods(body)]
     if "lds" in body:
-        parts.append(_foresight(body))
+        parts += [_heading(body, "lds", "Whether influence foresees what training does"), _foresight(body)]
     parts.append(_claims([*body.get("methods_shows", []), *body.get("lds_shows", [])]))
     if "unlike" in body:
-        parts += ["Problems of mathematics as the reference, and a pool that holds none.", _methods(body["unlike"])]
-        parts.append(_claims(body["unlike"]["shows"]))
+        title = "Problems of mathematics as the reference, and a pool that holds none"
+        parts += [_heading(body, "unlike", title), _methods(body["unlike"]), _claims(body["unlike"]["shows"])]
     return "\n".join(parts)
+
+
+def _heading(body: Mapping[str, Any], part: str, title: str) -> str:
+    command = COMMAND if part in USUAL else f"python tests/benchmarks/bench_selection.py --part {part}"
+    return f"**{title}**: `{command}`, {body['date'][part]}, {body['machine']}.\n"
 
 
 def _methods(body: Mapping[str, Any]) -> str:
     before = body["before"]
     return (
-        f"{body['budget_tokens']:,} tokens of {body['documents']:,} documents, {body['seeds']} repeats, each with a "
-        f"sample and a checkpoint of its own, 95 % intervals; before: {np.mean(before['reference_loss']):.3f} and "
+        f"{body['budget_tokens']:,} tokens of {body['documents']:,} documents, {body['seeds']} repeats, 95 % "
+        f"intervals; before: {np.mean(before['reference_loss']):.3f} and "
         f"{np.mean(before['other_domains_bpb']):.3f}.\n\n"
         f"{outcome.table(body['methods'])}"
     )
@@ -157,17 +164,19 @@ def main() -> None:
     """Measure, merge with the other part's numbers, write JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="directory of selection.json and selection.md")
-    parser.add_argument("--part", choices=PARTS, help="to be merged with the others; default: all")
+    parser.add_argument("--part", choices=PARTS, help="merged with the others; default: methods and lds")
     parser.add_argument("--quick", action="store_true", help="a small laboratory: does it run?")
     parser.add_argument("--workspace", default="build/bench-selection", help="keeps what was computed")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    body = measure([arguments.part] if arguments.part else list(PARTS), arguments.quick, arguments.workspace)
+    parts = [arguments.part] if arguments.part else list(USUAL)
+    body = measure(parts, arguments.quick, arguments.workspace)
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "selection.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    body = {**before, **body, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
-    body["time_s"] = {**before.get("time_s", {}), arguments.part or "all": round(time.perf_counter() - started)}
+    body = {**before, **body, "machine": machine()}
+    body["date"] = before.get("date", {}) | dict.fromkeys(parts, time.strftime("%Y-%m-%d"))
+    body["time_s"] = before.get("time_s", {}) | {" and ".join(parts): round(time.perf_counter() - started)}
     path.write_text(json.dumps(body, indent=1) + "\n")
     (arguments.out / "selection.md").write_text(report(body))
 
