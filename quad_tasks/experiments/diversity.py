@@ -190,13 +190,11 @@ def _measure_methods(laboratory: Laboratory, seed: int) -> dict[str, dict[str, A
 
 def _join(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Put one method's repeats together: a list where an interval is asked for, else the mean."""
-    listed = {key: [one[key] for one in repeats] for key in (*MEASURED, "influence_share", "tokens")}
-    mixtures = {key: _means([one[key] for one in repeats]) for key in ("domains", "by_source")}
-    profiles = [one["diversity"] for one in repeats]
+    mixture, profiles = _means([one["by_source"] for one in repeats]), [one["diversity"] for one in repeats]
     return {
-        **listed,
-        **mixtures,
-        "by_source": dict(sorted(mixtures["by_source"].items(), key=lambda item: -item[1])),
+        **{key: [one[key] for one in repeats] for key in (*MEASURED, "influence_share", "tokens")},
+        "domains": _means([one["domains"] for one in repeats]),
+        "by_source": dict(sorted(mixture.items(), key=lambda item: -item[1])),
         "diversity": {key: [one[key] for one in profiles] for key in profiles[0]},
         **{key: float(np.mean([one[key] for one in repeats])) for key in ("scored_share", "time_s", "flops")},
     }
