@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from quad_tasks.config import RunConfig
-from quad_tasks.config_file import parse_config
-from quad_tasks.demo import build_corpus
+from quad_tasks.config.load import parse_config
+from quad_tasks.config.schema import RunConfig
+from quad_tasks.demo_corpus import build_corpus
 
 
 def demo_config(directory: Path) -> RunConfig:

@@ -1,14 +1,15 @@
 """Flow: EK-FAC factors at a checkpoint, then the reference direction."""
 
-from prefect import flow
-
-from flows.cluster import dask_cluster
+from flows.dask_cluster import dask_cluster
 from flows.refresh_pool import refresh_pool
-from quad_tasks.config import RunConfig
-from quad_tasks.fit_factors import fit_direction, fit_factors
-from quad_tasks.reference import prepare_reference
-from quad_tasks.run import pinned_pool, pinned_reference, starting_checkpoint
-from quad_tasks.timing import timed
+from quad_tasks.config.schema import RunConfig
+from quad_tasks.runtime.events import timed
+from quad_tasks.runtime.prefect_runs import flow
+from quad_tasks.runtime.run import pinned_pool, pinned_reference, starting_checkpoint
+from quad_tasks.stages.influence.find_overlap import search_positions
+from quad_tasks.stages.influence.fit_factors import fit_direction, fit_factors
+from quad_tasks.stages.influence.prepare_reference import prepare_reference
+from quad_tasks.storage.store import open_store
 
 Key = str | None
 
@@ -23,10 +24,15 @@ def fit_influence(config: RunConfig, version: Key = None, checkpoint: Key = None
         checkpoint: key of the checkpoint; None: the one the pool version was tokenized for.
         reference: key of the reference tables; None: the run's, or those of the reference files as they are now.
     """
+    store, run, use = open_store(config.workspace), config.run, config.model_use()
     with dask_cluster(config.compute):
-        version = version or pinned_pool(config) or refresh_pool(config)
-        checkpoint = checkpoint or starting_checkpoint(config, version)
-        reference = reference or pinned_reference(config) or prepare_reference(config)
-        with timed(config.workspace, config.run, "fit"):
-            factors = fit_factors(config, version, checkpoint)
-            return fit_direction(config, factors, checkpoint, reference)
+        if reference is None:
+            reference = pinned_reference(store, run)
+        if reference is None:
+            reference = prepare_reference(store, config.reference, config.heldout, config.seed)
+        version = version or pinned_pool(store, run) or refresh_pool(config, reference)
+        checkpoint = checkpoint or starting_checkpoint(store, version)
+        held_out = search_positions(store, run, version, reference, config.heldout.overlap_words)
+        with timed(store, run, "fit"):
+            factors = fit_factors(store, version, checkpoint, config.factors, use, config.seed, held_out)
+            return fit_direction(store, factors, checkpoint, reference, config.factors, use)

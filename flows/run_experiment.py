@@ -1,12 +1,12 @@
-"""Flow: one of the shipped experiments, by name."""
+"""Flow: run one of the shipped experiments, by name."""
 
 import time
+from typing import Any
 
-from prefect import flow
-
-from flows.cluster import dask_cluster
+from flows.dask_cluster import dask_cluster
 from flows.end_to_end import END_TO_END
-from quad_tasks.config import ComputeConfig, ConfigError, RunConfig
+from flows.selfcheck import SELFCHECK
+from quad_tasks.config.schema import ComputeConfig, ConfigError, RunConfig
 from quad_tasks.experiments.attention import ATTENTION
 from quad_tasks.experiments.bandit import BANDIT
 from quad_tasks.experiments.diversity import DIVERSITY
@@ -15,8 +15,9 @@ from quad_tasks.experiments.homogeneity import HOMOGENEITY
 from quad_tasks.experiments.sampling import SAMPLING
 from quad_tasks.experiments.sensitivity import SENSITIVITY
 from quad_tasks.experiments.stages import STAGES
+from quad_tasks.runtime.prefect_runs import flow
 
-EXPERIMENTS: dict[str, Experiment] = {
+EXPERIMENTS: dict[str, Experiment[Any]] = {
     "end-to-end": END_TO_END,
     "bandit": BANDIT,
     "sampling": SAMPLING,
@@ -25,6 +26,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "sensitivity": SENSITIVITY,
     "stages": STAGES,
     "diversity": DIVERSITY,
+    "selfcheck": SELFCHECK,
 }
 """Every shipped experiment, in the order of the method's list."""
 
@@ -36,9 +38,9 @@ def run_experiment(
     """Run an experiment on a Dask cluster; return the key of its `result.json`.
 
     Args:
-        name: which one.
+        name: of the experiment.
         config: names the pool, the reference and the held-out domains; none: the demo's corpus.
-        workspace: path or URI the result is kept under; none: the configuration's, else `workspace`.
+        workspace: path or URI the result is stored under; none: the configuration's, else `workspace`.
         quick: the small size, minutes on two cores.
 
     Raises:
@@ -52,7 +54,7 @@ def run_experiment(
         return write_result(where, name, experiment, quick, measured, time.perf_counter() - started)
 
 
-def find_experiment(name: str) -> Experiment:
+def find_experiment(name: str) -> Experiment[Any]:
     """Find an experiment by its name.
 
     Raises:

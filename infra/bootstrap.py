@@ -4,6 +4,7 @@
     python infra/bootstrap.py server --pool-type kubernetes   # the same, pools from kubernetes/base-job-template.json
     python infra/bootstrap.py server --config config.yaml     # the same, deployments with a configuration of their own
     python infra/bootstrap.py bucket NAME                     # the workspace's bucket at AWS_ENDPOINT_URL
+    python infra/bootstrap.py certificates FOLDER             # cert.pem and key.pem, by which Dask knows its own
 
 Refuses to delete: what is no longer in the files stays on the server.
 """
@@ -21,6 +22,7 @@ from typing import Any
 import botocore.session
 import yaml
 from botocore.exceptions import ClientError
+from distributed.security import Security
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import (
     DeploymentScheduleUpdate,
@@ -32,8 +34,8 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from quad_tasks.config import RunConfig
-from quad_tasks.config_file import load_config
+from quad_tasks.config.load import load_config
+from quad_tasks.config.schema import RunConfig
 
 INFRA = Path(__file__).resolve().parent
 STARTUP_TIMEOUT_S = 180.0
@@ -46,6 +48,9 @@ def main() -> None:
     if arguments.what == "bucket":
         ensure_bucket(arguments.name)
         return
+    if arguments.what == "certificates":
+        make_certificate(arguments.folder)
+        return
     with get_client(sync_client=True) as client:
         wait_for_server(client)
         ensure_pools(client, arguments.pool_type)
@@ -53,6 +58,21 @@ def main() -> None:
         if arguments.config:
             give_config(client, load_config(arguments.config))
         ensure_automations(client)
+
+
+def make_certificate(folder: Path) -> None:
+    """Make a certificate and its key, which a Dask cluster's scheduler, workers and clients share; keep one there is.
+
+    Whoever has the key may run code in the cluster.
+    """
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    if certificate.exists() and key.exists():
+        return
+    made = Security.temporary()
+    folder.mkdir(parents=True, exist_ok=True)
+    key.touch(mode=0o600)
+    key.write_text(str(made.tls_client_key))
+    certificate.write_text(str(made.tls_client_cert))
 
 
 def wait_for_server(client: SyncPrefectClient, timeout_s: float = STARTUP_TIMEOUT_S) -> None:
@@ -169,6 +189,7 @@ def _arguments() -> Any:
     server.add_argument("--config", type=Path, help="what the deployments run unless told otherwise")
     server.add_argument("--home", default=str(INFRA.parent), help="where a worker finds the checkout")
     commands.add_parser("bucket").add_argument("name")
+    commands.add_parser("certificates").add_argument("folder", type=Path)
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""Pieces of the method for use alone, on one's own model, texts, embeddings or scores, in one process.
+"""Use parts of the method alone, on your own model, texts, embeddings or scores, in one process.
 
-Owns the glue from texts to the core's batches, and a bandit over any scorer. `quad_tasks` gives these names without
-importing anything until one is asked for. Refuses to store, spread or resume: that is what a run is for.
+Owns the conversion from texts to the core's batches, and a bandit over any scorer. `quad_tasks` exports these names and
+imports nothing until one is used. Refuses to store, distribute or resume work: a run does that.
 
 Shapes: N documents, D embedding, K arms, M documents scored, [O, I] a block's outputs and inputs.
 """
@@ -16,10 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from quad_tasks.core import bandit, diversity, ekfac, embedding, influence, kmeans
+from quad_tasks.core import bandit, ekfac, influence
 from quad_tasks.core.blocks import Attention
+from quad_tasks.core.clustering import embedding, kmeans
+from quad_tasks.core.evaluation import diversity
+from quad_tasks.core.group_sums import group_sums
+from quad_tasks.core.lm.model import encode, make_batches, split_windows
 from quad_tasks.core.loss import Fisher
-from quad_tasks.core.model import encode, make_batches, split_windows
 from quad_tasks.records import BanditState, Pull
 
 WINDOW_TOKENS = 256
@@ -30,13 +33,13 @@ Scorer = Callable[[int, int, int], npt.ArrayLike]
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a bandit scored, in order.
+    """Documents scored by a bandit, in order.
 
     Attributes:
-        arm: [M] int64.
+        arm: [M] int64, the document's arm.
         row: [M] int64, the document's number in its arm.
-        influence: [M] float64, what the scorer gave.
-        state: all arms' statistics at the end.
+        influence: [M] float64, the document's score.
+        state: statistics of all arms at the end.
     """
 
     arm: npt.NDArray[np.int64]
@@ -59,13 +62,13 @@ def fit_text_factors(
 
     Args:
         model: a causal language model of a supported architecture; left as it was found.
-        tokenizer: its own.
-        texts: a few hundred documents of the pool; the first window of each is used, those of one token left out.
+        tokenizer: the model's own.
+        texts: a few hundred documents of the pool; the first window of each is used, texts of one token are left out.
         window_tokens: longest sequence, >= 2.
         batch_tokens: tokens of a batch, padding included.
         attention: query, key and value as one block, one block each, or left out.
         fisher: labels sampled from the model, or the texts' own.
-        seed: of the sampled labels.
+        seed: seed of the sampled labels.
 
     Returns:
         The factors.
@@ -90,19 +93,19 @@ def fit_text_direction(
     batch_tokens: int = BATCH_TOKENS,
     damping_scale: float = 0.1,
 ) -> Direction:
-    """Turn a reference set into one direction, v = (F + λI)^-1 g_r.
+    """Compute the direction of a reference set, v = (F + λI)^-1 g_r, along which texts are scored.
 
     Args:
-        model: the one the factors were fitted at.
-        tokenizer: its own.
-        texts: the reference set: what the model should become good at.
+        model: the model the factors were fitted on.
+        tokenizer: the model's own.
+        texts: the reference set: texts that the model should become good at.
         factors: from `fit_text_factors`.
         window_tokens: longest sequence, >= 2.
         batch_tokens: tokens of a batch, padding included.
         damping_scale: λ in units of each block's mean eigenvalue, > 0.
 
     Returns:
-        By block name [O, I].
+        The direction by block name, [O, I].
 
     Raises:
         ValueError: no text has two tokens, or the damping is not positive.
@@ -123,9 +126,9 @@ def score_texts(
     """Score texts by their influence along a direction.
 
     Args:
-        model: the one the direction was fitted at.
-        tokenizer: its own.
-        texts: of any length; a long one is scored window by window.
+        model: the model the direction was fitted on.
+        tokenizer: the model's own.
+        texts: of any length; a long text is scored window by window.
         direction: from `fit_text_direction`.
         window_tokens: longest sequence, >= 2.
         batch_tokens: tokens of a batch, padding included.
@@ -135,14 +138,13 @@ def score_texts(
         than two tokens.
 
     Raises:
-        ValueError: the direction is of another model.
+        ValueError: the direction belongs to another model.
     """
     batches, owner = make_batches(encode(tokenizer, texts), window_tokens, batch_tokens)
     if not batches:
         return np.full(len(texts), np.nan)
     scores = influence.score_documents(model, batches, direction)
-    total = np.bincount(owner.numpy(), weights=scores.influence, minlength=len(texts))
-    targets = np.bincount(owner.numpy(), weights=scores.n_tokens, minlength=len(texts))
+    total, targets = (group_sums(part, owner.numpy(), len(texts)) for part in (scores.influence, scores.n_tokens))
     mean = np.full(len(texts), np.nan)
     np.divide(total, targets, out=mean, where=targets > 0)
     return mean
@@ -158,23 +160,23 @@ def pull_arms(
     documents_per_pull: int = bandit.DOCUMENTS_PER_PULL,
     seed: int = 0,
 ) -> Pulled:
-    """Run the bandit on scores of any kind: rounds of pulls until enough documents are scored or all arms are empty.
+    """Run a multi-armed bandit on scores of any kind, until enough documents are scored or all arms are exhausted.
 
     Args:
-        n_documents: [K] documents of each arm, in an order that is random within the arm.
-        score: called with an arm, a first row and a number of rows; gives the influence of those documents.
-        max_documents: to score, at most but for the last round's.
-        preset: which policy.
-        alpha: weight of the exploration bonus, >= 0; of `paper`.
+        n_documents: [K] documents in each arm; they must be in random order within the arm.
+        score: called with an arm, a first row and a number of rows; returns the influence of those documents.
+        max_documents: no round starts once this many documents are scored.
+        preset: the policy: the paper's UCB1 or Thompson sampling.
+        alpha: weight of the exploration bonus of `paper`, >= 0.
         arms_per_round: k.
         documents_per_pull: m.
-        seed: of ties and draws.
+        seed: seed of ties and samples.
 
     Returns:
-        What was scored, round by round.
+        The scored documents, round by round.
 
     Raises:
-        ValueError: the scorer gives another number of scores than it was asked for.
+        ValueError: `score` returned a wrong number of scores.
     """
     if preset == "paper":
         policy = bandit.paper_policy(alpha, arms_per_round, documents_per_pull)
@@ -208,13 +210,13 @@ def cluster_embeddings(
     """Cluster embeddings into arms by k-means.
 
     Args:
-        embeddings: [N, D].
-        arms: K, at most N.
-        seed: of the first centroids.
-        spherical: unit-norm centroids.
+        embeddings: [N, D] embeddings.
+        arms: number of clusters K, 1 to N.
+        seed: seed of the initial centroids.
+        spherical: scale centroids to norm 1.
 
     Returns:
-        Each document's arm [N] int32, and the centroids [K, D] float32.
+        The arm of each document, [N] int32, and the centroids, [K, D] float32.
 
     Raises:
         ValueError: more arms than documents.
@@ -225,12 +227,12 @@ def cluster_embeddings(
 
 
 def measure_diversity(texts: Sequence[str], dimension: int = 128, seed: int = 0) -> dict[str, float]:
-    """Measure how diverse texts are; compare only equal numbers of them.
+    """Measure the diversity of texts; compare only equal numbers of them.
 
     Args:
-        texts: in random order.
-        dimension: of the n-gram embeddings that likeness is judged by.
-        seed: of their fit.
+        texts: texts in random order.
+        dimension: dimension of the n-gram embeddings used to compare texts.
+        seed: seed of their fit.
 
     Returns:
         `vendi_score` (effective number of distinct texts, 1 to N), `distinct_1grams` and `distinct_3grams` (share of

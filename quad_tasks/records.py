@@ -1,4 +1,4 @@
-"""The records that travel between rooms: plain frozen dataclasses, no behaviour, no dependency but numpy.
+"""Define the records that modules exchange: frozen dataclasses without behaviour, depending on numpy alone.
 
 Units: tokens are counted by the run's named tokenizer, special tokens included as the tokenizer adds them.
 Influence > 0 means: training on the document lowers the reference loss (to first order).
@@ -6,7 +6,7 @@ Influence > 0 means: training on the document lowers the reference loss (to firs
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,26 +19,28 @@ class Document:
     Attributes:
         id: stable name, unique in its pool: given by the source, or derived from the content.
         text: the text itself, valid Unicode.
-        source: what the shard says of its origin, or the shard's file name.
-        metadata: the record's further fields, JSON values only.
+        source: the origin that the shard states, or the shard's file name.
+        metadata: the record's other fields, JSON values only.
+        dropped: fields of the record that could not be kept as they were: they became null or a string.
     """
 
     id: str
     text: str
     source: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A document that did not enter the pool, and why.
+    """A document that was kept out of the pool, with the reason.
 
     Attributes:
-        input: URI of the file it stood in.
+        input: URI of its input file.
         line: 1-based line (JSONL) or row (Parquet) in that file.
-        reason: one of the readers' or ingest's reason words, e.g. ``invalid_json``, ``duplicate_text``.
-        detail: what was expected and what was found.
-        id: the document's id where one could be read, else the empty string.
+        reason: a reason word of the readers or of ingest, e.g. ``invalid_json``, ``duplicate_text``.
+        detail: the expected and the found value.
+        id: the document's id if it could be read, else the empty string.
     """
 
     input: str
@@ -49,16 +51,34 @@ class SetAside:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """A failure signature that applies (`core.evaluation.diagnosis`).
+
+    Attributes:
+        signature: its name, that of the function that found it.
+        severity: `severe` where the run's result should not be used as it is.
+        evidence: what was measured, by name; numbers are finite.
+        remedy: what to change, naming configuration keys.
+    """
+
+    signature: str
+    severity: Literal["warning", "severe"]
+    evidence: dict[str, int | float | str]
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Pull:
-    """One draw from one arm, scored: the next ``n_documents`` of the arm from ``cursor`` on.
+    """One scored pull: the next ``n_documents`` of an arm, from ``cursor`` on.
 
     Attributes:
         arm: the arm's number.
-        cursor: documents of the arm already drawn before this pull.
+        cursor: documents of the arm drawn before this pull.
         n_documents: documents drawn.
         n_targets: target tokens scored.
-        reward: mean over the drawn documents of influence per target token.
-        reward_variance: variance of that quantity over the drawn documents (population, 0 for one document).
+        reward: mean influence per target token over the drawn documents that are scored.
+        reward_variance: variance of influence per target token over them (population, 0 for one document).
+        n_scored: documents of them that have a score along the direction; None: all.
     """
 
     arm: int
@@ -67,20 +87,21 @@ class Pull:
     n_targets: int
     reward: float
     reward_variance: float
+    n_scored: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BanditState:
-    """All a policy knows, K arms; never changed in place.
+    """Statistics of K arms, from which a policy chooses; never changed in place.
 
     Attributes:
         n_documents: [K] int64, documents in each arm.
         cursor: [K] int64, documents drawn so far; an arm is exhausted when it equals ``n_documents``.
-        pulls: [K] float64, ``T``: pulls, a pull of fewer documents than usual counting its fraction, plus what
-            neighbours passed on, discounted between stages.
-        reward_sum: [K] float64, ``S``: rewards weighted as ``pulls`` are; the arm's mean reward is S / T.
-        reward_moments: [3] float64: count, sum and sum of squares of all own rewards (weighted), for the pooled
-            standard deviation.
+        pulls: [K] float64, ``T``: number of pulls; a smaller pull counts as its fraction, neighbours' pulls are added
+            by propagation, and all are discounted between stages.
+        reward_sum: [K] float64, ``S``: sum of rewards with the weights of ``pulls``; the arm's mean reward is S / T.
+        reward_moments: [3] float64: weighted count, sum and sum of squares of all rewards, propagated ones excluded;
+            they give the pooled standard deviation.
         round: number of rounds committed.
     """
 
@@ -94,12 +115,12 @@ class BanditState:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One input file, as it was when it was looked at.
+    """One input file, as it was when it was read.
 
     Attributes:
-        uri: where it is.
+        uri: its address.
         sha256: digest of its bytes.
-        size_bytes: its size as stored.
+        size_bytes: its stored size.
     """
 
     uri: str
@@ -108,14 +129,31 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelUse:
+    """How a model reads documents.
+
+    Attributes:
+        window_tokens: longest sequence; a longer document is split into windows.
+        batch_tokens: tokens of a batch, padding included.
+        dtype: precision of forward and backward, `float32` or `bfloat16`.
+        device: `cpu`, `cuda`, or `auto`: a GPU where the process that loads the model has one.
+    """
+
+    window_tokens: int
+    batch_tokens: int
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
-    """What one stage of a run works on: the names of things in the workspace.
+    """One stage of a run: its number and the keys of its inputs in the workspace.
 
     Attributes:
         run: the run's name.
         number: the stage's number, from 0.
         version: key of the pool version's manifest.
-        checkpoint: key of the checkpoint whose data is chosen.
+        checkpoint: key of the checkpoint that the selected documents will train.
         direction: key of the reference direction (iHVP) at a checkpoint.
     """
 
@@ -127,5 +165,5 @@ class Stage:
 
     @property
     def prefix(self) -> str:
-        """Key prefix of all the stage writes."""
+        """Return the key prefix of everything that the stage writes."""
         return f"runs/{self.run}/stage-{self.number:02d}"

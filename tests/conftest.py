@@ -10,7 +10,38 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 import pytest
+from hypothesis import settings
+from reaper import children_end_with_this_process
+from scheduling import LoadFileOrFixture, longest_first, quick
 from small_pool import small_config, write_corpus
+
+# An example's time says how busy the machine is, and would fail tests at random.
+settings.register_profile("quad", deadline=None)
+settings.load_profile("quad")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="Leave out slow tests, and most cases of parametrized ones.")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("quick"):
+        items[:] = quick(items)
+    if hasattr(config, "workerinput"):
+        items[:] = longest_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return LoadFileOrFixture(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_outlives_the_tests():
+    """A killed pytest runs no teardown; its servers, workers and their runs end all the same."""
+    with children_end_with_this_process():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +51,7 @@ def prefect_server():
     from prefect.testing.utilities import prefect_test_harness
 
     with (
-        prefect_test_harness(server_startup_timeout=120),
+        prefect_test_harness(server_startup_timeout=300),
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         yield
@@ -29,9 +60,11 @@ def prefect_server():
 @pytest.fixture(scope="session")
 def dask_client():
     """A Dask cluster inside this process, the default client of every flow."""
+    import dask
     from distributed import Client, LocalCluster
 
     with (
+        dask.config.set({"distributed.scheduler.worker-ttl": None}),  # on a busy machine its one worker may be late
         LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
@@ -47,7 +80,7 @@ def corpus(tmp_path_factory):
 def small_run(prefect_server, dask_client, corpus, tmp_path_factory):
     """The configuration of a finished run of two stages."""
     from flows.select_data import select_data
-    from quad_tasks.config_file import parse_config
+    from quad_tasks.config.load import parse_config
 
     config = parse_config(small_config(corpus, str(tmp_path_factory.mktemp("workspace"))), "small")
     select_data(config)

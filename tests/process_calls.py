@@ -3,6 +3,7 @@
 import os
 
 import pyarrow as pa
+from small_pool import round_info
 
 from quad_tasks.storage.rounds import RoundAlreadyCommitted, commit_round
 from quad_tasks.storage.store import Store
@@ -11,7 +12,7 @@ from quad_tasks.storage.store import Store
 def commit_round_of_one(store: Store) -> bool:
     """Commit round 0 of run `r`; say whether this process did."""
     try:
-        commit_round(store, "r", 0, 0, {"pulls": pa.table({"arm": [0]})}, {"pid": os.getpid()})
+        commit_round(store, "r", 0, 0, {"pulls": pa.table({"arm": [0]})}, round_info(documents=os.getpid()))
     except RoundAlreadyCommitted:
         return False
     return True

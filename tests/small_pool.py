@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from quad_tasks.manifests.pool import Part, PoolVersion
+from quad_tasks.manifests.run import RoundInfo
+
 TOPICS = {
     "weather": "rain cloud storm wind sunny warm cold snow forecast sky thunder mild breeze fog drizzle",
     "kitchen": "bread flour oven butter sugar bake recipe spoon bowl salt pepper onion simmer taste dough",
@@ -19,6 +22,33 @@ def write_jsonl(path: Path, records: list[dict[str, object]], bad_lines: tuple[b
     lines = [json.dumps(record).encode() for record in records] + list(bad_lines)
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
+
+
+def stored(store, key: str) -> dict[str, object]:
+    """Read a manifest as the JSON it is, past the models that check it."""
+    return json.loads(store.get(key))
+
+
+def round_info(**changes: object) -> RoundInfo:
+    """Return what a round that did nothing would note, with `changes`."""
+    nothing: dict[str, object] = {
+        "kind": "bandit", "threshold": 0.0, "direction": "", "reward_moments": (0.0, 0.0, 0.0), "arms": 0,
+        "documents": 0, "active_documents": 0, "tokens": 0, "accepted_documents": 0, "accepted_tokens": 0,
+        "mean_reward": 0.0, "effective_arms": 0.0, "findings": (), "scorer": {"scorer": "exact"},
+    }  # fmt: skip
+    return RoundInfo.model_validate(nothing | changes)
+
+
+def pool_version(parts: list[Part], **changes: object) -> PoolVersion:
+    """Return a version made of `parts` and little else."""
+    little: dict[str, object] = {
+        "pool": "p", "tables": "tables", "model": "model", "embedder": "embedder", "clustering": "clustering",
+        "seed": 0, "shards": (), "parts": parts, "arms": 1, "documents": sum(part.rows for part in parts),
+        "tokens": 0, "bytes": 0, "files": {},
+        "set_aside": {}, "recipe": "",
+        "drift": {"new_documents": 0, "beyond_radius": 0.0, "occupancy_shift": 0.0, "drift": 0.0},
+    }  # fmt: skip
+    return PoolVersion.model_validate(little | changes)
 
 
 def topic_records(topic: str, n: int, seed: int) -> list[dict[str, object]]:
@@ -66,7 +96,13 @@ def small_config(corpus: Path, workspace: str, **changes: object) -> dict[str, o
         "embedding": {"dimension": 8},
         "clustering": {"arms": 6},
         "factors": {"sample_documents": 40},
-        "bandit": {"pilot_documents": 24, "arms_per_round": 2, "documents_per_pull": 4, "max_scored_share": 0.6},
+        "bandit": {
+            "pilot_documents": 24,
+            "arms_per_round": 2,
+            "documents_per_pull": 4,
+            "max_scored_share": 0.6,
+            "scorer": "exact",
+        },
         "selection": {
             "budget_tokens": 1500,
             "near_duplicate_cosine": None,

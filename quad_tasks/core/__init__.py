@@ -1,1 +1,1 @@
-"""Nouns of the method: tensors and arrays in, tensors and arrays out. No orchestration, no storage, no config."""
+"""Compute influence, bandit and selection on tensors and arrays; no orchestration, storage or configuration."""

@@ -1,21 +1,22 @@
-"""Which arms to pull next, and what their pulls teach: pure functions on `BanditState` (method: "The bandit").
+"""Multi-armed bandit over clusters: choose the arms to pull, update their statistics (method: "The bandit").
 
-Owns the Cluster Score of Zhang et al. 2025 (arXiv 2409.16986), here ``ucb_score``, and three other policies over the
-same state. All score an arm by what its mean reward may be:
+Pure functions on `BanditState`. Owns the Cluster Score of Zhang et al. 2025 (arXiv 2409.16986), here ``ucb_score``, and
+three other policies over the same state. Each scores an arm by an optimistic or sampled value of its mean reward:
 
     paper        mean_i + α σ sqrt(2 ln(Σ_j T_j) / T_i)      UCB1 (Auer et al. 2002), σ making α free of reward's scale
-    released     mean_i + α sqrt(2 ln(Σ_j T_j) / (T_i + 1))  the published code, rewards less τ, its accounting mended
-    thompson     a draw from N(mean_i, σ² / T_i)             (Thompson 1933)
+    released     mean_i + α sqrt(2 ln(Σ_j T_j) / (T_i + 1))  the published code, rewards less τ, accounting corrected
+    thompson     a sample of N(mean_i, σ² / T_i)             (Thompson 1933)
     contextual   m_i + α s_i sqrt(2 ln(Σ_j T_j))             m_i, s_i: posterior given arm features (`contextual.py`)
 
-Refuses to draw documents or score them, and to say when a run is over: callers do. Every update sums pulls in the
-order (arm, cursor), so that the order in which they were scored cannot be seen in the result.
+T_i is the number of pulls of arm i. A reward is a pull's mean influence per token; > 0: training on its documents
+lowers the reference loss. Refuses to read or score documents and to decide when a run ends: callers do. An update sums
+pulls in the order (arm, cursor), so the result does not depend on the order in which they were scored.
 
-Shape suffixes: K arms, P pulls, M pairs of neighbours, D arm features.
+Shape suffixes: K arms, P pulls, M pairs (pull, neighbour), D arm features.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,48 +24,51 @@ import numpy as np
 import numpy.typing as npt
 
 from quad_tasks.core.contextual import arm_posterior
-from quad_tasks.core.wasserstein import Neighbours
+from quad_tasks.core.group_sums import add_group_sums
+from quad_tasks.core.wasserstein import Neighbours, neighbour_pairs
+from quad_tasks.plugins import load_plugin
 from quad_tasks.records import BanditState, Pull
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-PolicyName = Literal["paper", "released", "thompson", "contextual"]
+Features = npt.NDArray[np.floating] | None
 Propagation = Literal["none", "weights", "released"]
 
 ARMS_PER_ROUND = 8
 DOCUMENTS_PER_PULL = 16
 PAPER_ALPHA = 1.0
-"""UCB1's own weight (Auer et al. 2002, figure 1), rewards being measured in their standard deviation."""
+"""The weight of UCB1 (Auer et al. 2002, figure 1), for rewards in units of their standard deviation."""
 UNVISITED_PRIOR_PULLS = 1.0
-"""What an arm counts as known by where not every arm can be visited: as much as one pull tells."""
+"""Prior weight of an arm, in pulls, where not every arm can be visited: that of one pull."""
 RELEASED_ALPHA = 1e-4
 RELEASED_ARMS_PER_ROUND = 50
 RELEASED_DOCUMENTS_PER_PULL = 10
 RELEASED_THRESHOLD = 2e-3
 RELEASED_BANDWIDTH = 0.2
-"""The five of the published code's `Quad.py`: alpha, batch, batchsize, what it takes off a reward, threshold."""
+"""The five constants of the published code's `Quad.py`: alpha, batch, batchsize, reward offset, threshold."""
 RELEASED_EXTRA_PULL = 1.0
 """What the published code adds to T_i in the bonus, which also gives an unvisited arm a finite score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How arms are chosen and how rewards are counted.
+    """Rules by which arms are chosen and rewards are counted.
 
     Attributes:
-        name: which score ranks the arms.
+        name: which score ranks the arms, one of `plugins.plugin_names("policies")`.
         alpha: weight of the exploration bonus, >= 0; `thompson` has none and ignores it.
         arms_per_round: k, arms chosen in a round.
-        documents_per_pull: m, documents of a whole pull; a pull of n documents counts n / m.
-        propagation: what neighbours hear of a pull: nothing, weight w_ij in S and T, or w_ij in S and 1 in T.
-        scale_by_deviation: whether the bonus is measured in the pooled standard deviation of rewards.
-        reward_offset: taken off every reward before it is counted, influence per token.
+        documents_per_pull: m, documents of a whole pull; a pull of which n were scored counts n / m.
+        propagation: how a pull of arm i counts for a neighbour j: not at all, with weight w_ij in S and T, or with w_ij
+            in S and 1 in T.
+        scale_by_deviation: whether the bonus is multiplied by the pooled standard deviation of rewards.
+        reward_offset: subtracted from every reward before it is counted, influence per token.
         prior_pulls: pulls at the mean reward of all arms with which each arm starts; 0 puts unvisited arms first.
         bonus_pulls: added to T_i in the bonus alone; above 0, an unvisited arm's score is finite.
         bandwidth: h of the neighbours' weights; None: chosen from the arms (`wasserstein.choose_bandwidth`).
     """
 
-    name: PolicyName
+    name: str
     alpha: float
     arms_per_round: int
     documents_per_pull: int
@@ -74,6 +78,10 @@ class Policy:
     prior_pulls: float = 0.0
     bonus_pulls: float = 0.0
     bandwidth: float | None = None
+
+
+ScoreArms = Callable[[BanditState, Policy, np.random.Generator, Features], Float64]
+"""A policy's score of every arm, [K]: the highest are pulled; `quad_tasks.testing.check_policy` is its contract."""
 
 
 def paper_policy(
@@ -89,12 +97,9 @@ def paper_policy(
         alpha: weight of the bonus.
         arms_per_round: k.
         documents_per_pull: m.
-        propagation: what neighbours hear.
+        propagation: how pulls count for neighbours.
         visit_every_arm: False where there are more arms than pulls to spend: each arm then starts with one pull at
             the mean reward of all.
-
-    Returns:
-        The policy.
     """
     prior_pulls = 0.0 if visit_every_arm else UNVISITED_PRIOR_PULLS
     return Policy("paper", alpha, arms_per_round, documents_per_pull, propagation, prior_pulls=prior_pulls)
@@ -121,12 +126,17 @@ def released_policy(
     )
 
 
+def centre_rewards(policy: Policy, threshold: float) -> Policy:
+    """Return a policy whose rewards are counted less τ, as the published code does; others stay as they are."""
+    return dataclasses.replace(policy, reward_offset=threshold) if policy.name == "released" else policy
+
+
 def thompson_policy(
     arms_per_round: int = ARMS_PER_ROUND,
     documents_per_pull: int = DOCUMENTS_PER_PULL,
     propagation: Propagation = "none",
 ) -> Policy:
-    """Build the policy that draws each arm's mean from its posterior, each arm once first."""
+    """Build the Thompson sampling policy: each arm's mean is drawn from its posterior, each arm once first."""
     return Policy("thompson", 0.0, arms_per_round, documents_per_pull, propagation)
 
 
@@ -135,12 +145,23 @@ def contextual_policy(
     arms_per_round: int = ARMS_PER_ROUND,
     documents_per_pull: int = DOCUMENTS_PER_PULL,
 ) -> Policy:
-    """Build the policy in which arm features tell of arms not yet pulled; its features replace propagation."""
+    """Build the policy that predicts arms not yet pulled from arm features, which replace propagation."""
     return Policy("contextual", alpha, arms_per_round, documents_per_pull)
 
 
+def named_policy(
+    name: str,
+    alpha: float = PAPER_ALPHA,
+    arms_per_round: int = ARMS_PER_ROUND,
+    documents_per_pull: int = DOCUMENTS_PER_PULL,
+    propagation: Propagation = "none",
+) -> Policy:
+    """Build the policy of an extension, which scores arms by the function of that name."""
+    return Policy(name, alpha, arms_per_round, documents_per_pull, propagation)
+
+
 def initial_state(n_documents_K: npt.ArrayLike) -> BanditState:
-    """Start with nothing drawn and nothing known.
+    """Create the state before the first pull.
 
     Args:
         n_documents_K: [K] documents in each arm, >= 0.
@@ -161,7 +182,7 @@ def initial_state(n_documents_K: npt.ArrayLike) -> BanditState:
 
 
 def exhausted_arms(state: BanditState) -> npt.NDArray[np.bool_]:
-    """Tell which arms have no document left, [K] bool."""
+    """Find the arms that have no document left, [K] bool."""
     return state.cursor >= state.n_documents
 
 
@@ -169,7 +190,7 @@ def mean_rewards(state: BanditState) -> Float64:
     """Compute each arm's mean reward ``S / T``.
 
     Returns:
-        [K] influence per token, less the policy's offset; NaN where nothing is known.
+        [K] influence per token, less the policy's offset; NaN for an arm without pulls.
     """
     mean_K = np.full(len(state.pulls), np.nan)
     np.divide(state.reward_sum, state.pulls, out=mean_K, where=state.pulls > 0)
@@ -177,7 +198,7 @@ def mean_rewards(state: BanditState) -> Float64:
 
 
 def reward_deviation(state: BanditState) -> float:
-    """Compute σ, the population standard deviation of all own rewards; 0 before the second."""
+    """Compute σ, the population standard deviation of all rewards, propagated ones excluded; 0 before the second."""
     count, total, squares = state.reward_moments
     if count <= 0:
         return 0.0
@@ -188,18 +209,21 @@ def ucb_scores(state: BanditState, policy: Policy) -> Float64:
     """Compute the paper's Cluster Score of every arm.
 
     Args:
-        state: what is known.
-        policy: gives α, σ or none, and what is added to pulls.
+        state: statistics of all arms.
+        policy: gives α, whether σ scales the bonus, and the prior and bonus pulls.
 
     Returns:
         [K] scores; -inf for an exhausted arm; +inf for an unvisited one, unless ``prior_pulls`` or ``bonus_pulls``
         make it finite: its mean is then the mean reward of all arms, or 0 as in the published code.
     """
+    # Mean reward, with the prior pulls at the mean of all arms: [K]
     pulls_K = state.pulls + policy.prior_pulls
     sums_K = state.reward_sum + policy.prior_pulls * _pooled_mean(state)
     mean_K = np.divide(sums_K, pulls_K, out=np.zeros(len(pulls_K)), where=pulls_K > 0)
+    # Exploration bonus α σ sqrt(2 ln ΣT / T): [K]
     scale = policy.alpha * (reward_deviation(state) if policy.scale_by_deviation else 1.0)
     scores_K: Float64 = mean_K + scale * np.sqrt(_exploration(state)) * _inverse_root(pulls_K + policy.bonus_pulls)
+    # Unvisited arms first, exhausted arms never
     scores_K[pulls_K + policy.bonus_pulls <= 0] = np.inf
     scores_K[exhausted_arms(state)] = -np.inf
     return scores_K
@@ -211,13 +235,13 @@ def choose_arms(
     generator: np.random.Generator,
     features_KD: npt.NDArray[np.floating] | None = None,
 ) -> Int64:
-    """Choose the arms of the next round: the best k that are not exhausted, best first.
+    """Choose the arms of the next round: the k best that are not exhausted, best first.
 
     Args:
-        state: what is known; not changed.
-        policy: which score, and k.
-        generator: breaks ties, and draws what `thompson` draws.
-        features_KD: [K, D] features of the arms, of like scale (`contextual.arm_features`); for `contextual` only.
+        state: statistics of all arms; not changed.
+        policy: gives the score, and k.
+        generator: breaks ties, and samples the means of `thompson`.
+        features_KD: [K, D] arm features (`contextual.arm_features`); for `contextual` only.
 
     Returns:
         At most k distinct arm numbers, fewer once fewer are left, none when every arm is exhausted.
@@ -225,24 +249,24 @@ def choose_arms(
     Raises:
         ValueError: `contextual` without features, or features of another number of arms.
     """
-    scores_K = _scores(state, policy, generator, features_KD)
+    scores_K = _arm_scores(state, policy, generator, features_KD)
     count = min(policy.arms_per_round, int(np.count_nonzero(scores_K > -np.inf)))
-    return _best(scores_K, count, generator)
+    return _top_arms(scores_K, count, generator)
 
 
 def update(
     state: BanditState, pulls: Sequence[Pull], policy: Policy, neighbours: Neighbours | None = None
 ) -> BanditState:
-    """Take a round's pulls into account.
+    """Update the arms' statistics with a round's pulls.
 
-    A pull of n documents counts n / m pulls. One without a single target tells nothing of its arm: only the cursor
-    moves.
+    A pull of which n documents were scored counts n / m pulls. A pull without targets has no reward: it only moves the
+    cursor.
 
     Args:
-        state: before the round; not changed.
-        pulls: the round's, in any order; several from one arm must follow on each other.
-        policy: gives m, the offset and the propagation.
-        neighbours: the arms' neighbours; used, and needed, where the policy propagates.
+        state: the state before the round; not changed.
+        pulls: the round's pulls, in any order; those of one arm must follow on each other.
+        policy: gives m, the reward offset and the propagation.
+        neighbours: the arms' neighbours; needed where the policy propagates.
 
     Returns:
         The state after the round.
@@ -251,21 +275,26 @@ def update(
         ValueError: a pull that does not start at its arm's cursor, runs past its end or has no finite reward, or
             propagation without neighbours.
     """
+    # Order by (arm, cursor), check and move the cursors: [K]
     ordered = sorted(pulls, key=lambda pull: (pull.arm, pull.cursor))
-    cursor_K = _advance(state, ordered)
+    cursor_K = _advance_cursors(state, ordered)
+    # Arms, weights (scored documents) / m and centred rewards of the pulls that have targets: [P] each
     counted = [pull for pull in ordered if pull.n_targets > 0]
     arm_P = np.array([pull.arm for pull in counted], dtype=np.int64)
-    share_P = np.array([pull.n_documents for pull in counted], dtype=np.float64) / policy.documents_per_pull
+    share_P = np.array([_n_scored(pull) for pull in counted], dtype=np.float64) / policy.documents_per_pull
     reward_P = np.array([pull.reward for pull in counted], dtype=np.float64) - policy.reward_offset
-    pulls_K, reward_sum_K = state.pulls.copy(), state.reward_sum.copy()
-    np.add.at(pulls_K, arm_P, share_P)
-    np.add.at(reward_sum_K, arm_P, share_P * reward_P)
+    # Add T and S of the pulled arms: [K]
+    pulls_K = add_group_sums(state.pulls, share_P, arm_P)
+    reward_sum_K = add_group_sums(state.reward_sum, share_P * reward_P, arm_P)
     if policy.propagation != "none":
         if neighbours is None:
             raise ValueError(f"neighbours: expected neighbour lists for propagation {policy.propagation!r}, got None")
-        pair_P, target_M, weight_M = _heard(arm_P, neighbours)
-        np.add.at(reward_sum_K, target_M, weight_M * (share_P * reward_P)[pair_P])
-        np.add.at(pulls_K, target_M, share_P[pair_P] * (weight_M if policy.propagation == "weights" else 1.0))
+        # Add weighted T and S of their neighbours, pair by pair: [M] onto [K]
+        pair_M, target_M, weight_M = neighbour_pairs(arm_P, neighbours)
+        share_M = share_P[pair_M] * (weight_M if policy.propagation == "weights" else 1.0)
+        pulls_K = add_group_sums(pulls_K, share_M, target_M)
+        reward_sum_K = add_group_sums(reward_sum_K, weight_M * (share_P * reward_P)[pair_M], target_M)
+    # Count, sum and sum of squares of all rewards, for σ
     moments = np.array([share_P.sum(), share_P @ reward_P, share_P @ reward_P**2])
     return dataclasses.replace(
         state,
@@ -277,55 +306,42 @@ def update(
     )
 
 
-def discount(state: BanditState, gamma: float) -> BanditState:
-    """Let what was learned at an older checkpoint count less: ``S, T <- γ S, γ T``, and the moments with them.
-
-    Means and σ stay; confidence falls. Cursors stay: a document is drawn once.
-
-    Args:
-        state: at the end of a stage; not changed.
-        gamma: γ in [0, 1]; 0 forgets.
-
-    Returns:
-        The state the next stage starts from.
-
-    Raises:
-        ValueError: γ outside [0, 1].
-    """
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma: expected a share in [0, 1], got {gamma}")
-    return dataclasses.replace(
-        state,
-        pulls=gamma * state.pulls,
-        reward_sum=gamma * state.reward_sum,
-        reward_moments=gamma * state.reward_moments,
-    )
+def _arm_scores(state: BanditState, policy: Policy, generator: np.random.Generator, features_KD: Features) -> Float64:
+    score: ScoreArms = load_plugin("policies", policy.name)
+    scores_K = np.asarray(score(state, policy, generator, features_KD), dtype=np.float64)
+    if scores_K.shape != state.pulls.shape or np.isnan(scores_K).any():
+        raise ValueError(
+            f"policy {policy.name!r}: expected a score for each of {len(state.pulls)} arms, none of them NaN"
+        )
+    return np.where(exhausted_arms(state), -np.inf, scores_K)
 
 
-def _scores(
-    state: BanditState,
-    policy: Policy,
-    generator: np.random.Generator,
-    features_KD: npt.NDArray[np.floating] | None,
+def score_by_ucb(
+    state: BanditState, policy: Policy, generator: np.random.Generator, features_KD: Features = None
 ) -> Float64:
-    if policy.name == "thompson":
-        return _thompson_scores(state, generator)
-    if policy.name == "contextual":
-        return _contextual_scores(state, policy, features_KD)
+    """Score arms as `ucb_scores` does; the policies `paper` and `released`."""
     return ucb_scores(state, policy)
 
 
-def _thompson_scores(state: BanditState, generator: np.random.Generator) -> Float64:
-    """Draw every arm's mean reward; +inf where nothing is known, -inf where nothing is left."""
+def score_by_thompson(
+    state: BanditState, policy: Policy, generator: np.random.Generator, features_KD: Features = None
+) -> Float64:
+    """Sample every arm's mean reward; +inf for an unvisited arm, -inf for an exhausted one, [K]."""
     error_K = reward_deviation(state) * _inverse_root(state.pulls)
-    draws_K: Float64 = mean_rewards(state) + error_K * generator.standard_normal(len(error_K))
-    draws_K[state.pulls <= 0] = np.inf
-    draws_K[exhausted_arms(state)] = -np.inf
-    return draws_K
+    samples_K: Float64 = mean_rewards(state) + error_K * generator.standard_normal(len(error_K))
+    samples_K[state.pulls <= 0] = np.inf
+    samples_K[exhausted_arms(state)] = -np.inf
+    return samples_K
 
 
-def _contextual_scores(state: BanditState, policy: Policy, features_KD: npt.NDArray[np.floating] | None) -> Float64:
-    """Upper confidence bounds under the posterior given arm features."""
+def score_by_context(
+    state: BanditState, policy: Policy, generator: np.random.Generator, features_KD: Features = None
+) -> Float64:
+    """Compute upper confidence bounds under the posterior given arm features, [K].
+
+    Raises:
+        ValueError: no features, or those of another number of arms.
+    """
     if features_KD is None or len(features_KD) != len(state.pulls):
         got = "None" if features_KD is None else f"{len(features_KD)} rows"
         raise ValueError(f"features_KD: expected features of {len(state.pulls)} arms, got {got}")
@@ -336,27 +352,28 @@ def _contextual_scores(state: BanditState, policy: Policy, features_KD: npt.NDAr
 
 
 def _exploration(state: BanditState) -> float:
-    """``2 ln(Σ_j T_j)``, 0 until the first whole pull."""
+    """Compute ``2 ln(Σ_j T_j)``; 0 until the first whole pull."""
     return float(2 * np.log(max(state.pulls.sum(), 1.0)))
 
 
 def _pooled_mean(state: BanditState) -> float:
-    """Mean of all own rewards; 0 before the first."""
+    """Compute the mean of all rewards, propagated ones excluded; 0 before the first."""
     count, total, _ = state.reward_moments
     return float(total / count) if count > 0 else 0.0
 
 
 def _inverse_root(pulls_K: Float64) -> Float64:
-    """``1 / sqrt(T)``, 0 where T is 0: callers say what an unvisited arm scores."""
+    """Compute ``1 / sqrt(T)``, 0 where T is 0: callers score unvisited arms themselves, [K]."""
     root_K = np.zeros(len(pulls_K))
     np.divide(1.0, np.sqrt(pulls_K), out=root_K, where=pulls_K > 0)
     return root_K
 
 
-def _best(scores_K: Float64, count: int, generator: np.random.Generator) -> Int64:
-    """Positions of the `count` highest scores, highest first, ties in an order drawn from the generator."""
+def _top_arms(scores_K: Float64, count: int, generator: np.random.Generator) -> Int64:
+    """Find the arms of the `count` highest scores, highest first, ties in random order."""
     if count == 0:
         return np.empty(0, dtype=np.int64)
+    # The lowest score that is chosen; arms above it are in, arms equal to it share the places left
     cut = np.partition(scores_K, len(scores_K) - count)[len(scores_K) - count]
     above = np.flatnonzero(scores_K > cut)
     tied = generator.permutation(np.flatnonzero(scores_K == cut))[: count - len(above)]
@@ -364,8 +381,8 @@ def _best(scores_K: Float64, count: int, generator: np.random.Generator) -> Int6
     return chosen[np.argsort(-scores_K[chosen], kind="stable")].astype(np.int64)
 
 
-def _advance(state: BanditState, ordered: Sequence[Pull]) -> Int64:
-    """Move the cursors over pulls sorted by arm and cursor, checking each."""
+def _advance_cursors(state: BanditState, ordered: Sequence[Pull]) -> Int64:
+    """Move the cursors past pulls sorted by arm and cursor, checking each pull, [K]."""
     cursor_K = state.cursor.copy()
     for pull in ordered:
         if pull.cursor != cursor_K[pull.arm]:
@@ -379,15 +396,5 @@ def _advance(state: BanditState, ordered: Sequence[Pull]) -> Int64:
     return cursor_K
 
 
-def _heard(arm_P: Int64, neighbours: Neighbours) -> tuple[Int64, Int64, Float64]:
-    """For each pair (pull, neighbour of its arm): the pull's position, the neighbour, the weight."""
-    start_P, stop_P = neighbours.indptr[arm_P], neighbours.indptr[arm_P + 1]
-    length_P = stop_P - start_P
-    pair_P = np.repeat(np.arange(len(arm_P)), length_P)
-    first_P = np.cumsum(length_P) - length_P
-    position_M = np.arange(len(pair_P)) - first_P[pair_P] + start_P[pair_P]
-    return (
-        pair_P,
-        neighbours.indices[position_M].astype(np.int64),
-        neighbours.weights[position_M].astype(np.float64),
-    )
+def _n_scored(pull: Pull) -> int:
+    return pull.n_documents if pull.n_scored is None else pull.n_scored

@@ -1,12 +1,12 @@
-"""Which linear maps of a causal language model form which curvature block (method: "Blocks").
+"""Find the curvature blocks of a causal language model: linear maps that share an input (method: "Blocks").
 
-Owns the table of architectures and the `Block`; refuses, with `UnsupportedLayer`, every model whose weight matrices
-it cannot place: a layer skipped in silence would make influence wrong without a sign. A table, not a walk over
-all `nn.Linear`: only the architecture knows which maps share an input and how a fused map's rows are laid out.
+Owns the table of architectures and the `Block`. Refuses, with `UnsupportedLayer`, every model with a weight matrix that
+is not in the table: a skipped layer would silently make influence wrong. A table was chosen over a walk through all
+`nn.Linear`: only the architecture tells which maps share an input and how the rows of a fused map are laid out.
 
-Coordinates: a block's gradient is [O, I]; O runs over the outputs of `modules` in order (restricted to `rows`), I over
-the input's coordinates, the constant one last where the maps have a bias. A `Conv1D` stores [in, out]; its block
-is [O, I] all the same.
+Coordinates: a block's gradient is [O, I]. O runs over the outputs of `modules` in order (restricted to `rows`), I over
+the input coordinates, the constant one last where the maps have a bias. A `Conv1D` stores [in, out]; its block is
+[O, I] all the same.
 
 Shape suffixes: I block inputs (the constant one included), O block outputs.
 """
@@ -39,8 +39,8 @@ class Block:
         name: unique in the model, e.g. ``model.layers.0.self_attn.qkv``.
         modules: qualified module names, in the order in which their outputs are concatenated.
         bias: whether the last input coordinate is the constant one.
-        source: what the block reads: the first module fed by that input. Blocks of equal source share ``A``.
-        rows: the ranges of a fused module's outputs that are this block's, in order; None: all outputs.
+        source: name of the block's input: the first module that reads it. Blocks of equal source share ``A``.
+        rows: ranges of a fused module's outputs that belong to this block, in order; None: all outputs.
         shape: (O, I).
     """
 
@@ -54,14 +54,14 @@ class Block:
 
 @dataclass(frozen=True)
 class _Architecture:
-    """Where an architecture keeps its maps; module names are relative to one decoder layer.
+    """Names of an architecture's linear maps, relative to one decoder layer.
 
     Attributes:
-        layers: the list of decoder layers.
+        layers: name of the list of decoder layers.
         qkv: three modules (query, key, value), or the one that fuses them.
         heads: in a fused qkv, whether the rows are interleaved head by head or stacked [q; k; v].
         output: the attention output projection.
-        mlp: inputs of the MLP, each as the modules that read it.
+        mlp: for each input inside the MLP, the modules that read it.
         halves: names of the two stacked halves of a fused MLP module.
     """
 
@@ -112,9 +112,7 @@ _LINEAR_TYPES = (nn.Linear, Conv1D)
 
 
 def find_blocks(model: PreTrainedModel, attention: Attention = "joint") -> list[Block]:
-    """List the model's blocks, in the order of its layers.
-
-    Embeddings and lm_head are not tracked.
+    """Find the curvature blocks of a model, in the order of its layers; embeddings and lm_head are not tracked.
 
     Args:
         model: a causal language model of a supported architecture.
@@ -140,10 +138,10 @@ def find_blocks(model: PreTrainedModel, attention: Attention = "joint") -> list[
 
 
 def matching_blocks(model: PreTrainedModel, names: Collection[str]) -> list[Block]:
-    """Find the blocks that a direction's keys name, whichever attention setting made them.
+    """Find the blocks whose names are a direction's keys, under any attention setting.
 
     Raises:
-        ValueError: no setting yields exactly these names.
+        ValueError: no attention setting gives exactly these names.
         UnsupportedLayer: as `find_blocks`.
     """
     settings: tuple[Attention, ...] = ("joint", "split", "none")
@@ -160,12 +158,12 @@ def shared_inputs(blocks: Sequence[Block]) -> list[tuple[Block, ...]]:
 
 
 def blocks_to_tensor(blocks: Sequence[Block]) -> Tensor:
-    """Encode blocks as JSON in a uint8 tensor, so that one flat tensor file is self-describing."""
+    """Encode blocks as JSON in a uint8 tensor, so that a tensor file describes itself."""
     return torch.frombuffer(bytearray(json.dumps([asdict(block) for block in blocks]).encode()), dtype=torch.uint8)
 
 
 def blocks_from_tensor(encoded: Tensor) -> tuple[Block, ...]:
-    """Decode what `blocks_to_tensor` wrote."""
+    """Decode blocks from `blocks_to_tensor`."""
     return tuple(
         Block(
             name=fields["name"],
@@ -189,7 +187,7 @@ def _architecture(model: PreTrainedModel) -> _Architecture:
 
 
 def _odd_module(model: PreTrainedModel) -> str:
-    """Name a module that holds matrices without being a linear map or an embedding, else the first linear map."""
+    """Describe a module that holds matrices but is neither linear nor an embedding, else the first linear map."""
     owners = [name.rpartition(".")[0] for name, parameter in model.named_parameters() if parameter.ndim >= 2]
     kinds = {owner: type(model.get_submodule(owner)) for owner in owners}
     odd = [owner for owner, kind in kinds.items() if kind not in (*_LINEAR_TYPES, nn.Embedding)]
@@ -205,7 +203,7 @@ def _layer_names(model: PreTrainedModel, architecture: _Architecture) -> list[st
 
 
 def _check_covered(model: PreTrainedModel, prefix: str, architecture: _Architecture) -> None:
-    """Refuse a layer that holds a weight matrix, or packed weights, outside the table."""
+    """Check that a layer has no weight matrix, or packed weights, outside the table."""
     tracked = {*architecture.qkv, architecture.output, *(name for group in architecture.mlp for name in group)}
     layer = model.get_submodule(prefix)
     for name in sorted(tracked):
@@ -229,7 +227,7 @@ def _linear(model: PreTrainedModel, name: str) -> nn.Module:
 
 
 def _size(module: nn.Module) -> tuple[int, int]:
-    """Outputs and inputs of a linear map."""
+    """Return the number of outputs and inputs of a linear map."""
     rows, columns = module.get_parameter("weight").shape
     return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
 
@@ -275,7 +273,7 @@ def _mlp_blocks(model: PreTrainedModel, prefix: str, architecture: _Architecture
 
 
 def _fused_attention_rows(model: PreTrainedModel, name: str, architecture: _Architecture) -> dict[str, Rows]:
-    """Rows of query, key and value in a fused map; the head width follows from the map's outputs."""
+    """Find the rows of query, key and value in a fused map; the head width follows from the map's outputs."""
     config = model.config
     n_heads = config.num_attention_heads
     n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads

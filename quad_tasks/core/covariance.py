@@ -1,16 +1,17 @@
-"""Activation and gradient covariances, as sums and counts (method: "EK-FAC", first pass).
+"""Accumulate activation and gradient covariances as sums and counts (method: "EK-FAC", first pass).
 
     A = (1 / n) Σ a a^T        S = (1 / n) Σ δ δ^T        n: positions that count, over all documents
 
-Owns their accumulation and merging; division happens once, in `ekfac.decompose`. `A` is summed once per input, however
-many blocks read it. Sums are kept in float32 (float64 for a float64 model).
+Here a is a block's input at a position and δ the gradient of the loss at the block's output. Owns the sums and their
+merging; the division happens once, in `ekfac.decompose`. `A` is summed once per input, however many blocks read it.
+Sums are in float32 (float64 for a float64 model).
 
-A covariance wider than a given width is kept as diagonal parts: what is between two parts is taken for zero, and the
-memory of X^2 numbers becomes that of X times the width. A part's key is its covariance's with the range appended, as in
-``model.layers.0.mlp.down_proj[4096:8192]``; whatever works by key works on parts.
+A covariance wider than a given width is stored as diagonal parts: entries between two parts are taken for zero, and X^2
+numbers shrink to X times the width. A part's key is the covariance's key plus its range, as in
+``model.layers.0.mlp.down_proj[4096:8192]``; code that works by key works on parts.
 
-Shape suffixes: P positions of a batch, N * T, M positions that count, I block inputs (the constant one included),
-O block outputs, X either.
+Shape suffixes: N documents, T tokens, P positions of a batch, N * T, M positions that count, I block inputs (the
+constant one included), O block outputs, X either, V vocabulary, D hidden width.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,21 +36,24 @@ from quad_tasks.core.loss import (
 )
 from quad_tasks.core.precision import accumulation_dtype, product_dtype
 
-# A symmetric sum is built from at most this many row panels, each up to the diagonal: 10/16 of a full one's products.
+BLOCKS = "blocks"
+"""The flattened sums' tensor that describes the blocks; all others are sums."""
+
+# Only the lower triangle of a symmetric sum is computed, in this many row panels: 10/16 of the products of a full one.
 _PANELS = 4
 _PANEL_MIN_WIDTH = 64
 
 
 @dataclass(frozen=True)
 class Covariances:
-    """Sums over positions, on the CPU.
+    """Sums of activation and gradient covariances, on the CPU.
 
     Attributes:
-        blocks: the blocks they belong to.
+        blocks: the model's tracked blocks.
         activation: Σ a a^T by block source, [I, I], or its diagonal parts.
         gradient: Σ δ δ^T by block name, [O, O], or its diagonal parts.
-        n_positions: positions summed: Σ (n - 1) over documents of n tokens.
-        n_documents: documents summed.
+        n_positions: number of positions: Σ (n - 1) over documents of n tokens.
+        n_documents: number of documents.
     """
 
     blocks: tuple[Block, ...]
@@ -68,17 +72,17 @@ def accumulate_covariances(
     max_width: int | None = None,
     rounded: bool = False,
 ) -> Covariances:
-    """Sum both covariances over the batches.
+    """Sum activation and gradient covariances over batches of documents.
 
     Args:
         model: a causal language model; left as it was found.
         batches: mappings with ``input_ids`` and ``attention_mask`` [N, T], optionally ``seed`` [N]; read once.
         blocks: from `find_blocks`.
-        fisher: ``true``: labels sampled from the model; ``empirical``: the documents' own.
-        generator: draws the labels of batches without seeds.
-        max_width: a wider covariance is kept as diagonal parts of at most this width, > 0; None: all are kept whole.
-        rounded: whether a float32 model's products, those of the sums among them, may be computed in lower precision,
-            see `precision.product_dtype`; what is summed stays in float32.
+        fisher: ``true``: labels sampled from the model; ``empirical``: the documents' own next tokens.
+        generator: samples the labels of batches without seeds.
+        max_width: store a wider covariance as diagonal parts of at most this width, > 0; None: store all whole.
+        rounded: whether a float32 model's matrix products may be computed in lower precision, see
+            `precision.product_dtype`; sums stay in float32.
 
     Returns:
         The sums.
@@ -92,20 +96,22 @@ def accumulate_covariances(
     dtype = product_dtype(model.dtype, weight_VD.device, rounded) if rounded else accumulation_dtype(model.dtype)
     head_VD = weight_VD.to(dtype)
     n_positions = n_documents = 0
+    # Each batch: compact it, draw label randomness [M], run forward and backward; the hooks add to the sums
     with frozen(model):
         for batch in batches:
             documents = read_batch(batch, weight_VD.device)
             uniforms_M = draw_uniforms(documents, fisher, generator)
-            receive = partial(_add_group, *sums, documents, dtype)
+            receive = partial(_add_covariances, *sums, documents, dtype)
             backward(model, documents, blocks, receive, head_VD, uniforms_M, rounded)
             n_positions += len(documents.positions_M)
             n_documents += len(documents.lengths_N)
-    activation, gradient = ({key: _mirror(key, sum_XX) for key, sum_XX in part.items()} for part in sums)
+    # Fill the upper triangles, [I, I] and [O, O], one after the other: two copies of all would be the peak of memory
+    activation, gradient = ({key: _mirror(key, part.pop(key)) for key in list(part)} for part in sums)
     return Covariances(tuple(blocks), activation, gradient, n_positions, n_documents)
 
 
 def merge(a: Covariances, b: Covariances) -> Covariances:
-    """Add two partial sums of the same blocks.
+    """Merge the sums of two sets of documents.
 
     Raises:
         ValueError: their blocks differ.
@@ -121,10 +127,28 @@ def merge(a: Covariances, b: Covariances) -> Covariances:
     )
 
 
+def select_blocks(covariances: Covariances, blocks: Sequence[Block]) -> Covariances:
+    """Select the covariances of some blocks; blocks that share an input go together.
+
+    Args:
+        covariances: sums of more blocks.
+        blocks: some of theirs, in their order.
+    """
+    sides = (
+        (covariances.activation, [block.source for block in blocks]),
+        (covariances.gradient, [block.name for block in blocks]),
+    )
+    activation, gradient = (
+        {part: sums[part] for key in dict.fromkeys(keys) for part in sums if part == key or part.startswith(f"{key}[")}
+        for sums, keys in sides
+    )
+    return Covariances(tuple(blocks), activation, gradient, covariances.n_positions, covariances.n_documents)
+
+
 def covariances_to_tensors(covariances: Covariances) -> dict[str, Tensor]:
-    """Flatten to named tensors, blocks and counts among them, for a tensor file."""
+    """Convert covariances to named tensors, blocks and counts included, for a tensor file."""
     return {
-        "blocks": blocks_to_tensor(covariances.blocks),
+        BLOCKS: blocks_to_tensor(covariances.blocks),
         "counts": torch.tensor([covariances.n_positions, covariances.n_documents]),
         **{f"activation/{key}": value for key, value in covariances.activation.items()},
         **{f"gradient/{key}": value for key, value in covariances.gradient.items()},
@@ -132,24 +156,53 @@ def covariances_to_tensors(covariances: Covariances) -> dict[str, Tensor]:
 
 
 def covariances_from_tensors(tensors: Mapping[str, Tensor]) -> Covariances:
-    """Undo `covariances_to_tensors`."""
+    """Rebuild covariances from `covariances_to_tensors`."""
     n_positions, n_documents = tensors["counts"].tolist()
     return Covariances(
-        blocks=blocks_from_tensor(tensors["blocks"]),
-        activation=under(tensors, "activation/"),
-        gradient=under(tensors, "gradient/"),
+        blocks=blocks_from_tensor(tensors[BLOCKS]),
+        activation=with_prefix(tensors, "activation/"),
+        gradient=with_prefix(tensors, "gradient/"),
         n_positions=n_positions,
         n_documents=n_documents,
     )
 
 
-def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Take the tensors whose names begin with the prefix, which is dropped."""
+def add_tensors(total: dict[str, Tensor], more: Iterable[tuple[str, Tensor]]) -> None:
+    """Add sums to others in place, a tensor at a time, so that no second set of them is held; as `merge` would.
+
+    Args:
+        total: what `covariances_to_tensors` or `ekfac.eigenvalue_sums_to_tensors` gave; changed.
+        more: names and tensors of the same kind.
+
+    Raises:
+        ValueError: their blocks differ; `total` is then of no use.
+    """
+    left = set(total)
+    for name, tensor in more:
+        if name not in left or total[name].shape != tensor.shape:
+            raise ValueError(f"expected sums over the same blocks, got {name!r} of shape {tuple(tensor.shape)} as well")
+        left.remove(name)
+        if name != BLOCKS:
+            total[name] += tensor
+        elif not torch.equal(total[name], tensor):
+            raise ValueError("expected sums over the same blocks, got others")
+    if left:
+        raise ValueError(f"expected sums over the same blocks, got none for {', '.join(sorted(left))}")
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Select the tensors whose names begin with a prefix, and drop the prefix."""
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def diagonal_parts(key: str, width: int, max_width: int | None) -> dict[str, slice]:
-    """Cut a covariance of some width into diagonal parts of like width, by key; one that fits keeps its own."""
+    """Split a covariance into diagonal parts of similar width: key of each part to its coordinates.
+
+    Args:
+        key: the covariance's key; it is also the key of a covariance that fits whole.
+        width: the covariance's width.
+        max_width: largest width of a part, > 0; None: any.
+    """
     if max_width is None or width <= max_width:
         return {key: slice(0, width)}
     n_parts = -(-width // max_width)
@@ -158,7 +211,7 @@ def diagonal_parts(key: str, width: int, max_width: int | None) -> dict[str, sli
 
 
 def find_parts(tensors: Mapping[str, Tensor], key: str) -> list[tuple[slice, Tensor]]:
-    """Find a covariance's diagonal parts, or whatever is kept by its key, with the coordinates they stand for."""
+    """Look up the diagonal parts stored for a covariance's key: the coordinates of each, and its tensor, in order."""
     if key in tensors:
         return [(slice(0, len(tensors[key])), tensors[key])]
     parts = []
@@ -170,13 +223,14 @@ def find_parts(tensors: Mapping[str, Tensor], key: str) -> list[tuple[slice, Ten
 
 
 def with_constant(a_PI: Tensor, block: Block) -> Tensor:
-    """Append the constant coordinate to a block's inputs where its maps have a bias."""
+    """Append a constant one to a block's inputs if its maps have a bias, [P, I]."""
     return torch.cat([a_PI, a_PI.new_ones(len(a_PI), 1)], dim=1) if block.bias else a_PI
 
 
 def _zeros(
     blocks: Sequence[Block], device: torch.device, dtype: torch.dtype, max_width: int | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Allocate the sums, or their diagonal parts, by key: activation [I, I] and gradient [O, O]."""
     widths: tuple[dict[str, int], dict[str, int]] = (
         {block.source: block.shape[1] for block in blocks},
         {block.name: block.shape[0] for block in blocks},
@@ -192,7 +246,7 @@ def _zeros(
     return activation, gradient
 
 
-def _add_group(
+def _add_covariances(
     activation: dict[str, Tensor],
     gradient: dict[str, Tensor],
     documents: Documents,
@@ -201,17 +255,18 @@ def _add_group(
     a_PI: Tensor,
     deltas_PO: list[Tensor],
 ) -> None:
+    """Add the covariances of a group of blocks that share an input."""
     a_MI = with_constant(a_PI[documents.positions_M].to(dtype), group[0])
     for columns, sum_XX in find_parts(activation, group[0].source):
         _add_lower(sum_XX, a_MI[:, columns])
     for block, delta_PO in zip(group, deltas_PO, strict=True):
-        # No mask: a gradient is zero at every position that does not count.
+        # No mask needed: a gradient is zero at every position that does not count
         for columns, sum_XX in find_parts(gradient, block.name):
             _add_lower(sum_XX, delta_PO[:, columns].to(dtype))
 
 
 def _add_lower(sum_XX: Tensor, x_MX: Tensor) -> None:
-    """Add x^T x to the lower triangle (and to some of the upper, which `_mirror` overwrites)."""
+    """Add x^T x to the lower triangle, and to parts of the upper one, which `_mirror` overwrites."""
     width = max(-(-x_MX.shape[1] // _PANELS), _PANEL_MIN_WIDTH)
     for start in range(0, x_MX.shape[1], width):
         stop = min(start + width, x_MX.shape[1])
@@ -223,6 +278,7 @@ def _add_lower(sum_XX: Tensor, x_MX: Tensor) -> None:
 
 
 def _mirror(key: str, sum_XX: Tensor) -> Tensor:
+    """Copy the lower triangle onto the upper one and move the sum to the CPU."""
     if not torch.isfinite(sum_XX).all():
         raise FloatingPointError(f"{key}: expected a finite covariance, got NaN or infinity")
     lower_XX = sum_XX.tril()

@@ -1,14 +1,15 @@
-"""Eigenvalue-corrected Kronecker-factored curvature and its damped inverse (method: "EK-FAC").
+"""Fit EK-FAC, the eigenvalue-corrected Kronecker-factored curvature, and apply its damped inverse (method: "EK-FAC").
 
     A = U_A Λ_A U_A^T     S = U_S Λ_S U_S^T     Λ = E_documents[(U_S^T (Σ_t δ_t a_t^T) U_A)^2], elementwise [O, I]
     (F + λ I)^-1 G = U_S [ (U_S^T G U_A) / (Λ + λ) ] U_A^T        λ = damping_scale · mean(Λ), per block
 
-Owns the eigenbasis, the corrected eigenvalues and the inverse. A covariance kept as diagonal parts has an eigenbasis of
-such parts; Λ and the inverse are whole all the same. Normalisers differ on purpose: A and S are means over
-positions, Λ a mean over documents. Source: George et al. 2018, arXiv 1806.03884; Grosse et al. 2023, arXiv 2308.03296.
+A and S are the activation and gradient covariances (`covariance.py`), G a gradient of a block. Owns the eigenbasis, the
+corrected eigenvalues and the inverse. A covariance stored as diagonal parts has an eigenbasis of such parts; Λ and the
+inverse are whole all the same. Normalisers differ on purpose: A and S are means over positions, Λ a mean over
+documents. Source: George et al. 2018, arXiv 1806.03884; Grosse et al. 2023, arXiv 2308.03296.
 
-Shape suffixes: P positions of a batch, N * T, I block inputs (the constant one included),
-O block outputs, X either.
+Shape suffixes: N documents, T tokens, P positions of a batch, N * T, M positions that count, I block inputs (the
+constant one included), O block outputs, X either, V vocabulary, D hidden width.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 
 from quad_tasks.core.blocks import Attention, Block, blocks_from_tensor, blocks_to_tensor, find_blocks
 from quad_tasks.core.capture import backward
-from quad_tasks.core.covariance import Covariances, accumulate_covariances, find_parts, under, with_constant
+from quad_tasks.core.covariance import Covariances, accumulate_covariances, find_parts, with_constant, with_prefix
 from quad_tasks.core.loss import Batch, Documents, Fisher, draw_uniforms, frozen, head_weight, read_batch
 from quad_tasks.core.precision import product_dtype
 
@@ -31,7 +32,7 @@ class Eigenbasis:
     """Eigenvectors of the covariances, as columns.
 
     Attributes:
-        blocks: the blocks they belong to.
+        blocks: the model's tracked blocks.
         activation: U_A by block source, [I, I], or its diagonal parts (`covariance.diagonal_parts`).
         gradient: U_S by block name, [O, O], or its diagonal parts.
     """
@@ -43,11 +44,11 @@ class Eigenbasis:
 
 @dataclass(frozen=True)
 class EigenvalueSums:
-    """Corrected eigenvalues as sums over documents, on the CPU.
+    """Sums of corrected eigenvalues over documents, on the CPU.
 
     Attributes:
         squares: Σ (U_S^T (Σ_t δ_t a_t^T) U_A)^2 by block name, [O, I].
-        n_documents: documents summed.
+        n_documents: number of documents.
     """
 
     squares: Mapping[str, Tensor]
@@ -67,14 +68,15 @@ class Factors:
     eigenvalues: Mapping[str, Tensor]
 
 
-def decompose(covariances: Covariances) -> Eigenbasis:
-    """Decompose both covariances of every block, in float64.
+def decompose(covariances: Covariances, device: str = "cpu") -> Eigenbasis:
+    """Compute the eigenvectors of both covariances of every block, in float64.
 
     Args:
-        covariances: sums over all of the sample.
+        covariances: sums over the whole sample.
+        device: where each is decomposed.
 
     Returns:
-        The eigenbasis, in the dtype of the sums.
+        The eigenbasis, on the CPU in the dtype of the sums.
 
     Raises:
         ValueError: the covariances hold no position.
@@ -83,11 +85,23 @@ def decompose(covariances: Covariances) -> Eigenbasis:
     if covariances.n_positions == 0:
         raise ValueError("expected covariances over at least one position, got none")
     n = covariances.n_positions
-    return Eigenbasis(
-        blocks=covariances.blocks,
-        activation={key: _eigenvectors(key, sum_II, n) for key, sum_II in covariances.activation.items()},
-        gradient={key: _eigenvectors(key, sum_OO, n) for key, sum_OO in covariances.gradient.items()},
+    activation, gradient = (
+        {key: _eigenvectors(key, sum_XX.to(device), n).cpu() for key, sum_XX in side.items()}
+        for side in (covariances.activation, covariances.gradient)
     )
+    return Eigenbasis(covariances.blocks, activation, gradient)
+
+
+def join_bases(parts: Iterable[Eigenbasis]) -> Eigenbasis:
+    """Join the eigenbases of groups of a model's blocks, in the blocks' order."""
+    blocks: tuple[Block, ...] = ()
+    activation: dict[str, Tensor] = {}
+    gradient: dict[str, Tensor] = {}
+    for part in parts:
+        blocks += part.blocks
+        activation |= part.activation
+        gradient |= part.gradient
+    return Eigenbasis(blocks, activation, gradient)
 
 
 def accumulate_eigenvalues(
@@ -98,14 +112,14 @@ def accumulate_eigenvalues(
     generator: torch.Generator | None = None,
     rounded: bool = False,
 ) -> EigenvalueSums:
-    """Sum the squared document gradients in the eigenbasis.
+    """Sum the squared gradients of documents in the eigenbasis: corrected eigenvalues (EK-FAC, second pass).
 
     Args:
         model: a causal language model; left as it was found.
         batches: as for `accumulate_covariances`; read once.
-        basis: from `decompose`; its blocks are the ones captured.
+        basis: from `decompose`; its blocks are captured.
         fisher: as for `accumulate_covariances`.
-        generator: draws the labels of batches without seeds.
+        generator: samples the labels of batches without seeds.
         rounded: as for `accumulate_covariances`.
 
     Returns:
@@ -117,14 +131,15 @@ def accumulate_eigenvalues(
     """
     weight_VD = head_weight(model)
     dtype = product_dtype(model.dtype, weight_VD.device, rounded) if rounded else weight_VD.dtype
-    head_VD, here = weight_VD.to(dtype), _moved(basis, weight_VD.device, dtype)
+    head_VD, local_basis = weight_VD.to(dtype), _to_device(basis, weight_VD.device, dtype)
     squares = {b.name: torch.zeros(b.shape, dtype=weight_VD.dtype, device=weight_VD.device) for b in basis.blocks}
     n_documents = 0
+    # Each batch: compact it, draw label randomness [M], run forward and backward; the hooks add squares [O, I]
     with frozen(model):
         for batch in batches:
             documents = read_batch(batch, weight_VD.device)
             uniforms_M = draw_uniforms(documents, fisher, generator)
-            receive = partial(_add_squares, squares, here, documents)
+            receive = partial(_add_squares, squares, local_basis, documents)
             backward(model, documents, basis.blocks, receive, head_VD, uniforms_M, rounded)
             n_documents += len(documents.lengths_N)
     for name, square_OI in squares.items():
@@ -133,7 +148,7 @@ def accumulate_eigenvalues(
 
 
 def merge(a: EigenvalueSums, b: EigenvalueSums) -> EigenvalueSums:
-    """Add two partial sums in the same eigenbasis.
+    """Merge the sums of two sets of documents in the same eigenbasis.
 
     Raises:
         ValueError: their blocks differ.
@@ -145,7 +160,7 @@ def merge(a: EigenvalueSums, b: EigenvalueSums) -> EigenvalueSums:
 
 
 def finish(basis: Eigenbasis, sums: EigenvalueSums) -> Factors:
-    """Divide the sums by their documents.
+    """Compute the factors: corrected eigenvalues as means over documents.
 
     Raises:
         ValueError: the sums hold no document.
@@ -164,14 +179,14 @@ def fit_factors(
     max_width: int | None = None,
     rounded: bool = False,
 ) -> Factors:
-    """Fit the curvature in one process: covariances, eigenbasis, corrected eigenvalues.
+    """Fit EK-FAC factors in one process.
 
     Args:
         model: a causal language model; left as it was found.
-        batches: a sample of the PRETRAINING distribution; read twice: a sequence, or what can be iterated again.
+        batches: a sample of the PRETRAINING distribution; read twice, so a list and not a generator.
         attention: see `find_blocks`.
-        fisher: ``true``: labels sampled from the model; ``empirical``: the documents' own.
-        generator: draws the labels of batches without seeds.
+        fisher: ``true``: labels sampled from the model; ``empirical``: the documents' own next tokens.
+        generator: samples the labels of batches without seeds.
         max_width: as for `accumulate_covariances`.
         rounded: as for `accumulate_covariances`.
 
@@ -183,9 +198,11 @@ def fit_factors(
         UnsupportedLayer: as `find_blocks`.
         FloatingPointError: a sum is not finite; the message names the block.
     """
+    # First pass: covariances A [I, I] and S [O, O], then their eigenvectors
     blocks = find_blocks(model, attention)
     covariances = accumulate_covariances(model, batches, blocks, fisher, generator, max_width, rounded)
     basis = decompose(covariances)
+    # Second pass: corrected eigenvalues [O, I]
     sums = accumulate_eigenvalues(model, batches, basis, fisher, generator, rounded)
     if sums.n_documents != covariances.n_documents:
         raise ValueError(
@@ -196,10 +213,10 @@ def fit_factors(
 
 
 def apply_inverse(factors: Factors, gradient: Mapping[str, Tensor], damping_scale: float = 0.1) -> dict[str, Tensor]:
-    """Multiply a gradient by the damped inverse curvature, (F + λ I)^-1 G.
+    """Compute the inverse-Hessian-vector product (iHVP): the damped inverse curvature times a gradient, (F + λ I)^-1 G.
 
     Args:
-        factors: the fitted curvature.
+        factors: from `fit_factors` or `finish`.
         gradient: by block name, [O, I], e.g. from `influence.reference_gradient`.
         damping_scale: λ of a block in units of the mean of its corrected eigenvalues, > 0.
 
@@ -221,7 +238,7 @@ def apply_inverse(factors: Factors, gradient: Mapping[str, Tensor], damping_scal
 
 
 def basis_to_tensors(basis: Eigenbasis) -> dict[str, Tensor]:
-    """Flatten to named tensors, the blocks among them, for a tensor file."""
+    """Convert an eigenbasis to named tensors, blocks included, for a tensor file."""
     return {
         "blocks": blocks_to_tensor(basis.blocks),
         **{f"activation/{key}": value for key, value in basis.activation.items()},
@@ -230,33 +247,33 @@ def basis_to_tensors(basis: Eigenbasis) -> dict[str, Tensor]:
 
 
 def basis_from_tensors(tensors: Mapping[str, Tensor]) -> Eigenbasis:
-    """Undo `basis_to_tensors`."""
+    """Rebuild an eigenbasis from `basis_to_tensors`."""
     return Eigenbasis(
         blocks=blocks_from_tensor(tensors["blocks"]),
-        activation=under(tensors, "activation/"),
-        gradient=under(tensors, "gradient/"),
+        activation=with_prefix(tensors, "activation/"),
+        gradient=with_prefix(tensors, "gradient/"),
     )
 
 
 def eigenvalue_sums_to_tensors(sums: EigenvalueSums) -> dict[str, Tensor]:
-    """Flatten to named tensors, the count among them, for a tensor file."""
+    """Convert sums of eigenvalues to named tensors, the count included, for a tensor file."""
     squares = {f"squares/{name}": value for name, value in sums.squares.items()}
     return {"counts": torch.tensor([sums.n_documents]), **squares}
 
 
 def eigenvalue_sums_from_tensors(tensors: Mapping[str, Tensor]) -> EigenvalueSums:
-    """Undo `eigenvalue_sums_to_tensors`."""
-    return EigenvalueSums(under(tensors, "squares/"), int(tensors["counts"].item()))
+    """Rebuild sums of eigenvalues from `eigenvalue_sums_to_tensors`."""
+    return EigenvalueSums(with_prefix(tensors, "squares/"), int(tensors["counts"].item()))
 
 
 def factors_to_tensors(factors: Factors) -> dict[str, Tensor]:
-    """Flatten to named tensors, the blocks among them, for a tensor file."""
+    """Convert factors to named tensors, blocks included, for a tensor file."""
     eigenvalues = {f"eigenvalues/{name}": value for name, value in factors.eigenvalues.items()}
     return {**basis_to_tensors(factors.basis), **eigenvalues}
 
 
 def factors_from_tensors(tensors: Mapping[str, Tensor]) -> Factors:
-    """Undo `factors_to_tensors`."""
+    """Rebuild factors from `factors_to_tensors`."""
     basis = basis_from_tensors(tensors)
     return Factors(basis, {block.name: tensors[f"eigenvalues/{block.name}"] for block in basis.blocks})
 
@@ -267,13 +284,14 @@ def _check_finite(name: str, what: str, tensor: Tensor) -> None:
 
 
 def _eigenvectors(key: str, sum_XX: Tensor, n_positions: int) -> Tensor:
+    """Compute the eigenvectors of a mean covariance, as columns, [X, X]."""
     _check_finite(key, "covariance", sum_XX)
     mean_XX = sum_XX.double() / n_positions
     vectors: Tensor = torch.linalg.eigh((mean_XX + mean_XX.T) / 2).eigenvectors
     return vectors.to(sum_XX.dtype)
 
 
-def _moved(basis: Eigenbasis, device: torch.device, dtype: torch.dtype) -> Eigenbasis:
+def _to_device(basis: Eigenbasis, device: torch.device, dtype: torch.dtype) -> Eigenbasis:
     activation, gradient = (
         {key: U_XX.to(device, dtype) for key, U_XX in side.items()} for side in (basis.activation, basis.gradient)
     )
@@ -290,9 +308,10 @@ def _add_squares(
 ) -> None:
     """Add each document's squared gradient in the eigenbasis.
 
-    A side is rotated token by token or after the sum over tokens, whichever takes fewer products: T I^2 against
-    O I^2 for the inputs, T O^2 against O^2 I for the outputs.
+    Inputs and output gradients are each rotated before the sum over tokens or after it, whichever takes fewer products:
+    T I^2 against O I^2 for the inputs, T O^2 against O^2 I for the output gradients.
     """
+    # Inputs with the constant one: [P, I]; rotated by U_A if there are fewer tokens than outputs
     source = group[0].source
     dtype = find_parts(basis.activation, source)[0][1].dtype
     n_tokens = documents.ids_NT.shape[1]
@@ -300,9 +319,11 @@ def _add_squares(
     early_a = n_tokens < sum(block.shape[0] for block in group)
     a_PI = _rotate(a_PI, basis.activation, source) if early_a else a_PI
     for block, delta_PO in zip(group, deltas_PO, strict=True):
+        # Output gradients: [P, O]; rotated by U_S if there are fewer tokens than inputs
         early_delta = n_tokens < block.shape[1]
         delta_PO = delta_PO.to(dtype)
         delta_PO = _rotate(delta_PO, basis.gradient, block.name) if early_delta else delta_PO
+        # Each document: its gradient Σ_t δ_t a_t^T, [O, I]; rotate what was not rotated yet; add its square
         for row, length in enumerate(documents.n_targets_N):
             tokens = slice(row * n_tokens, row * n_tokens + length)
             gradient_OI = delta_PO[tokens].T @ a_PI[tokens]
@@ -313,17 +334,21 @@ def _add_squares(
 
 
 def _rotate(x_PX: Tensor, basis: Mapping[str, Tensor], key: str, back: bool = False) -> Tensor:
-    """Multiply by the eigenvectors, X U, or back by their transpose, X U^T."""
+    """Multiply rows by the eigenvectors, x U, or rotate back by their transpose, x U^T, part by part."""
     parts = [x_PX[:, columns] @ (U_XX.T if back else U_XX) for columns, U_XX in find_parts(basis, key)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _invert(block: Block, factors: Factors, gradient_OI: Tensor, damping_scale: float) -> Tensor:
+    """Apply one block's damped inverse curvature to its gradient, [O, I]."""
     lambda_OI = factors.eigenvalues[block.name]
     basis = factors.basis
+    # Into the eigenbasis, U_S^T G U_A: [O, I]
     rotated_OI = _rotate(gradient_OI.to(lambda_OI), basis.activation, block.source)
     rotated_OI = _rotate(rotated_OI.T, basis.gradient, block.name).T
+    # Divide by the damped eigenvalues, Λ + λ: [O, I]
     rotated_OI = rotated_OI / (lambda_OI + damping_scale * lambda_OI.mean())
+    # Back out of the eigenbasis, U_S (...) U_A^T: [O, I]
     inverse_OI = _rotate(
         _rotate(rotated_OI, basis.activation, block.source, back=True).T, basis.gradient, block.name, back=True
     ).T

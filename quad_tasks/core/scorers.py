@@ -1,17 +1,19 @@
-"""The contractions behind the scorers: documents and directions in, <v, ∇L(z)> out.
+"""Score documents along directions: compute q(z) = <v, ∇L(z)> without forming a weight gradient.
 
-    by gradient   q(z) = Σ_blocks Σ_t δ_t^T V a_t          no weight gradient is ever formed; V whole or V ≈ P Q
-    by losses     q(z) ≈ [L(θ + εv, z) - L(θ - εv, z)] / 2ε      two forward passes, no backward
+    by gradient   q(z) = Σ_blocks Σ_t δ_t^T V a_t                one forward and backward pass; V whole or V ≈ P Q
+    by losses     q(z) ≈ [L(θ + εv, z) - L(θ - εv, z)] / 2ε      two forward passes, no backward pass
 
-Owns the arithmetic only; `quad_tasks.core.influence` owns names, settings and the gate. The forward-only scorer swaps
-parameters through `torch.func.functional_call`: the model's own weights are never written. Rejected: forward-mode
-differentiation (three products per weight, as many as the backward pass).
+Here V is a block's slice of the direction v, a_t the block's input and δ_t the loss gradient at its output. q is a sum
+over the document's targets; q > 0: training on z lowers the reference loss. Owns the arithmetic only; `influence` owns
+names, settings and calibration. The scorer by losses passes perturbed parameters to `torch.func.functional_call`: the
+model's own weights are never written. Rejected: forward-mode differentiation (three products per weight, as many as
+the backward pass).
 
-Shape suffixes: N documents, P positions of a batch, N * T, M positions that count, I block inputs (the constant one
-included), O block outputs, R rank, K directions.
+Shape suffixes: N documents, T tokens, P positions of a batch, N * T, M positions that count, I block inputs (the
+constant one included), O block outputs, R rank, K directions, V vocabulary, D hidden width.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,29 +32,36 @@ from quad_tasks.core.precision import accumulation_dtype, product_dtype
 
 Direction = Mapping[str, Tensor]
 Influences = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
-"""Influence [N, K] and targets [N], rows in batch order."""
+"""Influence [N, K] and number of targets [N], documents in batch order."""
 
 
 @dataclass(frozen=True)
 class LinearMap:
-    """One block's slice of a direction, V [O, I], or its factors V ≈ P Q.
+    """One block's slice of a direction, V [O, I], whole or as factors V ≈ P Q.
 
     Attributes:
-        right_RI: Q, applied to inputs; V itself where it is not factored.
-        left_OR: P, or None where V is not factored.
+        right_RI: Q, applied to the inputs; V itself where it is not factored.
+        left_OR: P; None where V is not factored.
     """
 
     right_RI: Tensor
     left_OR: Tensor | None
 
 
+ScoreAlong = Callable[
+    [PreTrainedModel, Iterable[Batch], Sequence[Block], Sequence[Direction], Mapping[str, float]], Influences
+]
+"""A scorer: model, batches, blocks, K directions and settings to influence and targets, documents in batch order;
+`quad_tasks.testing.check_scorer` is its contract."""
+
+
 def truncate(direction: Direction, energy: float | None) -> dict[str, LinearMap]:
-    """Factor every block's slice at the least rank that keeps a share of its squared norm.
+    """Approximate every block's slice of a direction at low rank, by a truncated SVD.
 
     Args:
         direction: by block name, [O, I].
-        energy: share of the squared norm to keep, in (0, 1]; None: keep V whole. A block whose rank would not make it
-            cheaper is kept whole too.
+        energy: share of the squared norm that the smallest sufficient rank keeps, in (0, 1]; None: keep V whole. A
+            block whose factors would cost as much as V is kept whole too.
 
     Returns:
         The maps by block name.
@@ -67,6 +76,40 @@ def truncate(direction: Direction, energy: float | None) -> dict[str, LinearMap]
     return {name: _truncate_block(V_OI, energy) for name, V_OI in direction.items()}
 
 
+def score_exactly(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    blocks: Sequence[Block],
+    directions: Sequence[Direction],
+    settings: Mapping[str, float],
+) -> Influences:
+    """Score by the whole directions; the scorer `exact`. Errors as `score_by_gradient`."""
+    return score_by_gradient(model, batches, blocks, [truncate(direction, None) for direction in directions])
+
+
+def score_at_low_rank(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    blocks: Sequence[Block],
+    directions: Sequence[Direction],
+    settings: Mapping[str, float],
+) -> Influences:
+    """Score by directions of which `energy` is kept; the scorer `low_rank`. Errors as `truncate`."""
+    maps = [truncate(direction, settings["energy"]) for direction in directions]
+    return score_by_gradient(model, batches, blocks, maps, rounded=True)
+
+
+def score_forward_only(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    blocks: Sequence[Block],
+    directions: Sequence[Direction],
+    settings: Mapping[str, float],
+) -> Influences:
+    """Score by losses at `step` to either side; the scorer `forward_only`. Errors as `score_by_losses`."""
+    return score_by_losses(model, batches, blocks, directions, settings["step"])
+
+
 def score_by_gradient(
     model: PreTrainedModel,
     batches: Iterable[Batch],
@@ -74,12 +117,12 @@ def score_by_gradient(
     maps: Sequence[Mapping[str, LinearMap]],
     rounded: bool = False,
 ) -> Influences:
-    """Contract every block's output gradients with V times its inputs, for K directions in one backward pass.
+    """Score documents by one forward and backward pass, for K directions at once: Σ_t δ_t^T V a_t.
 
     Args:
         model: a causal language model; left as it was found.
-        batches: read once.
-        blocks: those of the directions.
+        batches: as for `influence.score_documents`; read once.
+        blocks: the blocks of the directions.
         maps: K directions, each by block name.
         rounded: whether a float32 model's products may be computed in lower precision, see `precision.product_dtype`.
 
@@ -91,14 +134,15 @@ def score_by_gradient(
     """
     weight_VD = head_weight(model)
     weight_VD = weight_VD.to(product_dtype(model.dtype, weight_VD.device, rounded))
-    here = [{name: _moved(linear, weight_VD) for name, linear in direction.items()} for direction in maps]
+    local_maps = [{name: _to_device(linear, weight_VD) for name, linear in direction.items()} for direction in maps]
     rows: list[Tensor] = []
     n_targets: list[int] = []
+    # Each batch: compact it, run forward and backward; the hooks add every block's part to the sums [K, N]
     with frozen(model):
         for batch in batches:
             documents = read_batch(batch, weight_VD.device)
             sums_KN = torch.zeros(len(maps), len(documents.lengths_N), dtype=torch.float64, device=weight_VD.device)
-            backward(model, documents, blocks, partial(_contract, here, sums_KN), weight_VD, rounded=rounded)
+            backward(model, documents, blocks, partial(_contract, local_maps, sums_KN), weight_VD, rounded=rounded)
             rows.append(sums_KN.T.cpu())
             n_targets += documents.n_targets_N
     return _collect(rows, n_targets, len(maps))
@@ -111,15 +155,16 @@ def score_by_losses(
     directions: Sequence[Direction],
     step: float,
 ) -> Influences:
-    """Take the central difference of the loss along each direction.
+    """Score documents by forward passes alone: central difference of the loss along each direction.
 
-    Holds two moved copies of the tracked weights per direction. Losses are subtracted target by target and summed in
-    float64, since the difference is small beside the loss.
+    Holds two perturbed copies of the tracked weights per direction. The difference of losses is taken target by target
+    and summed in float64, since it is small compared with the loss.
 
     Args:
-        model: a causal language model in float32 or float64; left as it was found.
-        batches: read once.
-        blocks: those of the directions.
+        model: a causal language model; left as it was found. Of one in bfloat16 all weights are read in float32: a
+            difference of rounded losses would be noise.
+        batches: as for `influence.score_documents`; read once.
+        blocks: the blocks of the directions.
         directions: K directions by block name.
         step: length of εv in units of the norm of the tracked weights, > 0.
 
@@ -127,26 +172,26 @@ def score_by_losses(
         Influence [N, K] and targets [N].
 
     Raises:
-        ValueError: a model of lower precision, a step that is not positive, a direction that is zero, or a document
-            without a target.
+        ValueError: a step that is not positive, a direction that is zero, or a document without a target.
     """
-    if model.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"forward_only: expected a model in float32 or float64, got {model.dtype}")
     weight_VD = head_weight(model)
     weight_VD = weight_VD.to(product_dtype(model.dtype, weight_VD.device, rounded=True))
+    # ε of each direction: [K]
     epsilons = [_epsilon(model, blocks, direction, step) for direction in directions]
     rows: list[Tensor] = []
     n_targets: list[int] = []
     with frozen(model), torch.inference_mode():
-        moved = [
-            [_moved_parameters(model, blocks, direction, sign * epsilon) for sign in (1, -1)]
+        raised = _raised_parameters(model)
+        perturbed = [
+            [raised | _perturbed_parameters(model, blocks, direction, sign * epsilon) for sign in (1, -1)]
             for direction, epsilon in zip(directions, epsilons, strict=True)
         ]
+        # Each batch: [L(θ + εv) - L(θ - εv)] / 2ε per document, one column per direction: [N, K]
         for batch in batches:
             documents = read_batch(batch, weight_VD.device)
             columns = [
-                _difference(model, documents, weight_VD, pair) / (2 * epsilon)
-                for pair, epsilon in zip(moved, epsilons, strict=True)
+                _loss_difference(model, documents, weight_VD, pair) / (2 * epsilon)
+                for pair, epsilon in zip(perturbed, epsilons, strict=True)
             ]
             rows.append(torch.stack(columns, dim=1).cpu())
             n_targets += documents.n_targets_N
@@ -154,15 +199,17 @@ def score_by_losses(
 
 
 def _truncate_block(V_OI: Tensor, energy: float) -> LinearMap:
-    """Project on the leading singular vectors of the shorter side, from its Gram matrix: cheaper than an SVD."""
+    """Factor V ≈ P Q by its leading singular vectors, from the smaller Gram matrix: cheaper than an SVD."""
     if V_OI.shape[0] < V_OI.shape[1]:
         flipped = _truncate_block(V_OI.T, energy)
         if flipped.left_OR is None:
             return LinearMap(V_OI, None)
         return LinearMap(flipped.left_OR.T.contiguous(), flipped.right_RI.T.contiguous())
+    # Eigenvectors of V^T V, ascending, and cumulative shares of the squared norm, descending: [I, I], [I]
     V64_OI = V_OI.double()
     squares_R, vectors_IR = torch.linalg.eigh(V64_OI.T @ V64_OI)
     shares_R = squares_R.clamp(min=0).flip(0).cumsum(0)
+    # Smallest rank that keeps the share; Q holds its right singular vectors, P = V Q^T: [R, I], [O, R]
     rank = int(torch.searchsorted(shares_R, energy * shares_R[-1]).item()) + 1
     if rank * sum(V_OI.shape) >= V_OI.numel():
         return LinearMap(V_OI, None)
@@ -170,7 +217,7 @@ def _truncate_block(V_OI: Tensor, energy: float) -> LinearMap:
     return LinearMap(right_RI.to(V_OI.dtype).contiguous(), (V64_OI @ right_RI.T).to(V_OI.dtype))
 
 
-def _moved(linear: LinearMap, like: Tensor) -> LinearMap:
+def _to_device(linear: LinearMap, like: Tensor) -> LinearMap:
     return LinearMap(linear.right_RI.to(like), None if linear.left_OR is None else linear.left_OR.to(like))
 
 
@@ -181,10 +228,14 @@ def _contract(
     a_PI: Tensor,
     deltas_PO: list[Tensor],
 ) -> None:
-    """Add a group's part; no mask is needed, since δ is zero at every position that does not count."""
+    """Add the part of a group of blocks that share an input to every document's score, [K, N].
+
+    No mask is needed: δ is zero at every position that does not count.
+    """
     for block, delta_PO in zip(group, deltas_PO, strict=True):
         for k, direction in enumerate(maps):
             linear = direction[block.name]
+            # Q a + bias column, P^T δ (or δ), and their product summed over R: [P, R], [P, R], [P]
             a_PI, delta_PO = a_PI.to(linear.right_RI), delta_PO.to(linear.right_RI)
             weight_RI, bias_R = linear.right_RI, None
             if block.bias:
@@ -192,13 +243,14 @@ def _contract(
             mapped_PR = torch.nn.functional.linear(a_PI, weight_RI, bias_R)
             against_PR = delta_PO if linear.left_OR is None else delta_PO @ linear.left_OR
             products_P = mapped_PR.mul_(against_PR).sum(dim=1, dtype=accumulation_dtype(mapped_PR.dtype))
+            # Sum over the positions of each document: [N]
             sums_KN[k] += products_P.view(sums_KN.shape[1], -1).sum(dim=1, dtype=torch.float64)
 
 
 def _tracked_slices(
     model: PreTrainedModel, block: Block, parameters: dict[str, Tensor]
 ) -> Iterable[tuple[slice, Tensor, Tensor | None]]:
-    """Walk the block's rows: (rows of the block, view of the weights [rows, I], view of the biases)."""
+    """Iterate over a block's parameters: rows of the block, view of their weights [rows, I], view of their biases."""
     start = 0
     for name in block.modules:
         weight_OI = parameters[f"{name}.weight"]
@@ -217,22 +269,36 @@ def _tracked_parameters(model: PreTrainedModel, blocks: Sequence[Block]) -> dict
     return {name: model.get_parameter(name).detach() for name in names}
 
 
-def _moved_parameters(
+def _raised_parameters(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Copy the parameters below the head in float32 where they are of lower precision."""
+    prefix = model.base_model_prefix
+    return {
+        f"{prefix}.{name}": value.detach().float()
+        for name, value in model.base_model.named_parameters()
+        if value.dtype != accumulation_dtype(value.dtype)
+    }
+
+
+def _perturbed_parameters(
     model: PreTrainedModel, blocks: Sequence[Block], direction: Direction, epsilon: float
 ) -> dict[str, Tensor]:
-    """Copy the tracked parameters of the base model, moved by epsilon times the direction."""
-    moved = {name: value.clone() for name, value in _tracked_parameters(model, blocks).items()}
+    """Copy the tracked parameters, perturbed by epsilon times the direction: θ + εv."""
+    perturbed = {
+        name: value.to(accumulation_dtype(value.dtype), copy=True)
+        for name, value in _tracked_parameters(model, blocks).items()
+    }
     for block in blocks:
         V_OI = direction[block.name]
-        for rows, weight_OI, bias_O in _tracked_slices(model, block, moved):
+        for rows, weight_OI, bias_O in _tracked_slices(model, block, perturbed):
             step_OI = V_OI[rows].to(weight_OI)
             weight_OI.add_(step_OI[:, : weight_OI.shape[1]], alpha=epsilon)
             if bias_O is not None:
                 bias_O.add_(step_OI[:, -1], alpha=epsilon)
-    return moved
+    return perturbed
 
 
 def _epsilon(model: PreTrainedModel, blocks: Sequence[Block], direction: Direction, step: float) -> float:
+    """Compute ε so that εv has the length of `step` times the norm of the tracked weights."""
     if not step > 0:
         raise ValueError(f"step: expected a positive number, got {step}")
     length = sum(direction[block.name].double().square().sum().item() for block in blocks) ** 0.5
@@ -242,21 +308,21 @@ def _epsilon(model: PreTrainedModel, blocks: Sequence[Block], direction: Directi
     return float(step * norm / length)
 
 
-def _difference(
+def _loss_difference(
     model: PreTrainedModel, documents: Documents, weight_VD: Tensor, pair: Sequence[dict[str, Tensor]]
 ) -> Tensor:
-    """L(θ + εv) - L(θ - εv) per document, [N] float64.
+    """Compute L(θ + εv) - L(θ - εv) per document, [N] float64.
 
-    Both passes up to the head are in full precision, since their difference is small; the head's products are not.
+    Both passes up to the head run in full precision, since their difference is small; the head's products need not.
     """
-    plus_NTD, minus_NTD = (_moved_states(model, documents, moved) for moved in pair)
+    plus_NTD, minus_NTD = (_perturbed_states(model, documents, parameters) for parameters in pair)
     differences_M = loss_difference(plus_NTD, minus_NTD, weight_VD, documents).double()
     return torch.stack([piece.sum() for piece in torch.split(differences_M, list(documents.n_targets_N))])
 
 
-def _moved_states(model: PreTrainedModel, documents: Documents, moved: Mapping[str, Tensor]) -> Tensor:
-    """Compute `loss.hidden_states` at other parameters."""
-    base = {name.removeprefix(f"{model.base_model_prefix}."): value for name, value in moved.items()}
+def _perturbed_states(model: PreTrainedModel, documents: Documents, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Compute `loss.hidden_states` with some parameters replaced, [N, T, D]."""
+    base = {name.removeprefix(f"{model.base_model_prefix}."): value for name, value in parameters.items()}
     inputs = {"input_ids": documents.ids_NT, "use_cache": False}
     states: Tensor = functional_call(model.base_model, base, args=(), kwargs=inputs).last_hidden_state
     return states

@@ -1,12 +1,12 @@
-"""Which arms are near in distribution, and how much of one arm's reward another hears (method: "Reward propagation").
+"""Find neighbouring arms by the Wasserstein distance of their embeddings (method: "Reward propagation").
 
-An arm's embeddings are summarised by a diagonal Gaussian. The 2-Wasserstein distance of two Gaussians is
-``|m - m'|^2 + tr(C + C' - 2 (C^1/2 C' C^1/2)^1/2)`` (Dowson and Landau 1982; Peyré and Cuturi 2019, remark 2.31); where
-both covariances are diagonal it is the Euclidean distance between the vectors ``[mean, standard deviation]``. So the
-neighbours within a bandwidth are an exact range search among K points of 2D coordinates, and the dense K x K matrix
-is never formed. An approximate index was decided against: exact search over 100,000 arms takes two minutes, once.
+Each arm's embeddings are summarised by a diagonal Gaussian. The squared 2-Wasserstein distance of two Gaussians is
+``|m - m'|^2 + tr(C + C' - 2 (C^1/2 C' C^1/2)^1/2)`` (Dowson and Landau 1982; Peyré and Cuturi 2019, remark 2.31); for
+diagonal covariances the distance is Euclidean between the vectors ``[mean, standard deviation]``. So the neighbours
+within a bandwidth come from an exact range search among K points with 2D coordinates, and the dense K x K matrix is
+never formed. An approximate index was rejected: exact search over 100,000 arms takes two minutes, once.
 
-Shape suffixes: K arms, D embedding, E = 2D coordinates, M pairs.
+Shape suffixes: K arms, D embedding, E = 2D coordinates, M pairs of neighbours, B arms of a block, P pulled arms.
 """
 
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ Float64 = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.floating]
 
 SEARCH_BLOCK = 4096
-"""Arms searched at once, among those that come after them: a distance is the same both ways."""
+"""Arms searched at once; only among later arms, since distances are symmetric."""
 BANDWIDTH_SAMPLE = 1000
-"""Arms whose distances to all others are looked at to choose a bandwidth."""
+"""Arms sampled to choose a bandwidth from their distances to all others."""
 WANTED_NEIGHBOURS = 10
 """Neighbours of the median arm under the default bandwidth: the geometric middle of the method's 5 to 20."""
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Each arm's neighbours within the bandwidth, itself left out, in compressed rows.
+    """Each arm's neighbours within the bandwidth, the arm itself excluded, in compressed sparse rows.
 
     Attributes:
-        indptr: [K+1] int64; arm i's neighbours stand at ``indptr[i]:indptr[i + 1]``.
+        indptr: [K+1] int64; the neighbours of arm i are at ``indptr[i]:indptr[i + 1]``.
         indices: [M] int32, neighbours' arm numbers, ascending within a row.
         weights: [M] float32, ``w_ij = 1 - d_ij / h`` in (0, 1].
     """
@@ -60,7 +60,7 @@ def gaussian_distance(mean_D: Floats, variance_D: Floats, other_mean_D: Floats, 
 
 
 def neighbour_lists(centroids_KD: Floats, variances_KD: Floats, bandwidth: float) -> Neighbours:
-    """List every pair of arms nearer than the bandwidth, with its weight; exact, and symmetric.
+    """Find all pairs of arms nearer than the bandwidth, with their weights; exact and symmetric.
 
     Args:
         centroids_KD: [K, D] mean embedding of each arm.
@@ -68,17 +68,20 @@ def neighbour_lists(centroids_KD: Floats, variances_KD: Floats, bandwidth: float
         bandwidth: h > 0, the distance at which the weight reaches 0.
 
     Returns:
-        The neighbour lists. An arm's weight on itself is 1 and is not listed.
+        The neighbour lists. The weight of an arm on itself is 1 and is not listed.
 
     Raises:
         ValueError: the shapes differ, or the bandwidth is not positive.
     """
     if not bandwidth > 0:
         raise ValueError(f"bandwidth: expected a positive distance, got {bandwidth}")
+    # Means and standard deviations side by side: [K, 2D]
     coordinates_KE = _centred_coordinates(centroids_KD, variances_KD)
     n_arms = len(coordinates_KE)
-    blocks = [_later_neighbours(coordinates_KE, start, bandwidth) for start in range(0, n_arms, SEARCH_BLOCK)]
+    # Range search, block by block: pairs (row < column) and their distances, [M] each
+    blocks = [_neighbours_after(coordinates_KE, start, bandwidth) for start in range(0, n_arms, SEARCH_BLOCK)]
     row_M, column_M, distance_M = (np.concatenate(part) for part in zip(*blocks, strict=True))
+    # Both directions as a sparse matrix of weights, in compressed rows: [K, K]
     pairs = np.concatenate((row_M, column_M)), np.concatenate((column_M, row_M))
     weights_KK = coo_array((np.tile(1 - distance_M / bandwidth, 2), pairs), shape=(n_arms, n_arms)).tocsr()
     return Neighbours(
@@ -88,22 +91,44 @@ def neighbour_lists(centroids_KD: Floats, variances_KD: Floats, bandwidth: float
     )
 
 
+def neighbour_pairs(
+    arm_P: npt.NDArray[np.int64], neighbours: Neighbours
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float64]:
+    """List the neighbours of each of some arms, one after the other.
+
+    Args:
+        arm_P: [P] arm numbers, repeated or not.
+        neighbours: of all arms.
+
+    Returns:
+        Of each pair the arm's position in `arm_P`, the neighbour's number, and its weight, [M] each.
+    """
+    start_P, stop_P = neighbours.indptr[arm_P], neighbours.indptr[arm_P + 1]
+    length_P = stop_P - start_P
+    # The arm of every pair, and the pair's position in the neighbour lists: [M], [M]
+    pair_M = np.repeat(np.arange(len(arm_P)), length_P)
+    first_P = np.cumsum(length_P) - length_P
+    position_M = np.arange(len(pair_M)) - first_P[pair_M] + start_P[pair_M]
+    neighbour_M = neighbours.indices[position_M].astype(np.int64)
+    return pair_M, neighbour_M, neighbours.weights[position_M].astype(np.float64)
+
+
 def choose_bandwidth(
     centroids_KD: Floats,
     variances_KD: Floats,
     generator: np.random.Generator,
     neighbours: int = WANTED_NEIGHBOURS,
 ) -> float:
-    """Choose the bandwidth under which the median arm has the wanted number of neighbours.
+    """Choose the bandwidth so that the median arm has the wanted number of neighbours.
 
     Args:
         centroids_KD: [K, D] mean embedding of each arm, K >= 2.
         variances_KD: [K, D] variances of its embeddings, >= 0.
-        generator: draws the sample of arms that is looked at.
-        neighbours: wanted for the median arm; at most K - 1 are taken.
+        generator: draws the sample of arms.
+        neighbours: neighbours wanted for the median arm; at most K - 1.
 
     Returns:
-        The median, over a sample of arms, of the distance to the neighbour just past the wanted ones.
+        The median, over the sample, of the distance to the neighbour that follows the wanted ones.
 
     Raises:
         ValueError: fewer than two arms, or the shapes differ.
@@ -124,7 +149,7 @@ def _coordinates(means: Floats, variances: Floats) -> Float64:
 
 
 def _centred_coordinates(centroids_KD: Floats, variances_KD: Floats) -> Float32:
-    """Coordinates of all arms about their mean: near the origin, rounding changes a distance least."""
+    """Compute the coordinates of all arms, centred: near the origin rounding changes a distance least, [K, E]."""
     if centroids_KD.shape != variances_KD.shape:
         raise ValueError(f"variances: expected shape {centroids_KD.shape}, got {variances_KD.shape}")
     coordinates_KE = np.concatenate((centroids_KD, np.sqrt(variances_KD)), axis=1, dtype=np.float32)
@@ -132,10 +157,10 @@ def _centred_coordinates(centroids_KD: Floats, variances_KD: Floats) -> Float32:
     return coordinates_KE
 
 
-def _later_neighbours(
+def _neighbours_after(
     coordinates_KE: Float32, start: int, bandwidth: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float64]:
-    """Pairs within the bandwidth of an arm of the block from `start` on and one after it: the two, their distance."""
+    """Find the pairs within the bandwidth of an arm of the block at `start` and a later arm: [M] both, [M] distance."""
     search = NearestNeighbors(radius=bandwidth, algorithm="brute").fit(coordinates_KE[start:])
     block_BE = coordinates_KE[start : start + SEARCH_BLOCK]
     near = search.radius_neighbors_graph(block_BE, mode="distance").tocoo()

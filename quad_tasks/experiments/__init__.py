@@ -1,7 +1,8 @@
-"""The experiments the product ships, one file each (method: "Experiments the product ships as flows").
+"""Experiments that ship with the product, one file each (method: "Experiments the product ships as flows").
 
-Each writes `experiments/<name>/<digest>/` in the workspace: drawings, then `result.json`, whose digest names the place,
-so that equal results meet and unequal ones never do.
+Each writes `experiments/<name>/<digest>/` in the workspace: drawings, then `result.json`. The digest is the result's
+content: equal results share a place, and no other result can overwrite them.
 
-What experiments and benchmarks share: `baselines.py`, other ways to choose; `outcome.py`, what a choice is worth.
+What experiments and benchmarks share is in `lab`: the testbed they measure in, rival selection methods (`baselines`),
+and the one training loop (`train_choice`).
 """

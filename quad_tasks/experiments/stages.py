@@ -1,79 +1,82 @@
-"""Experiment "stages": one choice for the whole budget against stages, each with its own, and when refitting helps.
+"""Experiment "stages": compare one selection for the whole budget with stages, and measure when refitting helps.
 
 Plans of equal tokens start from one checkpoint. A stage of a plan trains on the next part of the budget. `refit` says
-which ranking a stage after the first takes it from (method: "Stages"):
+which ranking a stage after the first takes its documents from (method: "Stages"):
 
     never   the first one
-    stage   one along the direction fitted at the checkpoint so far, a tenth of the documents scored anew
-    gated   that one, where a trial from the same checkpoint on half of a stage's tokens leaves less loss than a trial
-            on the best that the last ranking has left; both measured on the direction's own reference documents, so
-            that the held-out loss stays unseen
+    stage   a fresh one, along the direction fitted at the checkpoint so far, a tenth of the documents scored anew
+    gated   the fresh one, where a trial from the same checkpoint on half of a stage's tokens leaves less loss than a
+            trial on the best documents left of the last ranking; both are measured on the direction's own reference
+            documents, so that the held-out loss stays unseen
 
 One optimizer state and one learning-rate schedule run through all stages, or both start anew each stage (`restart`).
 """
 
-import copy
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel
 
-from quad_tasks.config import RunConfig, TrainingConfig
-from quad_tasks.core import training
+from quad_tasks.config.schema import RunConfig, TrainingConfig
+from quad_tasks.core.evaluation import statistics
+from quad_tasks.core.evaluation.statistics import Interval
 from quad_tasks.core.influence import score_documents
-from quad_tasks.core.model import make_batches
-from quad_tasks.core.selection import fill_budget
-from quad_tasks.experiments import drawing, lookup, outcome
-from quad_tasks.experiments.experiment import Experiment, Rows, shows_table, within
-from quad_tasks.experiments.kept import kept
-from quad_tasks.experiments.laboratory import (
-    Laboratory,
-    directions,
-    encode_windows,
-    find_laboratory,
-    open_laboratory,
-    prediction_features,
+from quad_tasks.core.lm.model import make_batches
+from quad_tasks.core.lm.training import Schedule, count_steps
+from quad_tasks.core.selection.fill_budget import fill_budget
+from quad_tasks.experiments.experiment import Experiment, Tables, claims_table, within
+from quad_tasks.experiments.lab import plots, simulation
+from quad_tasks.experiments.lab.cache import map_cached
+from quad_tasks.experiments.lab.corpus_sample import QUICK, Size
+from quad_tasks.experiments.lab.evaluation import Claim, claim_most, measured_only
+from quad_tasks.experiments.lab.testbed import Testbed, directions, find_testbed, open_testbed, prediction_features
+from quad_tasks.experiments.lab.train_choice import (
+    WARMUP_SHARE,
+    Learner,
+    Losses,
+    TrainingSettings,
+    begin,
+    branch,
+    measure_losses,
+    restart,
+    train_choice,
 )
-from quad_tasks.experiments.outcome import loss_per_token
-from quad_tasks.experiments.sample import QUICK, Size
-from quad_tasks.experiments.trials import CONTINUED_RATE, measure_model
+from quad_tasks.experiments.lab.trials import CONTINUED_RATE, hold_out, hold_out_reference
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-Refit = Literal["never", "stage", "gated"]
+RefitRule = Literal["never", "stage", "gated"]
 
-WARMUP_SHARE = 0.05
 TRIAL_SHARE = 0.5
-"""Of a stage's tokens, that each of the gate's two trials trains on."""
+"""Share of a stage's tokens that each of the gate's two trials trains on."""
 SEEDS = 3
-COLOURS = {"never": drawing.BLUE, "stage": drawing.RED, "gated": drawing.GREEN}
+COLOURS = {"never": plots.BLUE, "stage": plots.RED, "gated": plots.GREEN}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a budget is spent.
+    """A plan of spending the budget.
 
     Attributes:
         stages: parts of equal tokens.
-        refit: which ranking a stage takes its part from.
+        refit: which ranking a stage takes its documents from.
         restart: whether optimizer and schedule start anew each stage.
         random: documents are drawn at random instead.
     """
 
     stages: int = 1
-    refit: Refit = "never"
+    refit: RefitRule = "never"
     restart: bool = False
     random: bool = False
 
 
-REFITS: tuple[Refit, ...] = ("never", "stage", "gated")
+REFITS: tuple[RefitRule, ...] = ("never", "stage", "gated")
 PLANS = {
     "random, one shot": Plan(random=True),
     "one shot": Plan(),
@@ -82,236 +85,284 @@ PLANS = {
 }
 
 
-def measure_stages(workspace: str, config: RunConfig | None, quick: bool) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """A fresh ranking beside the one before it.
+
+    Attributes:
+        stale: rank correlation of new and first influence, over the documents scored anew.
+        agree: share of the fresh selection that the old ranking would have taken.
+        accepted: whether the fresh ranking was used.
+    """
+
+    stale: float
+    agree: float
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GatedRefit(Refit):
+    """A refit that a trial of both rankings decided.
+
+    Attributes:
+        trial_losses: after the trial of the fresh and of the old ranking.
+    """
+
+    trial_losses: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PlanOutcome(Losses):
+    """Losses after a plan's last stage, losses and refits on the way.
+
+    Attributes:
+        losses: reference loss after each stage.
+        refits: one a stage that made a fresh ranking.
+    """
+
+    losses: list[float]
+    refits: list[GatedRefit | Refit]
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """Losses of the checkpoint before training."""
+
+    reference_loss: float
+    other_domains_bpb: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of the experiment.
+
+    Attributes:
+        documents: of the testbed.
+        budget_tokens: of every plan.
+        before: losses of the checkpoint.
+        plans: outcomes by plan and seed.
+        default_refit: a run's own rule.
+        shows: the claims.
+    """
+
+    documents: int
+    budget_tokens: int
+    before: Before
+    plans: dict[str, list[PlanOutcome]]
+    default_refit: str
+    shows: list[Claim]
+
+
+def measure_stages(workspace: str, config: RunConfig | None, quick: bool) -> Result:
     """Carry out every plan with every seed."""
-    laboratory = find_laboratory(workspace, config, QUICK if quick else Size())
+    testbed = find_testbed(workspace, config, QUICK if quick else Size())
     longest_first = sorted(PLANS, key=lambda name: (PLANS[name].refit == "never", -PLANS[name].stages))
     runs = [(name, seed) for name in longest_first for seed in range(SEEDS)]
-    items = [(laboratory.workspace, laboratory.key, asdict(PLANS[name]), seed) for name, seed in runs]
-    found = dict(zip(runs, kept(carry_out, items, "train", "plans"), strict=True))
-    body = {name: [found[name, seed] for seed in range(SEEDS)] for name in PLANS}
-    before = measure_model(laboratory, laboratory.model)
-    return {
-        "documents": len(laboratory.documents),
-        "budget_tokens": laboratory.size.budget_tokens,
-        "before": {key: before[key] for key in ("reference_loss", "other_domains_bpb")},
-        "plans": body,
-        "default_refit": TrainingConfig().refit,
-        "shows": judge(body),
-    }
-
-
-def carry_out(workspace: str, key: str, said: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Carry out a plan, on a worker.
-
-    Returns:
-        As `measure_model` after the last stage; `losses`, the reference loss after each stage; of each refit, the rank
-        correlation of new and first influence (`stale`), the share of the new choice that the old ranking would have
-        taken (`agree`), and whether the gate let it pass (`accepted`).
-    """
-    laboratory, plan = open_laboratory(workspace, key), Plan(**said)
-    size = laboratory.size
-    budget = size.budget_tokens // plan.stages
-    model = copy.deepcopy(laboratory.model)
-    optimizer = training.make_optimizer(model, 0.01)
-    ranking = _first_ranking(laboratory, seed)
-    taken = np.empty(0, dtype=np.int64)
-    done, losses, refits = 0, [], []
-    for stage in range(plan.stages):
-        rows = _next(laboratory, ranking, budget, taken, seed, plan.random)
-        if stage > 0 and plan.refit != "never":
-            fresh = _fresh_ranking(laboratory, model, [seed, stage])
-            fresh_rows = _next(laboratory, fresh, budget, taken, seed, plan.random)
-            said_refit = _compare(laboratory, fresh, fresh_rows, rows)
-            if plan.refit == "gated":
-                states = (model, optimizer, done, budget, plan)
-                trials = [_trial(laboratory, *states, choice, [seed, stage]) for choice in (fresh_rows, rows)]
-                said_refit |= {"trial_losses": trials}
-            said_refit["accepted"] = plan.refit == "stage" or trials[0] < trials[1]
-            refits.append(said_refit)
-            if said_refit["accepted"]:
-                ranking, rows = fresh, fresh_rows
-        if plan.restart:
-            optimizer, done = training.make_optimizer(model, 0.01), 0
-        done = _train(laboratory, model, optimizer, rows, done, plan, [seed, stage])
-        taken = np.concatenate([taken, rows])
-        losses.append(_measured_loss(laboratory, model))
-    return {**measure_model(laboratory, model), "losses": losses, "refits": refits}
-
-
-@functools.lru_cache(maxsize=1)
-def _features(workspace: str, key: str) -> Float64:
-    return prediction_features(open_laboratory(workspace, key))
-
-
-def _first_ranking(laboratory: Laboratory, seed: int) -> lookup.Known:
-    return _rank(laboratory, laboratory.per_token["joint"], seed)
-
-
-def _rank(laboratory: Laboratory, influence: lookup.Influence, seed: int) -> lookup.Known:
-    features_ND, budget = _features(laboratory.workspace, laboratory.key), laboratory.size.budget_tokens
-    return lookup.spend_scores(
-        influence, laboratory.arm, laboratory.n_tokens, features_ND, budget, lookup.Rules(), seed
+    items = [(testbed.workspace, testbed.key, asdict(PLANS[name]), seed) for name, seed in runs]
+    found = dict(zip(runs, map_cached(carry_out, items, "train", "plans"), strict=True))
+    plans = {name: [found[name, seed] for seed in range(SEEDS)] for name in PLANS}
+    before = measure_losses(testbed.model, hold_out(testbed))
+    return Result(
+        documents=len(testbed.documents),
+        budget_tokens=testbed.size.budget_tokens,
+        before=Before(before.reference_loss, before.other_domains_bpb),
+        plans=plans,
+        default_refit=TrainingConfig().refit,
+        shows=judge(plans),
     )
 
 
-def _fresh_ranking(laboratory: Laboratory, model: PreTrainedModel, seed: Sequence[int]) -> lookup.Known:
+def carry_out(workspace: str, key: str, plan_body: Mapping[str, Any], seed: int) -> PlanOutcome:
+    """Carry out a plan, given as JSON, on a worker."""
+    testbed, plan = open_testbed(workspace, key), Plan(**plan_body)
+    held_out, settings = hold_out(testbed), _training_settings(testbed, plan)
+    learner, ranking, taken = begin(testbed.model), first_ranking(testbed, seed), np.empty(0, dtype=np.int64)
+    losses: list[Losses] = []
+    refits: list[GatedRefit | Refit] = []
+    for stage in range(plan.stages):
+        # take the next part of the budget from the ranking so far, or from a fresh one
+        rows = take_next(testbed, ranking, plan, taken, seed)
+        if stage > 0 and plan.refit != "never":
+            fresh = _fresh_ranking(testbed, learner.model, [seed, stage])
+            fresh_rows = take_next(testbed, fresh, plan, taken, seed)
+            refits.append(_judge_refit(testbed, learner, plan, (fresh, fresh_rows), rows, [seed, stage]))
+            if refits[-1].accepted:
+                ranking, rows = fresh, fresh_rows
+        # train on it from where the last stage stopped
+        learner = restart(learner) if plan.restart else learner
+        generator = np.random.default_rng([seed, stage])
+        learner, found = train_choice(learner, testbed.token_ids(np.sort(rows)), settings, generator, held_out)
+        losses.append(found)
+        taken = np.concatenate([taken, rows])
+    return PlanOutcome(**asdict(losses[-1]), losses=[found.reference_loss for found in losses], refits=refits)
+
+
+def _training_settings(testbed: Testbed, plan: Plan) -> TrainingSettings:
+    """Build one schedule over the whole budget, or over a stage where every stage restarts it."""
+    size, step_tokens = testbed.size, 2 * testbed.size.batch_tokens
+    stage_steps = count_steps(size.budget_tokens // plan.stages, step_tokens)
+    total = stage_steps if plan.restart else plan.stages * stage_steps
+    schedule = Schedule(CONTINUED_RATE, WARMUP_SHARE * total, total)
+    return TrainingSettings(schedule, size.window_tokens, step_tokens, size.batch_tokens)
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(workspace: str, key: str) -> simulation.Pool:
+    testbed = open_testbed(workspace, key)
+    return simulation.pool_of(testbed, prediction_features(testbed))
+
+
+def _rank(testbed: Testbed, influence: simulation.Influence, seed: int) -> simulation.Scores:
+    """Spend a run's scores along a direction."""
+    return simulation.spend_scores(influence, _pool(testbed.workspace, testbed.key), simulation.Rules(), seed)
+
+
+def first_ranking(testbed: Testbed, seed: int) -> simulation.Scores:
+    """Rank the documents by influence at the testbed's checkpoint."""
+    return _rank(testbed, testbed.per_token(), seed)
+
+
+def _fresh_ranking(testbed: Testbed, model: PreTrainedModel, seed: Sequence[int]) -> simulation.Scores:
     """Fit factors and direction at a checkpoint; score as a run does along the new direction."""
-    size, texts = laboratory.size, laboratory.texts
+    size, texts = testbed.size, testbed.texts
     sample = texts.pool[-size.factor_documents :]
-    direction, _ = directions(model, laboratory.tokenizer, sample, texts.reference, "joint", size)
+    direction, _ = directions(model, testbed.tokenizer, sample, texts.reference, "joint", size)
 
     def score(rows: Int64) -> Float64:
-        documents = [laboratory.documents[row] for row in rows]
-        batches, owner = make_batches(documents, size.window_tokens, size.batch_tokens)
+        batches, owner = make_batches(testbed.token_ids(rows), size.window_tokens, size.batch_tokens)
         scores = score_documents(model, batches, direction)
         per_token: Float64 = (scores.influence / scores.n_tokens)[np.argsort(owner.numpy())]
         return per_token
 
-    return _rank(laboratory, score, int(np.random.default_rng(seed).integers(2**31)))
+    return _rank(testbed, score, int(np.random.default_rng(seed).integers(2**31)))
 
 
-def _next(
-    laboratory: Laboratory, ranking: lookup.Known, budget: int, taken: Int64, seed: int, at_random: bool
-) -> Int64:
-    """Take the best of a ranking that is left, or random documents."""
-    if at_random:
-        order = np.random.default_rng([seed, 1]).permutation(len(laboratory.documents))
-        return fill_budget(order, laboratory.n_tokens, budget)
-    return lookup.select_known(
-        ranking, laboratory.arm, laboratory.n_tokens, budget, lookup.Rules(), laboratory.embedding, seed, taken
-    ).rows
+def take_next(testbed: Testbed, ranking: simulation.Scores, plan: Plan, taken: Int64, seed: int) -> Int64:
+    """Select a stage's documents: the best left of a ranking, or random ones.
+
+    Args:
+        testbed: holds the documents.
+        ranking: what is known of them.
+        plan: its stages share the budget equally.
+        taken: rows of the stages before.
+        seed: of the random draws.
+    """
+    budget_tokens = testbed.size.budget_tokens // plan.stages
+    if plan.random:
+        order = np.random.default_rng([seed, 1]).permutation(len(testbed.documents))
+        return fill_budget(order, testbed.n_tokens, budget_tokens)
+    pool = replace(_pool(testbed.workspace, testbed.key), budget_tokens=budget_tokens)
+    return simulation.select_from_scores(ranking, pool, simulation.Rules(), seed, taken).rows
 
 
-def _compare(laboratory: Laboratory, fresh: lookup.Known, fresh_rows: Int64, rows: Int64) -> dict[str, Any]:
-    scored = np.flatnonzero(~np.isnan(fresh.measured))
-    first = laboratory.per_token["joint"][scored]
-    return {
-        "stale": float(spearmanr(first, fresh.measured[scored]).statistic),
-        "agree": float(np.isin(fresh_rows, rows).mean()),
-    }
-
-
-def _trial(
-    laboratory: Laboratory,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    done: int,
-    budget: int,
+def _judge_refit(
+    testbed: Testbed,
+    learner: Learner,
     plan: Plan,
+    fresh: tuple[simulation.Scores, Int64],
     rows: Int64,
     seed: Sequence[int],
-) -> float:
-    """Train a copy on the best part of a choice; return the loss on the direction's reference documents."""
-    size = laboratory.size
-    tried = copy.deepcopy(model)
-    own = training.make_optimizer(tried, 0.01)
-    own.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    part = fill_budget(rows, laboratory.n_tokens, int(TRIAL_SHARE * budget))
-    _train(laboratory, tried, own, part, 0 if plan.restart else done, plan, seed)
-    reference = encode_windows(laboratory.tokenizer, laboratory.texts.reference, size)
-    return loss_per_token(tried, reference, size.window_tokens, size.batch_tokens)
+) -> GatedRefit | Refit:
+    """Compare a fresh ranking with the old one; where the plan is gated, try both.
+
+    Args:
+        testbed: holds the documents.
+        learner: where training stands; left as it is.
+        plan: says whether a trial decides.
+        fresh: the fresh ranking, and the stage's documents by it.
+        rows: the stage's documents by the old ranking.
+        seed: draws the order of the trials.
+    """
+    fresh_scores, fresh_rows = fresh
+    scored = np.flatnonzero(~np.isnan(fresh_scores.measured))
+    stale = float(spearmanr(testbed.per_token()[scored], fresh_scores.measured[scored]).statistic)
+    agree = float(np.isin(fresh_rows, rows).mean())
+    if plan.refit != "gated":
+        return Refit(stale, agree, accepted=True)
+    fresh_loss, old_loss = (_try(testbed, learner, plan, choice, seed) for choice in (fresh_rows, rows))
+    return GatedRefit(stale, agree, fresh_loss < old_loss, (fresh_loss, old_loss))
 
 
-def _train(
-    laboratory: Laboratory,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    rows: Int64,
-    done: int,
-    plan: Plan,
-    seed: Sequence[int],
-) -> int:
-    """Train on rows, in place; return tokens trained so far under the schedule."""
-    size = laboratory.size
-    total = size.budget_tokens // (plan.stages if plan.restart else 1)
-    schedule = training.Schedule(CONTINUED_RATE, WARMUP_SHARE * total, total)
-    documents = [laboratory.documents[row] for row in np.sort(rows)]
-    return training.train(
-        model,
-        optimizer,
-        documents,
-        schedule,
-        done,
-        size.window_tokens,
-        2 * size.batch_tokens,
+def _try(testbed: Testbed, learner: Learner, plan: Plan, rows: Int64, seed: Sequence[int]) -> float:
+    """Train a copy on the best part of a selection; return the loss on the direction's reference documents."""
+    trial_tokens = int(TRIAL_SHARE * (testbed.size.budget_tokens // plan.stages))
+    part = fill_budget(rows, testbed.n_tokens, trial_tokens)
+    copied = branch(learner)
+    copied = replace(copied, trained_steps=0) if plan.restart else copied
+    _, losses = train_choice(
+        copied,
+        testbed.token_ids(np.sort(part)),
+        _training_settings(testbed, plan),
         np.random.default_rng(list(seed)),
+        hold_out_reference(testbed, testbed.texts.reference),
     )
+    return losses.reference_loss
 
 
-def _measured_loss(laboratory: Laboratory, model: PreTrainedModel) -> float:
-    size = laboratory.size
-    measured = encode_windows(laboratory.tokenizer, laboratory.texts.measured, size)
-    return loss_per_token(model, measured, size.window_tokens, size.batch_tokens)
-
-
-def judge(plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def judge(plans: Mapping[str, Sequence[PlanOutcome]]) -> list[Claim]:
     """Compare plans, seed by seed: refits with none, one schedule with restarts, stages with one shot."""
-    loss = {name: [one["reference_loss"] for one in found] for name, found in plans.items()}
+    loss = {name: _losses(found) for name, found in plans.items()}
     pairs = [("one shot", "random, one shot")]
     pairs += [(f"2 stages, refit {refit}", "2 stages, refit never") for refit in ("stage", "gated")]
     pairs += [("2 stages, refit never", "2 stages, restarts, refit never"), ("2 stages, refit gated", "one shot")]
     return [
-        outcome.claim(f"reference loss, {first} less {second}", outcome.compare(loss[first], loss[second]), most=0.0)
+        claim_most(f"reference loss, {first} less {second}", statistics.compare(loss[first], loss[second]), 0.0)
         for first, second in pairs
     ]
 
 
-def tables(result: Mapping[str, Any]) -> dict[str, Rows]:
+def _losses(found: Sequence[PlanOutcome]) -> list[float]:
+    return [one.reference_loss for one in found]
+
+
+def _lowest_first(result: Result) -> list[tuple[str, list[PlanOutcome]]]:
+    return sorted(result.plans.items(), key=lambda item: float(np.mean(_losses(item[1]))))
+
+
+def lay_out(result: Result) -> Tables:
     """Lay out a row a plan, lowest reference loss first, and what it shows."""
     rows = []
-    for name, found in sorted(
-        result["plans"].items(), key=lambda item: np.mean([f["reference_loss"] for f in item[1]])
-    ):
-        refits = [refit for one in found for refit in one["refits"]]
+    for name, found in _lowest_first(result):
+        refits = [refit for one in found for refit in one.refits]
+        others = measured_only([one.other_domains_bpb for one in found])
+        used = f"{sum(refit.accepted for refit in refits)} of {len(refits)}"
         rows.append(
             {
                 "plan": name,
-                "reference loss": _within(found, "reference_loss"),
-                "other domains, bits per byte": _within(found, "other_domains_bpb"),
-                "refits used": f"{sum(r['accepted'] for r in refits)} of {len(refits)}" if refits else "",
-                "rank correlation with first influence": f"{np.mean([r['stale'] for r in refits]):.2f}"
+                "reference loss": within(statistics.interval(_losses(found))),
+                "other domains, bits per byte": within(statistics.interval(others)) if others else "",
+                "refits used": used if refits else "",
+                "rank correlation with first influence": f"{np.mean([refit.stale for refit in refits]):.2f}"
                 if refits
                 else "",
             }
         )
-    title = f"{result['budget_tokens']:,} tokens of {result['documents']:,} documents, {SEEDS} seeds"
-    return {title: rows, **shows_table(result["shows"])}
+    title = f"{result.budget_tokens:,} tokens of {result.documents:,} documents, {SEEDS} seeds"
+    return {title: rows, **claims_table(result.shows)}
 
 
-def _within(found: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = [one[key] for one in found]
-    return "" if None in values else within(outcome.interval(np.array(values)))
-
-
-def draw(result: Mapping[str, Any]) -> dict[str, Figure]:
+def draw(result: Result) -> dict[str, Figure]:
     """Draw every plan's loss after its last stage, and the losses stage by stage."""
-    plans = result["plans"]
-    figure, (left, right) = drawing.page_figure(3.8, columns=2)
-    order = sorted(plans, key=lambda name: float(np.mean([one["reference_loss"] for one in plans[name]])))
-    found = [outcome.interval(np.array([one["reference_loss"] for one in plans[name]])) for name in order]
-    drawing.draw_bars(left, order, found, [_colour(name) for name in order])
-    drawing.label(left, "reference loss (nats per token)", title="After the whole budget")
-    budget, before = result["budget_tokens"] / 1000, result["before"]["reference_loss"]
-    start = {"mean": before, "low": before, "high": before}
-    shown = ["one shot", *(f"2 stages, refit {refit}" for refit in COLOURS)]
-    for name in shown:
-        losses = np.array([one["losses"] for one in plans[name]])
-        course = [
-            start,
-            *({key: value[i] for key, value in outcome.interval(losses).items()} for i in range(losses.shape[1])),
-        ]
-        tokens = np.linspace(0, budget, losses.shape[1] + 1).tolist()
-        drawing.draw_course(right, tokens, course, _colour(name), name)
-    drawing.label(right, "tokens trained on (thousands)", "reference loss (nats per token)", "After each stage")
-    right.legend(fontsize=drawing.TICK_PT, frameon=False)
+    figure, (left, right) = plots.page_figure(3.8, columns=2)
+    ordered = _lowest_first(result)
+    found = [statistics.interval(_losses(outcomes)) for _, outcomes in ordered]
+    plots.draw_bars(left, [name for name, _ in ordered], found, [_colour(name) for name, _ in ordered])
+    plots.label(left, "reference loss (nats per token)", title="After the whole budget")
+    before = result.before.reference_loss
+    for name in ("one shot", *(f"2 stages, refit {refit}" for refit in COLOURS)):
+        by_stage = zip(*(one.losses for one in result.plans[name]), strict=True)
+        history = [Interval(before, before, before), *(statistics.interval(losses) for losses in by_stage)]
+        tokens = np.linspace(0, result.budget_tokens / 1000, len(history)).tolist()
+        plots.draw_course(right, tokens, history, _colour(name), name)
+    plots.label(right, "tokens trained on (thousands)", "reference loss (nats per token)", "After each stage")
+    right.legend(fontsize=plots.TICK_PT, frameon=False)
     return {"stages": figure}
 
 
 def _colour(name: str) -> str:
-    return next((colour for refit, colour in COLOURS.items() if name.endswith(refit)), drawing.GREY)
+    return next((colour for refit, colour in COLOURS.items() if name.endswith(refit)), plots.GREY)
 
 
 STAGES = Experiment(
-    "one choice against stages, refitted or not, one schedule or restarts", measure_stages, tables, draw
+    "one choice against stages, refitted or not, one schedule or restarts", Result, measure_stages, lay_out, draw
 )

@@ -2,9 +2,10 @@
 
 Owns ``<folder>/lease/<NNNNN>.json``, a numbered sequence of records of which the last one counts. Every change (claim,
 renew, release, take over) creates the next number only if absent, so that of several processes that saw the same last
-record one succeeds: compare-and-swap on stores that only have create-if-absent. Records are never deleted, or a slow
-writer could create an old number again. A lease keeps processes from doing the same work; what keeps results right is
-the manifest that commits each of them.
+record one succeeds: compare-and-swap on stores that only have create-if-absent. Only the last few records are kept; a
+writer so slow that its number was removed meanwhile finds a later one once it looks, and has not claimed anything. A
+lease keeps processes from doing the same work; what keeps results right is the manifest that commits each of them,
+before which its writer asks whether the lease is still its own.
 """
 
 import getpass
@@ -17,13 +18,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import uuid4
 
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from quad_tasks.storage.faults import StorageError
-from quad_tasks.storage.manifest import encode_manifest, read_record
+from quad_tasks.manifests.base import Manifest
+from quad_tasks.storage.errors import StorageError, StoreKeyError
+from quad_tasks.storage.manifest import DigestMismatch, InvalidManifest, encode_manifest, read_manifest
 from quad_tasks.storage.store import Store
 
 START_TOLERANCE_S = 60
@@ -31,6 +34,10 @@ START_TOLERANCE_S = 60
 LEASE_TTL_S = 300.0
 """A lease not renewed for this long is stale; far above the clock skew of machines that keep time."""
 RENEWALS_PER_LEASE = 4
+KEPT_RECORDS = 8
+"""Of a lease, for people: older ones go as new ones are made."""
+BOOT_ID, PID_NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+"""Where Linux says which boot of which machine this is, and in which processes' numbers this process's own counts."""
 WAIT_S = 2.0
 """Between two looks at a lease that is waited for."""
 
@@ -44,7 +51,11 @@ class LeaseLost(StorageError, RuntimeError):
 
 
 class Owner(BaseModel):
-    """A process: its host and user, its number there, and its start in UTC, which tells it from a later namesake."""
+    """A process: its host and user, its number there, and its start in UTC, which tells it from a later namesake.
+
+    Containers may share a host's name and number their processes alike: `boot` tells machines and their boots apart,
+    `pid_namespace` the containers of one. Both are empty where the system does not say, and in older records.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,16 +63,16 @@ class Owner(BaseModel):
     user: str
     pid: int
     started: datetime
+    boot: str = ""
+    pid_namespace: str = ""
 
     def __str__(self) -> str:
         """Name the process for a message."""
         return f"process {self.pid} of {self.user} on {self.host}, started {self.started.isoformat()}"
 
 
-class LeaseRecord(BaseModel):
+class LeaseRecord(Manifest):
     """One record of a lease; ``token`` tells it from an equal one of a process that came second."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     owner: Owner
     expires_s: float
@@ -92,7 +103,8 @@ def claim_lease(
 ) -> Lease:
     """Take the right to work in a folder, if no living process holds it.
 
-    A lease is free when it was released, when it expired, or when its process ran on this host and is gone.
+    A lease is free when it was released, when it expired, or when its process was one of this machine's, in this boot
+    and this container, and is gone.
 
     Args:
         store: the workspace.
@@ -105,12 +117,13 @@ def claim_lease(
         LeaseHeld: another process holds it; named with user, host, number and start.
     """
     owner = owner or this_process()
-    last = _last_record(store, folder)
-    if last is not None and _is_held(last[1], now()):
-        raise _held(store, folder, last[1].owner)
-    lease = Lease(folder, 0 if last is None else last[0] + 1, owner, now() + ttl_s)
+    number, last = _last_record(store, folder)
+    if last is not None and _is_held(last, now()):
+        raise _held(store, folder, last.owner)
+    lease = Lease(folder, number + 1, owner, now() + ttl_s)
     if not _append_record(store, lease):
-        raise _held(store, folder, _record(store, folder, lease.number).owner)
+        _, first = _last_record(store, folder)
+        raise _held(store, folder, first.owner if first else owner)
     return lease
 
 
@@ -123,26 +136,52 @@ def renew_lease(store: Store, lease: Lease, ttl_s: float = LEASE_TTL_S, now: Cal
     Raises:
         LeaseLost: another process took the folder over; stop.
     """
-    renewed = Lease(lease.folder, lease.number + 1, lease.owner, now() + ttl_s)
-    if not _append_record(store, renewed):
-        raise _lost(store, lease.folder, _record(store, lease.folder, renewed.number).owner)
-    return renewed
+    number, last = _last_record(store, lease.folder)
+    if last is not None and last.owner == lease.owner:
+        renewed = Lease(lease.folder, number + 1, lease.owner, now() + ttl_s)
+        if _append_record(store, renewed):
+            return renewed
+        number, last = _last_record(store, lease.folder)
+    if last is None or last.owner != lease.owner:
+        raise _lost(store, lease.folder, last.owner if last else None)
+    return Lease(lease.folder, number, lease.owner, last.expires_s)  # renewed by another thread of this process
 
 
 def release_lease(store: Store, lease: Lease) -> None:
     """Give a folder back; a lease already lost to another process stays with that one."""
-    _append_record(store, Lease(lease.folder, lease.number + 1, lease.owner, expires_s=0.0))
+    number, last = _last_record(store, lease.folder)
+    if last is not None and last.owner == lease.owner:
+        _append_record(store, Lease(lease.folder, number + 1, lease.owner, expires_s=0.0))
+
+
+def lease_holder(store: Store, folder: str, now: Callable[[], float] = time.time) -> Owner | None:
+    """Return the process that holds the lease of a folder, as far as can be told from here; None: nobody does.
+
+    Args:
+        store: the workspace.
+        folder: e.g. ``runs/<run>``.
+        now: the clock, in seconds since 1970.
+    """
+    _, last = _last_record(store, folder)
+    return last.owner if last and _is_held(last, now()) else None
 
 
 def check_lease(store: Store, folder: str) -> None:
-    """Check that no other process works in the folder; ask before a commit, since one that slept may have lost it.
+    """Check that the folder's lease is this process's own; ask right before a commit.
+
+    One that slept past its lease may have lost it to another that has ended since. An expired lease that nobody took is
+    renewed. A folder that nobody claimed, or that this process gave back, is nobody's to lose.
 
     Raises:
-        LeaseLost: another living process holds the lease.
+        LeaseLost: another process has held the lease since.
     """
-    last = _last_record(store, folder)
-    if last is not None and last[1].owner != this_process() and _is_held(last[1], time.time()):
-        raise _lost(store, folder, last[1].owner)
+    number, last = _last_record(store, folder)
+    if last is None:
+        return
+    if last.owner != this_process():
+        raise _lost(store, folder, last.owner)
+    if 0 < last.expires_s <= time.time():
+        renew_lease(store, Lease(folder, number, last.owner, last.expires_s))
 
 
 @contextmanager
@@ -191,24 +230,31 @@ def _claim_in_turn(store: Store, folder: str, on_wait: Callable[[Owner], None]) 
         try:
             return claim_lease(store, folder)
         except LeaseHeld:
-            last = _last_record(store, folder)
+            _, last = _last_record(store, folder)
             if not told and last is not None:
-                on_wait(last[1].owner)
+                on_wait(last.owner)
                 told = True
             time.sleep(WAIT_S)
 
 
-def _last_record(store: Store, folder: str) -> tuple[int, LeaseRecord] | None:
-    """Return the number and content of the lease's last record; None where the folder was never claimed."""
+def _last_record(store: Store, folder: str) -> tuple[int, LeaseRecord | None]:
+    """Return the last record's number, -1 where there is none, and the newest record that can be read.
+
+    A damaged record says nothing; what comes after it has the next number all the same.
+    """
+    numbers = _numbers(store, folder)
+    for number in reversed(numbers):
+        try:
+            return numbers[-1], read_manifest(LeaseRecord, store, _lease_key(folder, number))
+        except (InvalidManifest, DigestMismatch, StoreKeyError):
+            continue
+    return (numbers[-1] if numbers else -1), None
+
+
+def _numbers(store: Store, folder: str) -> list[int]:
+    """List the numbers of a lease's records, ascending."""
     keys = store.list(f"{folder}/lease")
-    numbers = [int(match[1]) for key in keys if (match := re.search(r"/lease/(\d+)\.json$", key))]
-    if not numbers:
-        return None
-    return max(numbers), _record(store, folder, max(numbers))
-
-
-def _record(store: Store, folder: str, number: int) -> LeaseRecord:
-    return read_record(LeaseRecord, store, _lease_key(folder, number))
+    return sorted(int(match[1]) for key in keys if (match := re.search(r"/lease/(\d+)\.json$", key)))
 
 
 def _lease_key(folder: str, number: int) -> str:
@@ -216,8 +262,14 @@ def _lease_key(folder: str, number: int) -> str:
 
 
 def _append_record(store: Store, lease: Lease) -> bool:
+    """Create a lease's next record and remove old ones; say whether it was created and is the last one."""
     record = LeaseRecord(owner=lease.owner, expires_s=lease.expires_s, token=uuid4().hex)
-    return store.put_if_absent(_lease_key(lease.folder, lease.number), encode_manifest(record.model_dump(mode="json")))
+    if not store.put_if_absent(_lease_key(lease.folder, lease.number), encode_manifest(record)):
+        return False
+    numbers = _numbers(store, lease.folder)
+    for number in (n for n in numbers if n <= numbers[-1] - KEPT_RECORDS):
+        store.delete(_lease_key(lease.folder, number))
+    return numbers[-1] == lease.number
 
 
 def _is_held(record: LeaseRecord, now_s: float) -> bool:
@@ -228,12 +280,15 @@ def _held(store: Store, folder: str, holder: Owner) -> LeaseHeld:
     return LeaseHeld(f"{folder!r} in {store.uri}: expected no other driver, got {holder}")
 
 
-def _lost(store: Store, folder: str, holder: Owner) -> LeaseLost:
-    return LeaseLost(f"{folder!r} in {store.uri}: expected to hold its lease, got it taken over by {holder}")
+def _lost(store: Store, folder: str, holder: Owner | None) -> LeaseLost:
+    by = holder or "another process, whose records are gone"
+    return LeaseLost(f"{folder!r} in {store.uri}: expected to hold its lease, got it taken over by {by}")
 
 
 def _is_gone(owner: Owner) -> bool:
-    if owner.host != socket.gethostname():
+    """Say whether a process has surely ended: only of this boot and this container is that known."""
+    here = this_process()
+    if (owner.host, owner.boot, owner.pid_namespace) != (here.host, here.boot, here.pid_namespace):
         return False
     try:
         started = _process(owner.pid).started
@@ -245,7 +300,28 @@ def _is_gone(owner: Owner) -> bool:
 
 def _process(pid: int) -> Owner:
     started = datetime.fromtimestamp(int(psutil.Process(pid).create_time()), UTC)
-    return Owner(host=socket.gethostname(), user=_user(), pid=pid, started=started)
+    return Owner(
+        host=socket.gethostname(),
+        user=_user(),
+        pid=pid,
+        started=started,
+        boot=_boot(),
+        pid_namespace=_pid_namespace(),
+    )
+
+
+def _boot() -> str:
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:  # not Linux
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink(PID_NAMESPACE)
+    except OSError:
+        return ""
 
 
 def _user() -> str:

@@ -4,6 +4,7 @@ A position counts the pool version's documents from 0 through all its parts; an 
 positions. It names a document within a version in 8 bytes.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,19 +12,37 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from quad_tasks.storage.manifest import read_manifest
-from quad_tasks.storage.pool import open_table
+from quad_tasks.manifests.pool import Part
+from quad_tasks.storage.manifest import check_file
+from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.store import Store
+from quad_tasks.storage.tables import open_table, widen
 
 
-def read_table(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    store: Store,
+    key: str,
+    columns: Sequence[str] | None = None,
+    *,
+    sha256: str | None = None,
+    seal: str | None = None,
+) -> pa.Table:
     """Read a whole Parquet object.
+
+    Args:
+        store: the workspace.
+        key: the object's key.
+        columns: names; None: all.
+        sha256: digest of the object's bytes, as its manifest has it; None: nothing has one.
+        seal: of a large table in place of its digest: only what is read is checked then.
 
     Raises:
         StoreKeyError: there is no such object.
-        DigestMismatch: the object's bytes are not those that were written.
+        DigestMismatch: the object's bytes are not those that were written, or another table stands there.
     """
-    with open_table(store, key, pre_buffer=True) as parquet:
+    if sha256 is not None:
+        check_file(store, key, sha256)
+    with open_table(store, key, pre_buffer=True, seal=seal) as parquet:
         return parquet.read(columns=None if columns is None else list(columns))
 
 
@@ -34,34 +53,46 @@ def read_positions(store: Store, version: str, positions: npt.NDArray[np.int64],
         store: the workspace.
         version: key of the pool version's manifest.
         positions: [N], each in [0, documents of the version).
-        columns: of `pool.arm_row_schema`.
+        columns: of `tables.arm_row_schema`.
 
     Raises:
         IndexError: a position is outside the version.
     """
-    parts = read_manifest(store, version)["parts"]
-    starts = np.cumsum([0, *[part["rows"] for part in parts]])
+    parts, starts = _part_starts(store, version)
     if len(positions) and not (positions.min() >= 0 and positions.max() < starts[-1]):
         raise IndexError(
             f"{version}: expected positions in [0, {starts[-1]}), got {positions.min()}..{positions.max()}"
         )
     order = np.argsort(positions, kind="stable")
     ascending = positions[order]
-    bounds = np.searchsorted(ascending, starts)
+    part = np.searchsorted(starts, ascending, side="right") - 1
+    wanted = np.unique(part) if len(positions) else np.zeros(1, dtype=np.int64)  # no position: no row, but the columns
+    bounds = np.append(np.searchsorted(part, wanted), len(part))
     pieces = [
-        _take_rows(store, part["key"], ascending[bounds[p] : bounds[p + 1]] - starts[p], columns)
-        for p, part in enumerate(parts)
-        if bounds[p] < bounds[p + 1] or (p == 0 and not len(positions))  # no position: no row, but the columns
+        take_rows(store, parts[p].key, ascending[first:end] - starts[p], columns, parts[p].seal)
+        for p, first, end in zip(wanted.tolist(), bounds[:-1], bounds[1:], strict=True)
     ]
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return pa.concat_tables(pieces).take(back)
 
 
+@functools.lru_cache(maxsize=4)
+def _part_starts(store: Store, version: str) -> tuple[tuple[Part, ...], npt.NDArray[np.int64]]:
+    """Read a version's parts once a process, and the first position of each, the end last."""
+    parts = read_version(store, version).parts
+    return parts, np.cumsum([0, *[part.rows for part in parts]])
+
+
 def read_column(store: Store, version: str, column: str) -> npt.NDArray[Any]:
     """Read one numeric column of all of a version's documents, in arm order."""
-    parts = read_manifest(store, version)["parts"]
-    return np.concatenate([read_table(store, part["key"], [column])[column].to_numpy() for part in parts])
+    parts = read_version(store, version).parts
+    return np.concatenate([read_part(store, part, [column])[column].to_numpy() for part in parts])
+
+
+def read_part(store: Store, part: Part, columns: Sequence[str]) -> pa.Table:
+    """Read columns of one part of a pool version."""
+    return read_table(store, part.key, columns, seal=part.seal)
 
 
 def vector_column(vectors_ND: npt.NDArray[np.float32]) -> pa.Array:
@@ -77,13 +108,15 @@ def column_vectors(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     return flat.reshape(len(column), column.type.list_size)
 
 
-def _take_rows(store: Store, key: str, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-    """Read ascending `rows` of one Parquet object."""
-    with open_table(store, key, pre_buffer=True) as parquet:
+def take_rows(
+    store: Store, key: str, rows: npt.NDArray[np.int64], columns: Sequence[str], seal: str | None = None
+) -> pa.Table:
+    """Read ascending `rows` of one Parquet object, fetching only the row groups they stand in."""
+    with open_table(store, key, pre_buffer=True, seal=seal) as parquet:
         sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
         firsts = np.cumsum([0, *sizes])
         groups = np.unique(np.searchsorted(firsts, rows, side="right") - 1)
-        table = parquet.read_row_groups(groups.tolist(), columns=list(columns))
+        table = widen(parquet.read_row_groups(groups.tolist(), columns=list(columns)))
         offsets = np.cumsum([0, *[sizes[g] for g in groups]])[:-1]
         group = np.searchsorted(firsts, rows, side="right") - 1
         return table.take(rows - firsts[group] + offsets[np.searchsorted(groups, group)])

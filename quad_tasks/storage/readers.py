@@ -1,54 +1,46 @@
-"""Documents out of files: JSON Lines (plain, gzip, zstd) and Parquet, bad ones set aside with a reason.
+"""Documents out of input files, bad ones set aside with a reason.
 
-Owns what a record must look like and what is wrong with one that does not. Memory is bounded by one line or one row
-group, whatever the file's size or compression ratio. Refuses, with the file named, what it cannot read to its end:
-an unknown suffix, a missing, truncated or corrupt file. Decided: lines end at the newline byte alone, since U+2028 and
-its kin may stand inside a JSON string (RFC 8259, section 7); blank lines are not records.
+Owns what a record must look like and what is wrong with one that does not; `input_rows.py` reads rows. Decided: the
+text alone costs a document. Any other field that is not what it should be becomes null or a string, and its name is
+kept in `Document.dropped`.
 
-Reasons of `SetAside`: ``invalid_utf8``, ``line_too_long``, ``invalid_json``, ``not_an_object``, ``missing_text``,
-``wrong_type``, ``empty_text``.
+Reasons of `SetAside`: those of `input_rows.Rejection`, ``missing_text``, ``wrong_type``, ``empty_text``.
 """
 
-import codecs
+import base64
 import datetime
 import decimal
 import hashlib
-import io
-import json
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NoReturn, cast
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from quad_tasks.records import Document, SetAside
-from quad_tasks.storage.faults import StorageError, call_with_retries, redact
-from quad_tasks.storage.store import connect, open_store
+from quad_tasks.storage.errors import redact
+from quad_tasks.storage.input_files import InputError, expand_inputs, fingerprint, input_size, suffix_of
+from quad_tasks.storage.input_rows import Rejection, Unreadable, kind_of, parse_object, read_rows
 
-COMPRESSIONS = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
-PARQUET_SUFFIX = ".parquet"
-MAX_LINE_BYTES = 64 * 2**20
-READ_BYTES = 8 * 2**20
-"""Read at a time; on S3 this is one range request."""
-PARQUET_BATCH_ROWS = 256
-"""Rows turned into Python objects at a time."""
-MAX_COLUMN_BYTES = 2**30
-MAX_COLUMN_RATIO = 200
-"""A column of a Parquet row group may hold more than `MAX_COLUMN_BYTES` only if it is stored in a share of that."""
+__all__ = [
+    "Fields",
+    "InputError",
+    "Rejection",
+    "expand_inputs",
+    "fingerprint",
+    "input_size",
+    "make_document",
+    "none_kept",
+    "number_documents",
+    "read_documents",
+    "read_records",
+]
+
 ID_HEX_DIGITS = 32
-SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
-GLOB_CHARACTERS = frozenset("*?[")
-
-Row = tuple[int, "dict[str, Any] | Rejection"]
-"""A 1-based line or row number, and the record there or why there is none."""
-
-
-class InputError(StorageError, ValueError):
-    """An input file or pattern that cannot be read; names it."""
+SURROGATES = re.compile("[\ud800-\udfff]")
+SHOWN_FIELDS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,52 +62,6 @@ class Fields:
     domain: str | None = "domain"
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Why a line holds no document: a reason word, and what was expected and got."""
-
-    reason: str
-    detail: str
-
-
-def expand_inputs(patterns: Sequence[str]) -> list[str]:
-    """Turn file names and globs into the files they name.
-
-    Args:
-        patterns: local paths or fsspec URIs; ``*``, ``?``, ``[...]``, and ``**`` for any depth of folders.
-
-    Returns:
-        Absolute paths or URIs, sorted, each once.
-
-    Raises:
-        InputError: a pattern names no file.
-    """
-    return sorted({uri for pattern in patterns for uri in _expand(pattern)})
-
-
-def fingerprint(uri: str) -> str:
-    """Return the SHA-256, in hex, of a file's bytes.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    with _open(uri) as file:
-        state = hashlib.sha256()
-        while data := file.read(READ_BYTES):
-            state.update(data)
-    return state.hexdigest()
-
-
-def input_size(uri: str) -> int:
-    """Return the size of a file in bytes, as stored.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    with _open(uri) as file:
-        return file.seek(0, io.SEEK_END)
-
-
 def read_documents(uri: str, fields: Fields | None = None) -> Iterator[Document | SetAside]:
     """Read a file's documents in order, as `number_documents` does, without their lines."""
     return (record for _, record in number_documents(uri, fields))
@@ -125,26 +71,29 @@ def number_documents(uri: str, fields: Fields | None = None) -> Iterator[tuple[i
     """Read a file's documents in order; each non-blank line or row gives exactly one result.
 
     Args:
-        uri: a local path or fsspec URI ending in .jsonl, .jsonl.gz, .jsonl.zst or .parquet.
+        uri: a local path or fsspec URI whose suffix a reader has (`quad_tasks.plugins`).
         fields: names of the record's fields; by default id, text, source, metadata and domain.
 
     Yields:
         The 1-based line or row, and its document, or what was set aside with its reason.
 
     Raises:
-        InputError: the suffix is unknown, or the file is missing, unreadable, truncated or corrupt.
+        InputError: the suffix is unknown, or the file is missing, unreadable, truncated, corrupt or of another kind.
     """
     fields = fields or Fields()
-    name = uri.rpartition("/")[2]
-    source = name.removesuffix(_suffix(uri))
-    for number, record in _rows(uri):
-        given_id = None if isinstance(record, Rejection) else _take(record, fields.id)
-        document = record if isinstance(record, Rejection) else _to_document(record, given_id, fields, source)
+    source = default_source(uri)
+    for number, record in read_rows(uri, fields.text):
+        document = record if isinstance(record, Rejection) else make_document(record, fields, source)
         if isinstance(document, Rejection):
-            known_id = str(given_id) if isinstance(given_id, (str, int)) else ""
-            yield number, SetAside(redact(uri), number, document.reason, document.detail, known_id)
+            given = {} if isinstance(record, Rejection) else record
+            yield number, SetAside(redact(uri), number, document.reason, document.detail, _given_id(given, fields))
         else:
             yield number, document
+
+
+def default_source(uri: str) -> str:
+    """Return the source of a file's documents that state none: its name without its suffixes."""
+    return uri.rpartition("/")[2].removesuffix("".join(suffix_of(uri)))
 
 
 def read_records(uri: str) -> Iterator[dict[str, Any] | Rejection]:
@@ -153,185 +102,124 @@ def read_records(uri: str) -> Iterator[dict[str, Any] | Rejection]:
     Raises:
         InputError: as `number_documents`.
     """
-    return (record for _, record in _rows(uri))
+    return (record for _, record in read_rows(uri))
 
 
-def _rows(uri: str) -> Iterator[Row]:
-    suffix = _suffix(uri)
-    return _parquet_rows(uri) if suffix == PARQUET_SUFFIX else _json_rows(uri, COMPRESSIONS[suffix])
+def make_document(record: Mapping[str, Any], fields: Fields, source: str) -> Document | Rejection:
+    """Build a document out of a record, or say why it gives none.
 
-
-def _suffix(uri: str) -> str:
-    for suffix in (*COMPRESSIONS, PARQUET_SUFFIX):
-        if uri.endswith(suffix):
-            return suffix
-    expected = ", ".join((*COMPRESSIONS, PARQUET_SUFFIX))
-    raise InputError(f"{redact(uri)}: expected a file ending in one of {expected}")
-
-
-def _expand(pattern: str) -> list[str]:
-    files, path = connect(pattern)
-
-    def find() -> list[str]:
-        with suppress(FileNotFoundError):
-            if files.info(path)["type"] == "file":
-                return [path]
-        if not GLOB_CHARACTERS & set(path):
-            return []
-        found = files.glob(path, detail=True)
-        return [name for name, info in found.items() if info["type"] == "file"]
-
-    names = call_with_retries(find, redact(pattern))
-    if not names:
-        raise InputError(f"expected a file or a glob that matches files, got {redact(pattern)!r}, which matches none")
-    if "://" not in pattern:
-        return names
-    # what precedes the path in the pattern (scheme, and for some schemes the host) precedes it in every match
-    prefix = pattern.removesuffix(path) if pattern.endswith(path) else f"{pattern.partition('://')[0]}://"
-    return [prefix + name for name in names]
-
-
-def _open(uri: str) -> BinaryIO:
-    try:
-        name = uri.rpartition("/")[2]
-        return open_store(uri.removesuffix(name) or ".").open_input(name)
-    except (FileNotFoundError, PermissionError, ValueError) as error:
-        raise InputError(f"cannot read {redact(uri)}: {error}") from error
-
-
-def _json_rows(uri: str, compression: str | None) -> Iterator[Row]:
-    number = 0
-    with _open(uri) as file:
-        if compression and file.seek(0, io.SEEK_END) == 0:
-            raise InputError(f"{redact(uri)}: expected a whole {compression} file, got an empty one")
-        file.seek(0)
-        try:
-            stream = pa.BufferedInputStream(pa.PythonFile(file, "r"), READ_BYTES)
-            stream = pa.CompressedInputStream(stream, compression) if compression else stream
-            for number, line in _lines(stream):
-                if line is None:
-                    yield number, Rejection("line_too_long", f"expected at most {MAX_LINE_BYTES} bytes, got more")
-                elif line.strip():
-                    yield number, _parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
-        except (OSError, pa.ArrowException) as error:
-            _refuse(uri, f"a whole {compression or 'readable'} file", f"after line {number}", error)
-
-
-def _lines(stream: Any) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (1-based number, line without its newline); None in place of a line over the bound, which is not kept."""
-    number, pending, too_long = 1, bytearray(), False
-    while chunk := stream.read(READ_BYTES):
-        start = 0
-        while (end := chunk.find(b"\n", start)) >= 0:
-            too_long = too_long or len(pending) + end - start > MAX_LINE_BYTES
-            yield number, None if too_long else bytes(pending) + chunk[start:end]
-            number, start, too_long = number + 1, end + 1, False
-            pending.clear()
-        too_long = too_long or len(pending) + len(chunk) - start > MAX_LINE_BYTES
-        if too_long:
-            pending.clear()
-        else:
-            pending += chunk[start:]
-    if pending or too_long:
-        yield number, None if too_long else bytes(pending)
-
-
-def _parse(line: bytes) -> dict[str, Any] | Rejection:
-    try:
-        record = json.loads(line.decode(), parse_constant=_refuse_constant, parse_float=_finite)
-    except UnicodeDecodeError as error:
-        return Rejection("invalid_utf8", f"expected UTF-8, got byte 0x{line[error.start]:02x} at byte {error.start}")
-    except (ValueError, RecursionError) as error:
-        return Rejection("invalid_json", f"expected one JSON object, got {error}")
-    if not isinstance(record, dict):
-        return Rejection("not_an_object", f"expected a JSON object, got {_kind(record)}")
-    if SURROGATE_ESCAPE.search(line) and not _is_unicode(record):
-        return Rejection("invalid_utf8", "expected valid Unicode, got an escaped lone surrogate")
-    return record
-
-
-def _parquet_rows(uri: str) -> Iterator[Row]:
-    number = 0
-    with _open(uri) as file:
-        try:
-            with pq.ParquetFile(file) as parquet:
-                _refuse_bombs(uri, parquet.metadata)
-                for group in range(parquet.num_row_groups):
-                    for batch in parquet.iter_batches(batch_size=PARQUET_BATCH_ROWS, row_groups=[group]):
-                        for row in _batch_rows(batch):
-                            number += 1
-                            yield number, row
-        except (OSError, pa.ArrowException) as error:
-            _refuse(uri, "a whole Parquet file", f"after row {number}", error)
-
-
-def _refuse_bombs(uri: str, metadata: pq.FileMetaData) -> None:
-    """Refuse a column that says it would blow up: its pages are decompressed whole, and no text shrinks so far."""
-    for group in range(metadata.num_row_groups):
-        for column in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(column)
-            stored, size = chunk.total_compressed_size, chunk.total_uncompressed_size
-            if size > max(MAX_COLUMN_BYTES, MAX_COLUMN_RATIO * stored):
-                expected = f"at most {MAX_COLUMN_RATIO} bytes out of each one stored"
-                got = f"{size} out of {stored} in column {chunk.path_in_schema!r}"
-                raise InputError(f"{redact(uri)}: expected {expected}, got {got}")
-
-
-def _batch_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Rejection]:
-    try:
-        return cast(list[dict[str, Any] | Rejection], batch.to_pylist())
-    except (ValueError, OverflowError):
-        # Arrow checks neither strings nor times before it converts them: find the bad rows one by one.
-        return [_one_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
-
-
-def _one_row(batch: pa.RecordBatch) -> dict[str, Any] | Rejection:
-    try:
-        return cast(dict[str, Any], batch.to_pylist()[0])
-    except UnicodeDecodeError as error:
-        return Rejection("invalid_utf8", f"expected UTF-8, got {error.reason}")
-    except (ValueError, OverflowError) as error:
-        return Rejection("wrong_type", f"expected values that Python can hold, got {error}")
-
-
-def _to_document(record: dict[str, Any], given_id: Any, fields: Fields, default_source: str) -> Document | Rejection:
-    """Build a document out of ``record``, whose fields are used up; its id has been taken out already."""
-    text = _take(record, fields.text)
+    Args:
+        record: the row's fields; not changed.
+        fields: names of the fields.
+        source: of a document that states none.
+    """
+    rest = _copy(record)
+    text = _as_text(_take(rest, fields.text))
+    if isinstance(text, Unreadable) or (isinstance(text, str) and SURROGATES.search(text)):
+        why = text.why if isinstance(text, Unreadable) else "expected valid Unicode, got an escaped lone surrogate"
+        return Rejection("invalid_utf8", why)
     if text is None:
-        return Rejection("missing_text", f"expected text in field {fields.text!r}, got none")
+        known = ", ".join(sorted(map(str, record))[:SHOWN_FIELDS])
+        return Rejection("missing_text", f"expected text in field {fields.text!r}, got none (fields: {known})")
     if not isinstance(text, str):
-        return _wrong_type(fields.text, "a string", text)
+        return Rejection("wrong_type", f"expected a string in field {fields.text!r}, got {kind_of(text)}")
     if not text.strip():
         return Rejection("empty_text", f"expected text in field {fields.text!r}, got {len(text)} blank characters")
-    if given_id is not None and (isinstance(given_id, bool) or not isinstance(given_id, (str, int))):
-        return _wrong_type(fields.id, "a string or an integer", given_id)
-    source = _take(record, fields.source)
-    if source is not None and not isinstance(source, str):
-        return _wrong_type(fields.source, "a string", source)
-    metadata = _metadata(record, fields)
-    if isinstance(metadata, Rejection):
-        return metadata
+    dropped: list[str] = []
+    given_id = _name(rest, fields.id, dropped)
+    given_source = _name(rest, fields.source, dropped)
+    metadata = _metadata(rest, fields, dropped)
     return Document(
-        id=_derive_id(text) if given_id in (None, "") else str(given_id),
+        id=given_id or _derive_id(text),
         text=text,
-        source=source or default_source,
+        source=given_source or source,
         metadata=metadata,
+        dropped=tuple(sorted(set(dropped))),
     )
 
 
-def _metadata(record: dict[str, Any], fields: Fields) -> dict[str, Any] | Rejection:
-    domain = _take(record, fields.domain) if fields.domain else None
-    if domain is not None and not isinstance(domain, str):
-        return _wrong_type(str(fields.domain), "a string", domain)
-    given = _take(record, fields.metadata)
-    parsed = _parse(given.encode()) if isinstance(given, str) else given
-    if parsed is not None and not isinstance(parsed, dict):
-        return _wrong_type(fields.metadata, "an object or a string holding one", given)
-    further = record | (parsed or {}) | ({} if domain is None else {"domain": domain})
+def none_kept(uri: str, rejected: Sequence[tuple[str, str]]) -> str:
+    """Say of a file without a single usable document what stands in its place.
+
+    Args:
+        uri: of the file.
+        rejected: reason and detail of each of its records, in order.
+    """
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in Counter(reason for reason, _ in rejected).most_common())
+    return (
+        f"pool.inputs: expected documents in {redact(uri)}, found none in {len(rejected):,} records ({reasons}); the "
+        f"first: {rejected[0][1]}"
+    )
+
+
+def _copy(value: Any) -> Any:
+    """Copy a record's objects, out of which fields are taken; lists are shared."""
+    return {name: _copy(one) for name, one in value.items()} if isinstance(value, Mapping) else value
+
+
+def _as_text(value: Any) -> Any:
+    """Return bytes as the UTF-8 text they hold; anything else as it is."""
+    if not isinstance(value, bytes):
+        return value
     try:
-        return {str(name): _json_value(value) for name, value in further.items()}
-    except TypeError as error:
-        return Rejection("wrong_type", f"expected JSON values in the further fields, got {error}")
+        return value.decode()
+    except UnicodeDecodeError as error:
+        return Unreadable(f"expected UTF-8, got byte 0x{value[error.start]:02x} at byte {error.start}")
+
+
+def _given_id(record: Mapping[str, Any], fields: Fields) -> str:
+    """Return the id of a record that gives no document, so that a message can name it."""
+    return _name(_copy(record), fields.id, []) or ""
+
+
+def _name(rest: dict[str, Any], path: str, dropped: list[str]) -> str | None:
+    """Take a field that names something: a string, a whole number or a UUID; anything else is left where it is."""
+    value = _as_text(_look_up(rest, path))
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        _take(rest, path)
+        return None
+    if isinstance(value, str) and not SURROGATES.search(value):
+        _take(rest, path)
+        return value
+    if isinstance(value, (int, uuid.UUID)) and not isinstance(value, bool):
+        _take(rest, path)
+        return str(value)
+    dropped.append(path)
+    return None
+
+
+def _metadata(rest: dict[str, Any], fields: Fields, dropped: list[str]) -> dict[str, Any]:
+    """Gather the further fields as JSON values."""
+    domain = _name(rest, fields.domain, dropped) if fields.domain else None
+    given = _as_text(_look_up(rest, fields.metadata))
+    parsed = parse_object(given.encode(errors="replace")) if isinstance(given, str) else given
+    if isinstance(parsed, dict):
+        _take(rest, fields.metadata)
+        rest = rest | parsed
+    elif given is None or given == "":
+        _take(rest, fields.metadata)
+    else:
+        dropped.append(fields.metadata)  # kept under its own name, as what it is
+    if domain is not None:
+        rest = rest | {"domain": domain}
+    further: dict[str, Any] = {}
+    for name, value in rest.items():
+        changed: list[str] = []
+        further[_clean(str(name), changed)] = _json_value(value, changed)
+        if changed:
+            dropped.append(_clean(str(name), []))
+    return further
+
+
+def _look_up(record: Any, path: str) -> Any:
+    """Return the value at ``path``: a field of that very name, else a dotted path; None if absent."""
+    if path in record:
+        return record[path]
+    for name in path.split("."):
+        record = record.get(name) if isinstance(record, dict) else None
+    return record
 
 
 def _take(record: dict[str, Any], path: str) -> Any:
@@ -345,56 +233,42 @@ def _take(record: dict[str, Any], path: str) -> Any:
     return holder.pop(name, None) if isinstance(holder, dict) else None
 
 
-def _json_value(value: Any) -> Any:
-    """Return ``value`` in JSON's types: times in ISO 8601, decimals as text, NaN (a data frame's "none") as null."""
-    if value is None or isinstance(value, (str, bool, int)):
+def _json_value(value: Any, changed: list[str]) -> Any:
+    """Return ``value`` in JSON's types; what they cannot hold becomes null or a string, and is noted in ``changed``.
+
+    Dates and times are written in ISO 8601 and decimals as text, as they are; NaN is a data frame's "none".
+    """
+    if value is None or isinstance(value, (bool, int)):
         return value
+    if isinstance(value, str):
+        return _clean(value, changed)
     if isinstance(value, float):
+        if not math.isfinite(value):
+            changed.append("float")
         return value if math.isfinite(value) else None
     if isinstance(value, (list, tuple)):
-        return [_json_value(item) for item in value]
+        return [_json_value(item, changed) for item in value]
     if isinstance(value, dict):
-        return {str(name): _json_value(item) for name, item in value.items()}
+        return {_clean(str(name), changed): _json_value(item, changed) for name, item in value.items()}
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
-    if isinstance(value, decimal.Decimal):
+    if isinstance(value, (decimal.Decimal, uuid.UUID)):
         return str(value)
-    raise TypeError(_kind(value))
+    changed.append(type(value).__name__)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, datetime.timedelta):
+        return f"PT{value.total_seconds():f}".rstrip("0").rstrip(".") + "S"
+    return None if isinstance(value, Unreadable) else str(value)
+
+
+def _clean(text: str, changed: list[str]) -> str:
+    """Replace lone surrogates, which no file can hold."""
+    if not SURROGATES.search(text):
+        return text
+    changed.append("surrogate")
+    return SURROGATES.sub("\ufffd", text)
 
 
 def _derive_id(text: str) -> str:
     return f"sha256-{hashlib.sha256(text.encode()).hexdigest()[:ID_HEX_DIGITS]}"
-
-
-def _wrong_type(field: str, expected: str, got: Any) -> Rejection:
-    return Rejection("wrong_type", f"expected {expected} in field {field!r}, got {_kind(got)}")
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}")
-
-
-def _is_unicode(value: Any) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name}, which is not JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(f"a number out of range: {digits[:20]}")
-    return number
-
-
-def _refuse(uri: str, expected: str, reached: str, error: Exception) -> NoReturn:
-    if isinstance(error, StorageError):
-        raise error
-    raise InputError(f"{redact(uri)}: expected {expected}, got an error {reached}: {error}") from error

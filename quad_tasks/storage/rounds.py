@@ -13,17 +13,20 @@ import io
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from quad_tasks.storage.faults import InvalidKey, StorageError
-from quad_tasks.storage.lease import Owner, this_process
-from quad_tasks.storage.manifest import VOLATILE_FIELD, check_digest, encode_manifest, read_record
-from quad_tasks.storage.pool import COMPRESSION, COMPRESSION_LEVEL
+from quad_tasks.manifests.base import Manifest
+from quad_tasks.manifests.run import RoundInfo
+from quad_tasks.storage.errors import InvalidKey, StorageError
+from quad_tasks.storage.keys import manifest_key, round_folder, run_folder, stage_folder
+from quad_tasks.storage.lease import Owner, check_lease, this_process
+from quad_tasks.storage.manifest import check_digest, encode_manifest, read_manifest
 from quad_tasks.storage.store import Store
+from quad_tasks.storage.tables import COMPRESSION, COMPRESSION_LEVEL
 
 ROW_GROUP_ROWS = 65_536
 LISTING_THREADS = 8
@@ -48,21 +51,21 @@ class TableEntry(BaseModel):
     sha256: str
 
 
-class RoundManifest(BaseModel):
+class RoundManifest(Manifest):
     """A committed round: its place, its tables by name (arms, pulls, scores), and what its stage noted in ``info``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    VOLATILE: ClassVar[frozenset[str]] = frozenset({"owner"})
 
     run: str
     stage: int
     round: int
     owner: Owner
     tables: dict[str, TableEntry]
-    info: dict[str, Any]
+    info: RoundInfo
 
 
 def commit_round(
-    store: Store, run: str, stage: int, round: int, tables: Mapping[str, pa.Table], info: Mapping[str, Any]
+    store: Store, run: str, stage: int, round: int, tables: Mapping[str, pa.Table], info: RoundInfo
 ) -> RoundManifest:
     """Write a round's tables, then commit them by creating its manifest.
 
@@ -72,22 +75,46 @@ def commit_round(
         stage: number of the stage, from 0.
         round: number of the round in its stage, from 0.
         tables: name -> rows; ``arms``, ``pulls`` and ``scores``.
-        info: JSON values worth keeping with the round.
+        info: what the round cost and found.
 
     Returns:
         The manifest as committed, by this call or by an earlier one of this process.
 
     Raises:
         RoundAlreadyCommitted: another process, or other work, committed the round; nothing of it has changed.
+        LeaseLost: another process has driven the run since this one did.
     """
-    folder = f"{_stage_folder(run, stage)}/round-{round:05d}"
+    folder = round_folder(_checked(run), stage, round)
     entries = {name: _write_table(store, folder, name, table) for name, table in tables.items()}
-    manifest = RoundManifest(run=run, stage=stage, round=round, owner=this_process(), tables=entries, info=dict(info))
-    key, data = f"{folder}/manifest.json", encode_manifest(_to_body(manifest))
+    manifest = RoundManifest(run=run, stage=stage, round=round, owner=this_process(), tables=entries, info=info)
+    key, data = manifest_key(folder), encode_manifest(manifest)
+    check_lease(store, run_folder(run))
     if not store.put_if_absent(key, data) and store.get(key) != data:
         owner = _read_round(store, key).owner
         raise RoundAlreadyCommitted(f"{key!r} in {store.uri}: expected no manifest, got one committed by {owner}")
+    for name, entry in entries.items():  # one that slept before its commit may have had them cleaned away
+        if not store.exists(entry.key):
+            _write_table(store, folder, name, tables[name])
     return manifest
+
+
+def drop_hollow_round(store: Store, run: str, stage: int) -> int | None:
+    """Take back a stage's last round where a table of it is gone, so that it is done again; ask under the run's lease.
+
+    A process that was killed right after its commit, having slept before it, may leave such a one. Its tables have its
+    digests in their names: done again, it is the same.
+
+    Returns:
+        The round's number; None where the last round is whole, or there is none.
+    """
+    number = count_rounds(store, run, stage) - 1
+    if number < 0:
+        return None
+    manifest = read_round(store, run, stage, number)
+    if all(store.exists(entry.key) for entry in manifest.tables.values()):
+        return None
+    store.delete(manifest_key(round_folder(run, stage, number)))
+    return number
 
 
 def _write_table(store: Store, folder: str, name: str, table: pa.Table) -> TableEntry:
@@ -108,7 +135,7 @@ def list_rounds(store: Store, run: str, stage: int) -> list[RoundManifest]:
         InvalidManifest: a manifest cannot be read as one.
         DigestMismatch: a manifest's content is not what its digest says.
     """
-    keys = [_manifest_key(run, stage, number) for number in range(count_rounds(store, run, stage))]
+    keys = [manifest_key(round_folder(run, stage, number)) for number in range(count_rounds(store, run, stage))]
     with ThreadPoolExecutor(LISTING_THREADS) as readers:
         return list(readers.map(functools.partial(_read_round, store), keys))
 
@@ -119,7 +146,7 @@ def count_rounds(store: Store, run: str, stage: int) -> int:
     Raises:
         LedgerGap: a round is missing below a committed one.
     """
-    folder = _stage_folder(run, stage)
+    folder = stage_folder(_checked(run), stage)
     found = (re.fullmatch(r"round-(\d+)/manifest\.json", key[len(folder) + 1 :]) for key in store.list(folder))
     numbers = sorted(int(match[1]) for match in found if match)
     for expected, number in enumerate(numbers):
@@ -136,7 +163,7 @@ def read_round(store: Store, run: str, stage: int, round: int) -> RoundManifest:
         InvalidManifest: its manifest cannot be read as one.
         DigestMismatch: its manifest's content is not what its digest says.
     """
-    return _read_round(store, _manifest_key(run, stage, round))
+    return _read_round(store, manifest_key(round_folder(_checked(run), stage, round)))
 
 
 def read_round_table(store: Store, manifest: RoundManifest, name: str) -> pa.Table:
@@ -157,7 +184,7 @@ def orphaned_tables(store: Store, run: str) -> list[str]:
 
     Those still being written are among them: ask only while holding the run's lease.
     """
-    keys = store.list(_run_folder(run))
+    keys = store.list(run_folder(_checked(run)))
     committed: set[str] = set()
     for key in keys:
         if re.search(r"/stage-\d+/round-\d+/manifest\.json$", key):
@@ -165,24 +192,11 @@ def orphaned_tables(store: Store, run: str) -> list[str]:
     return [key for key in keys if re.search(r"/stage-\d+/round-\d+/.+\.parquet$", key) and key not in committed]
 
 
-def _run_folder(run: str) -> str:
+def _checked(run: str) -> str:
     if "/" in run:
         raise InvalidKey(f"expected a run's name without '/', got {run!r}")
-    return f"runs/{run}"
-
-
-def _stage_folder(run: str, stage: int) -> str:
-    return f"{_run_folder(run)}/stage-{stage:02d}"
-
-
-def _manifest_key(run: str, stage: int, round: int) -> str:
-    return f"{_stage_folder(run, stage)}/round-{round:05d}/manifest.json"
-
-
-def _to_body(manifest: RoundManifest) -> dict[str, Any]:
-    body = manifest.model_dump(mode="json")
-    return body | {VOLATILE_FIELD: {"owner": body.pop("owner")}}
+    return run
 
 
 def _read_round(store: Store, key: str) -> RoundManifest:
-    return read_record(RoundManifest, store, key)
+    return read_manifest(RoundManifest, store, key)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, TypeVar, cast
@@ -23,9 +24,11 @@ from uuid import uuid4
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from quad_tasks.storage.create import TEMPORARY_PREFIX, create, is_own, sync, temporary_beside
-from quad_tasks.storage.faults import (
-    CONFLICT_STATUS,
+from quad_tasks.storage.atomic_write import TEMPORARY_PREFIX, create, is_own, sync, temporary_beside
+from quad_tasks.storage.errors import (
+    DISK_FULL,
+    EXISTS_STATUS,
+    IN_FLIGHT_STATUS,
     InvalidKey,
     StorageError,
     StoreFault,
@@ -35,6 +38,7 @@ from quad_tasks.storage.faults import (
     UnsupportedStore,
     call_with_retries,
     http_status,
+    is_full,
     redact,
 )
 
@@ -123,7 +127,10 @@ class Store:
             try:
                 create(files, path, data, token)
             except Exception as error:
-                if not (isinstance(error, FileExistsError) or http_status(error) in CONFLICT_STATUS):
+                status = http_status(error)
+                if status == IN_FLIGHT_STATUS:
+                    raise ConnectionResetError(f"HTTP {status}, a write of the same key in flight: {error}") from None
+                if not (isinstance(error, FileExistsError) or status == EXISTS_STATUS):
                     raise
                 return is_own(files, path, token)
             return True
@@ -152,6 +159,15 @@ class Store:
             return int(info["size"])
 
         return self._call(key, measure)
+
+    def modified_s(self, key: str) -> float:
+        """Return when the object was written, in seconds since 1970.
+
+        Raises:
+            StoreKeyError: nothing stands under ``key``.
+        """
+        written: datetime = self._call(key, lambda files, path: files.modified(path))
+        return written.timestamp()
 
     def list(self, prefix: str = "") -> list[str]:
         """Return every key inside the folder ``prefix`` and its subfolders, sorted; "" is the whole store."""
@@ -223,10 +239,15 @@ class Store:
         """
         local = self.local_path(key)
         if local is not None:
-            with temporary_beside(local) as temporary:
-                yield temporary
-                sync(temporary)
-                temporary.replace(local)
+            try:
+                with temporary_beside(local) as temporary:
+                    yield temporary
+                    sync(temporary)
+                    temporary.replace(local)
+            except OSError as error:
+                if is_full(error):
+                    raise StoreFault(f"{self._place(key)}: {DISK_FULL}") from error
+                raise
             sync(local.parent)
             return
         with TemporaryDirectory(prefix="quad-") as folder:

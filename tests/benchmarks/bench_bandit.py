@@ -1,6 +1,6 @@
 """How much of the achievable influence is reached when only a share of the pool is scored, and how fast a round is.
 
-The truth: every document of the laboratory (`quad_tasks.experiments.laboratory`: 16,000 of the shared data, a small
+The truth: every document of the testbed (`quad_tasks.experiments.lab.testbed`: 16,000 of the shared data, a small
 Llama trained on a part of them, LAMBADA passages as the reference) scored once. A strategy sees the truth of the
 documents it pays for and predicts the rest; the best eighth of the pool by measured or predicted influence is its
 selection.
@@ -10,12 +10,12 @@ selection.
     python tests/benchmarks/bench_bandit.py [--json] [--quick] [--only STRATEGY ... | --likes | --neighbours]
 
 Strategies: the plain names do what a run does by default: a random pilot, then rounds that pull arms and draw the
-other three quarters of their documents near the selection's cut, refitting as scores grow, on n-gram embeddings and
-length. `paper`, `contextual`, `thompson` and `uniform` do so with each policy, the last pulling arms at random.
-`states` has the model's hidden states and loss among the candidate features; `instead_of_states` spends on scores
-what reading the pool for them takes, a third of scoring it. `random` draws all documents at random; `arm_means` also
-ranks the unscored by their arm alone. The laboratory is built once in the workspace and is that of
-`bench_selection.py`.
+other three quarters of their documents near the selection's cut, refitting as scores grow, on n-gram embeddings, length
+and token features. `paper`, `contextual`, `thompson` and `uniform` do so with each policy, the last pulling arms at
+random. `embedding` leaves token features out; `states` has the model's hidden states and loss among the candidates too;
+`instead_of_states` spends on scores what reading the pool for them takes, a third of scoring it. `random` draws all
+documents at random; `arm_means` also ranks the unscored by their arm alone. The testbed is built once in the workspace
+and is that of `bench_selection.py`.
 
 Shape suffixes: N documents, D features, K arms.
 """
@@ -30,15 +30,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from prefect import flow
 
-from flows.cluster import dask_cluster
-from quad_tasks.config import BanditConfig, ComputeConfig, SelectionConfig
-from quad_tasks.config_file import load_config
+from flows.dask_cluster import dask_cluster
+from quad_tasks.config.load import load_config
+from quad_tasks.config.schema import BanditConfig, ComputeConfig, SelectionConfig
 from quad_tasks.core.bandit import (
     choose_arms,
     contextual_policy,
@@ -48,15 +48,22 @@ from quad_tasks.core.bandit import (
     update,
 )
 from quad_tasks.core.contextual import arm_features
-from quad_tasks.core.prediction import active_draw, document_features, feature_groups, fit_predictor, predict
-from quad_tasks.core.redundancy import shared_texts
-from quad_tasks.core.selection import Candidates, select
-from quad_tasks.core.shingles import shingles, signature
+from quad_tasks.core.lm.token_features import project_embeddings, token_features
+from quad_tasks.core.selection.features import FeatureMatrix, document_features
+from quad_tasks.core.selection.fill_budget import Candidates, SelectionSettings, select
+from quad_tasks.core.selection.minhash import shingles, signature
+from quad_tasks.core.selection.near_duplicates import near_duplicates_by_text
+from quad_tasks.core.selection.prediction import (
+    fit_predictor,
+    nearest_to_cut,
+    predict,
+)
 from quad_tasks.core.wasserstein import choose_bandwidth, neighbour_lists
-from quad_tasks.experiments.laboratory import find_laboratory
-from quad_tasks.experiments.sample import QUICK, Size
+from quad_tasks.experiments.lab.corpus_sample import QUICK, Size
+from quad_tasks.experiments.lab.testbed import find_testbed
 from quad_tasks.records import Pull
-from quad_tasks.state import REFIT_GROWTH
+from quad_tasks.stages.bandit.ledger import REFIT_GROWTH
+from quad_tasks.stages.bandit.policy import pull_sizes
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -66,13 +73,13 @@ FOLDERS = {"pool": "candidate", "reference": "reference", "heldout": "heldout"}
 SELECTED_SHARE = 1 / 8
 SCORED_SHARES = (0.05, 0.10, 0.16)
 PILOT = BanditConfig().pilot_documents
-PULL = BanditConfig().documents_per_pull
-RANDOM_PULL = PULL - int(BanditConfig().active_share * PULL)
+SIZES = pull_sizes(BanditConfig())
+PULL, RANDOM_PULL = SIZES.documents_per_pull, SIZES.random_documents
 SEEDS = 5
 FORWARD_SHARE = 1 / 3
 """What reading the pool takes, of scoring it."""
 DEFAULT = BanditConfig().preset
-K_M = {"arms_per_round": BanditConfig().arms_per_round, "documents_per_pull": RANDOM_PULL}
+K_M = {"arms_per_round": SIZES.arms_per_round, "documents_per_pull": RANDOM_PULL}
 POLICIES = {
     "paper": paper_policy(**K_M),
     "contextual": contextual_policy(**K_M),
@@ -83,20 +90,22 @@ POLICIES = {
 
 @flow
 def find_truth(workspace: str, quick: bool) -> Arrays:
-    """Find the laboratory's documents, or build it: influence, what may predict it, arms."""
+    """Find the testbed's documents, or build it: influence, what may predict it, arms."""
     inputs = [f"{name}.inputs={DATA}/{folder}/*.jsonl.gz" for name, folder in FOLDERS.items()]
     config = load_config(HERE / "configs" / "lambada.yaml", inputs)
     with dask_cluster(ComputeConfig()):
-        laboratory = find_laboratory(workspace, config, QUICK if quick else Size())
+        testbed = find_testbed(workspace, config, QUICK if quick else Size())
+    embedding_VE = testbed.model.get_input_embeddings().weight.detach().numpy()
     return {
-        "influence": laboratory.per_token["joint"],
-        "hidden": laboratory.hidden,
-        "loss": laboratory.loss,
-        "embedding": laboratory.embedding,
-        "arm": laboratory.arm.astype(np.int32),
-        "n_tokens": laboratory.n_tokens,
-        "n_bytes": np.array([len(text.encode()) for text in laboratory.texts.pool]),
-        "text": np.array(laboratory.texts.pool, dtype=object),
+        "influence": testbed.per_token(),
+        "hidden": testbed.hidden,
+        "loss": testbed.loss,
+        "tokens": token_features(testbed.documents, project_embeddings(embedding_VE)),
+        "embedding": testbed.embedding,
+        "arm": testbed.arm.astype(np.int32),
+        "n_tokens": testbed.n_tokens,
+        "n_bytes": np.array([len(text.encode()) for text in testbed.texts.pool]),
+        "text": np.array(testbed.texts.pool, dtype=object),
     }
 
 
@@ -109,42 +118,35 @@ def share_reached(truth: Arrays, estimate_N: npt.NDArray[np.float64]) -> float:
     return float((influence_N[selected].mean() - mean) / (best - mean))
 
 
-class Known(NamedTuple):
-    """What influence is predicted from: [N, D] features, and their groups."""
-
-    features_ND: npt.NDArray[np.float64]
-    groups: dict[str, slice] | None
-
-
 def estimate(
     truth: Arrays,
-    known: Known,
+    known: FeatureMatrix,
     scored: npt.NDArray[np.int64],
     generator: np.random.Generator,
     at_random_N: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Influence as measured where scored, else as predicted."""
     influence_N, arm_N = truth["influence"], truth["arm"]
-    measured = (known.features_ND[scored], influence_N[scored], arm_N[scored])
+    measured = (known.values_NC[scored], influence_N[scored], arm_N[scored])
     n_arms = int(arm_N.max()) + 1
     predictor = fit_predictor(
         *measured, n_arms, generator, known.groups, None if at_random_N is None else at_random_N[scored]
     )
-    estimate_N = predict(predictor, known.features_ND, arm_N)
+    estimate_N = predict(predictor, known.values_NC, arm_N)
     estimate_N[scored] = influence_N[scored]
     return estimate_N
 
 
-def random_share(truth: Arrays, known: Known, n_scored: int, generator: np.random.Generator) -> float:
+def random_share(truth: Arrays, known: FeatureMatrix, n_scored: int, generator: np.random.Generator) -> float:
     """Score documents at random."""
-    scored = generator.choice(len(known.features_ND), size=n_scored, replace=False)
+    scored = generator.choice(len(known.values_NC), size=n_scored, replace=False)
     return share_reached(truth, estimate(truth, known, scored, generator))
 
 
 def run_share(
-    truth: Arrays, known: Known, n_scored: int, generator: np.random.Generator, preset: str = DEFAULT
+    truth: Arrays, known: FeatureMatrix, n_scored: int, generator: np.random.Generator, preset: str = DEFAULT
 ) -> float:
-    """Score as a run does (`quad_tasks.pull`): a pilot, then rounds of pulls and of documents near the cut."""
+    """Score as a run does (`quad_tasks.stages.bandit`): a pilot, then rounds of pulls and of documents near the cut."""
     influence_N, arm_N = truth["influence"], truth["arm"]
     size_K = np.bincount(arm_N)
     n_arms = len(size_K)
@@ -164,7 +166,8 @@ def run_share(
         if fitted:
             left = np.flatnonzero(~scored_N)
             n_active = int(np.clip(n_scored - scored_N.sum(), 0, len(pulls) * (PULL - RANDOM_PULL)))
-            scored_N[left[active_draw(estimate_N[left], cut, n_active, 0.0, generator)[0]]] = True
+            generator.permutation(len(left))  # the random stream stays that of the published results
+            scored_N[left[nearest_to_cut(estimate_N[left], cut, n_active)]] = True
         state = update(state, pulls, policy)
         if scored_N.sum() >= n_scored:
             return share_reached(truth, estimate(truth, known, np.flatnonzero(scored_N), generator, pulled_N))
@@ -192,18 +195,16 @@ def describe_arms(truth: Arrays) -> npt.NDArray[np.float64]:
 def measure_shares(truth: Arrays, only: Sequence[str] = ()) -> dict[str, float]:
     """Every strategy's share at every budget, mean over seeds, with its deviation between them; or those of some."""
     documents = truth["embedding"], truth["n_tokens"], truth["n_bytes"]
-    dimension = truth["embedding"].shape[1]
-    plain = Known(document_features(*documents), feature_groups(dimension))
-    width = truth["hidden"].shape[1]
-    full = Known(
-        document_features(*documents, truth["hidden"], truth["loss"]), feature_groups(dimension, width, loss=True)
-    )
-    blind = Known(np.zeros((len(truth["arm"]), 1)), None)
-    strategies: dict[str, tuple[Callable[..., float], Known, float]] = {
-        **{preset: (partial(run_share, preset=preset), plain, 0.0) for preset in POLICIES},
-        "states": (run_share, full, 0.0),
-        "instead_of_states": (run_share, plain, FORWARD_SHARE),
-        "random": (random_share, plain, 0.0),
+    plain = document_features(*documents)
+    tokens = document_features(*documents, tokens_NF=truth["tokens"])
+    states = document_features(*documents, tokens_NF=truth["tokens"], states_NH=truth["hidden"], loss_N=truth["loss"])
+    blind = FeatureMatrix(np.zeros((len(truth["arm"]), 1)), {"none": slice(0, 1)})
+    strategies: dict[str, tuple[Callable[..., float], FeatureMatrix, float]] = {
+        **{preset: (partial(run_share, preset=preset), tokens, 0.0) for preset in POLICIES},
+        "embedding": (run_share, plain, 0.0),
+        "states": (run_share, states, 0.0),
+        "instead_of_states": (run_share, tokens, FORWARD_SHARE),
+        "random": (random_share, tokens, 0.0),
         "arm_means": (random_share, blind, 0.0),
     }
     shares = {}
@@ -230,13 +231,16 @@ def measure_likes(truth: Arrays) -> dict[str, float]:
     signatures_NP = np.stack([signature(each) for each in cut])
     overlap = SelectionConfig(budget_tokens=1).near_duplicate_overlap or 1.0
 
-    def find_likes(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return rows[shared_texts(signatures_NP[rows], lambda found: [cut[row] for row in rows[found]], overlap)]
+    def find_near_duplicates(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return rows[
+            near_duplicates_by_text(signatures_NP[rows], lambda found: [cut[row] for row in rows[found]], overlap)
+        ]
 
     budget, measured = int(truth["n_tokens"].sum() * SELECTED_SHARE), {}
-    for name, search in (("kept", None), ("searched", find_likes)):
+    for name, search in (("kept", None), ("searched", find_near_duplicates)):
         started, generator = time.perf_counter(), np.random.default_rng(0)
-        rows = select(pool, budget, 0.0, "instance", general_share=0.5, generator=generator, find_likes=search)
+        rules = SelectionSettings(0.0, "instance", uniform_share=0.5)
+        rows = select(pool, budget, rules, generator=generator, find_near_duplicates=search)
         measured[f"likes_{name}_s"] = round(time.perf_counter() - started, 2)
         measured[f"likes_{name}_tokens"] = int(truth["n_tokens"][rows].sum())
         measured[f"likes_{name}_pairs"] = count_alike([truth["text"][row] for row in rows], overlap)
@@ -310,8 +314,8 @@ def log(message: str) -> None:
 def main() -> None:
     """Run all of it and print the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--workspace", default="build/bench-selection", help="keeps the laboratory")
-    parser.add_argument("--quick", action="store_true", help="a small laboratory: does it run?")
+    parser.add_argument("--workspace", default="build/bench-selection", help="stores the testbed")
+    parser.add_argument("--quick", action="store_true", help="a small testbed: does it run?")
     parser.add_argument("--neighbours", action="store_true", help="only list the neighbours of 100,000 arms of 384")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--likes", action="store_true", help="only count near-identical texts in a selection")

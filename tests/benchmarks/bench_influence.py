@@ -38,9 +38,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quad_tasks.core.blocks import find_blocks
+from quad_tasks.core.calibration import calibrate
 from quad_tasks.core.ekfac import Factors, apply_inverse, fit_factors
-from quad_tasks.core.influence import Scorer, calibrate, gradient_sums, reference_gradient, score_documents
-from quad_tasks.core.model import train_tokenizer
+from quad_tasks.core.influence import Scorer, gradient_sums, reference_gradient, score_documents
+from quad_tasks.core.lm.model import train_tokenizer
 from quad_tasks.core.precision import has_bfloat16_products
 
 BATCH_SIZES = (2, 4, 8)
@@ -249,7 +250,7 @@ def measure_spearman(
     settings: dict[Scorer, dict[str, float]] = {}
     scorers: tuple[Scorer, ...] = ("low_rank", "forward_only")
     for scorer in scorers:
-        calibration = calibrate(model, batches, {"": direction}, scorer)
+        calibration = calibrate(model, batches, torch.arange(len(ids_NT)), {"": direction}, scorer)
         report[f"spearman_{scorer}"] = calibration.spearman
         settings[scorer] = dict(calibration.settings)
     return report, settings

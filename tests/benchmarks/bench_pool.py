@@ -1,16 +1,20 @@
-"""Seconds per million documents, and peak memory, of assignment, arm layout and 20 rounds over synthetic pools.
+"""Seconds per million documents, and peak memory, of all that grows with a pool, over synthetic pools.
 
     python tests/benchmarks/bench_pool.py [--json] [--documents 1000000 10000000] [--workspace DIRECTORY]
 
+Measured are assignment, arm layout, 20 rounds, the selection and its random control.
+
 Documents are short texts whose embeddings are given: unit vectors around random centres. The stages are the product's
 own, on a local Dask cluster of two workers; only scoring is replaced, by a number that depends on the arm. Peak memory
-is the sum of every process's own peak. `growth` is the time per million documents of the largest pool over that of the
-smallest: 1 is linear.
+is the sum of every process's own peak; `driver_peak_bytes` is that of the driving process alone, and
+`driver_bytes_per_document` what its peak grew by from the smallest pool to the largest. `growth` is the time per
+million documents of the largest pool over that of the smallest: 1 is linear.
 """
 
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,29 +26,43 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flows.cluster import dask_cluster
-from quad_tasks.cluster import assign_shards, fit_centroids, lay_out_arms
-from quad_tasks.compute import peak_memory_bytes, spread
-from quad_tasks.config import RunConfig
-from quad_tasks.config_file import parse_config
-from quad_tasks.draw import Plan, choose_round
-from quad_tasks.embed import embeddings_key
-from quad_tasks.ingest import documents_key, shard_manifest_key
-from quad_tasks.pull import commit_round
+from flows.dask_cluster import dask_cluster
+from quad_tasks.config.load import parse_config
+from quad_tasks.config.schema import RunConfig
+from quad_tasks.manifests.pool import Drift, EmbedderManifest, InputFile, ShardManifest
 from quad_tasks.records import Stage
-from quad_tasks.storage import pool as tables
+from quad_tasks.runtime.tasks import map_tasks, own_peak_bytes, peak_memory_bytes
+from quad_tasks.stages.bandit.commit_round import commit_round
+from quad_tasks.stages.bandit.plan_round import Plan, plan_round
+from quad_tasks.stages.bandit.policy import round_settings
+from quad_tasks.stages.pool.cluster import assign_shards, fit_centroids
+from quad_tasks.stages.pool.lay_out_arms import lay_out_arms
+from quad_tasks.stages.selection.random_control import draw_random_control
+from quad_tasks.stages.selection.select_documents import select_documents, stage_selection
+from quad_tasks.storage import tables
+from quad_tasks.storage.keys import (
+    documents_key,
+    embeddings_key,
+    manifest_key,
+    shard_manifest_key,
+    shard_token_features_key,
+)
 from quad_tasks.storage.manifest import write_manifest
 from quad_tasks.storage.positions import read_positions
-from quad_tasks.storage.store import open_store
+from quad_tasks.storage.store import Store, open_store
 
 SHARD_DOCUMENTS = 100_000
 CENTRES = 2000
 DIMENSION = 32
 ROUNDS = 20
+TOKEN_FEATURES = 67
+"""Of a model whose embeddings have the width of these."""
 EMBEDDER = "pools/pool/embedders/given"
+FEATURES = "pools/pool/token_features/given"
 BLOCK_ROWS = 10_000
 SPREAD = 0.1
 NOISE = 0.05
+NO_DRIFT = Drift(new_documents=0, beyond_radius=0.0, occupancy_shift=0.0, drift=0.0)
 
 
 def make_config(workspace: str) -> RunConfig:
@@ -56,24 +74,41 @@ def make_config(workspace: str) -> RunConfig:
         "reference": {"inputs": ["synthetic"]},
         "clustering": {"arms": 1000, "sample_documents": 50_000, "iterations": 10},
         "bandit": {"pilot_documents": 2000, "arms_per_round": 32, "documents_per_pull": 16},
-        "selection": {"budget_tokens": 1_000_000},
+        "selection": {  # the texts are all alike
+            "budget_tokens": 1_000_000,
+            "near_duplicate_cosine": None,
+            "near_duplicate_overlap": None,
+        },
     }
     return parse_config(body, "bench_pool")
 
 
-def write_shard(workspace: str, number: int) -> str:
-    """Write one shard's documents, manifest and embeddings."""
-    store, name = open_store(workspace), f"synthetic-{number:05d}"
+def write_shard(store: Store, number: int) -> str:
+    """Write one shard's documents, manifest, embeddings and token features."""
+    name = f"synthetic-{number:05d}"
     generator = np.random.default_rng([1, number])
     centres = np.random.default_rng(0).normal(size=(CENTRES, DIMENSION))
     vectors = centres[generator.integers(0, CENTRES, SHARD_DOCUMENTS)]
     vectors = vectors + SPREAD * generator.normal(size=vectors.shape)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     tables.write_array(store, embeddings_key("pool", EMBEDDER, name), vectors.astype(np.float32))
+    features = generator.normal(size=(SHARD_DOCUMENTS, TOKEN_FEATURES)).astype(np.float32)
+    tables.write_array(store, shard_token_features_key(FEATURES, name), features)
     blocks = (_documents(number, start) for start in range(0, SHARD_DOCUMENTS, BLOCK_ROWS))
     tables.write_table_stream(store, documents_key("pool", name), tables.DOCUMENT_SCHEMA, blocks, BLOCK_ROWS)
-    body = {"documents": SHARD_DOCUMENTS, "tokens": 16 * SHARD_DOCUMENTS, "set_aside": {}}
-    write_manifest(store, shard_manifest_key("pool", name), body)
+    manifest = ShardManifest(
+        shard=name,
+        input=InputFile(uri=name, sha256="", size_bytes=0),
+        fields={},
+        tokenizer_sha256="",
+        documents_sha256="",
+        set_aside_sha256=None,
+        documents=SHARD_DOCUMENTS,
+        tokens=16 * SHARD_DOCUMENTS,
+        bytes=0,
+        set_aside={},
+    )
+    write_manifest(store, shard_manifest_key("pool", name), manifest)
     return name
 
 
@@ -98,20 +133,28 @@ def measure_pool(n_documents: int, workspace: str) -> dict[str, Any]:
     config, seconds = make_config(workspace), dict[str, float]()
     with dask_cluster(config.compute):
         store = open_store(workspace)
-        write_manifest(store, f"{EMBEDDER}/manifest.json", {"embedding": "given"})
-        names = spread(write_shard, [(workspace, i) for i in range(n_documents // SHARD_DOCUMENTS)], "write", "shards")
+        write_manifest(store, manifest_key(EMBEDDER), EmbedderManifest(embedding={}, model="models/none"))
+        shards = range(n_documents // SHARD_DOCUMENTS)
+        names = map_tasks(write_shard, [(store, number) for number in shards], "write", "shards")
         with _timed(seconds, "cluster"):
-            clustering = fit_centroids.fn(config, names, EMBEDDER)
+            clustering = fit_centroids.fn(store, "pool", config.clustering, config.seed, names, EMBEDDER)
         with _timed(seconds, "assign"):
-            assign_shards.fn(config, names, clustering)
+            assign_shards.fn(store, "pool", config.seed, names, clustering)
         with _timed(seconds, "lay out"):
-            version = lay_out_arms.fn(config, names, clustering, "models/none", {})
-        stage = Stage(config.run, 0, version, "", "direction")
+            version = lay_out_arms.fn(
+                store, "pool", config.seed, names, clustering, FEATURES, "models/none", "", NO_DRIFT
+            )
+        stage, settings = Stage(config.run, 0, version, "", "direction"), round_settings(config, 0)
         with _timed(seconds, "rounds"):
             for number in range(ROUNDS):
-                plan = choose_round.fn(config, stage, number)
-                commit_round.fn(config, stage, number, plan, _score(config, stage, plan, number))
-        peak = peak_memory_bytes()
+                plan = plan_round.fn(store, stage, number, settings)
+                commit_round.fn(store, stage, number, settings, plan, _score(store, stage, plan, number))
+        how = stage_selection(config, 0)
+        with _timed(seconds, "select"):
+            select_documents.fn(store, stage, how)
+        with _timed(seconds, "control"):
+            draw_random_control.fn(store, stage, how, 0)
+        peak, driver = peak_memory_bytes(), own_peak_bytes()
     per_million = {name: round(1e6 * s / n_documents, 2) for name, s in seconds.items() if name != "cluster"}
     return {
         "documents": n_documents,
@@ -119,13 +162,14 @@ def measure_pool(n_documents: int, workspace: str) -> dict[str, Any]:
         "seconds_per_million": per_million,
         "seconds_per_million_all": round(sum(per_million.values()), 2),
         "peak_memory_bytes": peak,
+        "driver_peak_bytes": driver,
     }
 
 
-def _score(config: RunConfig, stage: Stage, plan: Plan, number: int) -> list[pa.Table]:
+def _score(store: Store, stage: Stage, plan: Plan, number: int) -> list[pa.Table]:
     """Make up a round's scores: a mean for each arm, and noise."""
     positions = np.concatenate([np.array(chunk, dtype=np.int64) for chunk in plan.chunks])
-    rows = read_positions(open_store(config.workspace), stage.version, positions, ["id", "source", "arm", "n_tokens"])
+    rows = read_positions(store, stage.version, positions, ["id", "source", "arm", "n_tokens"])
     arm, n_tokens = rows["arm"].to_numpy(), rows["n_tokens"].to_numpy().astype(np.int64)
     influence = np.sin(arm) + NOISE * np.random.default_rng(number).normal(size=len(arm))
     columns = {
@@ -145,7 +189,16 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
-    print(f"{name}: {seconds[name]:.1f} s", file=sys.stderr, flush=True)
+    print(f"{name}: {seconds[name]:.1f} s, driver {own_peak_bytes() / 2**20:.0f} MiB", file=sys.stderr, flush=True)
+
+
+def measure_apart(n_documents: int, directory: Path | None) -> dict[str, Any]:
+    """Measure a pool in a process of its own, whose peak no other pool has raised."""
+    command = [sys.executable, __file__, "--json", "--documents", str(n_documents)]
+    command += ["--workspace", str(directory)] if directory else []
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    pool: dict[str, Any] = json.loads(printed)["pools"][0]
+    return pool
 
 
 def main() -> None:
@@ -155,15 +208,21 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, help="directory for the pools; a temporary one by default")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    measured = []
-    for n_documents in arguments.documents:
+    if len(arguments.documents) > 1:
+        pools = [measure_apart(n, arguments.workspace) for n in arguments.documents]
+    else:
         folder = tempfile.mkdtemp(prefix="quad-pool-", dir=arguments.workspace)
         try:
-            measured.append(measure_pool(n_documents, folder))
+            pools = [measure_pool(arguments.documents[0], folder)]
         finally:
             shutil.rmtree(folder)
-    growth = measured[-1]["seconds_per_million_all"] / measured[0]["seconds_per_million_all"]
-    result = {"pools": measured, "growth": round(growth, 3)}
+    result: dict[str, Any] = {"pools": pools}
+    if len(pools) > 1:
+        small, large = pools[0], pools[-1]
+        more = large["documents"] - small["documents"]
+        result["growth"] = round(large["seconds_per_million_all"] / small["seconds_per_million_all"], 3)
+        per_document = (large["driver_peak_bytes"] - small["driver_peak_bytes"]) / more
+        result["driver_bytes_per_document"] = round(per_document, 1)
     print(json.dumps(result, indent=None if arguments.json else 1))
 
 

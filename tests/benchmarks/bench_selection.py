@@ -2,23 +2,26 @@
 
 Parts, at full size on the shared pool:
 
-- `methods`: the experiment "diversity" (ten other ways to choose, trained and measured), for LAMBADA passages.
+- `methods`: the experiment "diversity" (other ways to choose, trained and measured), for LAMBADA passages.
 - `lds`: the experiment "attention" (does influence foresee what training does), on a checkpoint trained to convergence
   on its sample: every document, five passes.
-- `unlike`, on request: `methods` for a reference that the pool holds nothing like, problems of mathematics, which are
-  left out of the pool.
+- `unlike`, `code`, on request: `methods` for a reference that the pool holds nothing like, problems of mathematics or
+  program code, which are left out of the pool.
 
-    python tests/benchmarks/bench_selection.py --out tests/benchmarks/results [--part PART] [--quick]
+    python tests/benchmarks/bench_selection.py --out tests/benchmarks/results [--part PART] [--size SIZE] [--repeats N]
+        [--methods NAME ...]
 
-Settings were chosen on the samples of seeds 0 and 1. Every repeat here is drawn with another seed: the pool's sample,
-the reference's documents, the text that is measured on, and so the checkpoint. What was built, trained and measured is
-kept in the workspace: a run that was stopped goes on.
+Settings were chosen on the samples of seeds 0, 1 and 11. Every repeat here is drawn with another seed: the pool's
+sample, the reference's documents, the text that is measured on, and so the checkpoint. What was built, trained and
+measured is stored in the workspace: a run that was stopped goes on.
 """
 
 import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,80 +30,100 @@ from typing import Any
 
 import numpy as np
 from prefect import flow
+from pydantic import TypeAdapter
 
-from flows.cluster import dask_cluster
-from quad_tasks.config import ComputeConfig, RunConfig
-from quad_tasks.config_file import load_config
-from quad_tasks.experiments import outcome
-from quad_tasks.experiments.attention import NAMES, interval_of, measure_attention
+from flows.dask_cluster import dask_cluster
+from quad_tasks.config.load import load_config
+from quad_tasks.config.schema import ComputeConfig, RunConfig
+from quad_tasks.core.evaluation.statistics import Interval
+from quad_tasks.experiments.attention import NAMES, measure_attention
 from quad_tasks.experiments.diversity import compare_methods
-from quad_tasks.experiments.experiment import within
-from quad_tasks.experiments.laboratory import find_laboratories
-from quad_tasks.experiments.sample import QUICK, SCORES, Size
+from quad_tasks.experiments.diversity_report import MethodOutcome
+from quad_tasks.experiments.experiment import result_body, within
+from quad_tasks.experiments.lab import evaluation
+from quad_tasks.experiments.lab.corpus_sample import QUICK, SCORES, Size
+from quad_tasks.experiments.lab.testbed import find_testbeds
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / ".." / "shared" / "data"
-COMMAND = "make bench-selection"
-PARTS = ("methods", "lds", "unlike")
+PARTS = ("methods", "lds", "unlike", "code")
 USUAL = PARTS[:2]
-SEED = 2
-"""Of the first repeat."""
-REPEATS = {"methods": 5, "unlike": 3}
+REFERENCES = {"methods": "lambada", "unlike": "math", "code": "code"}
+"""Reference of each part that compares methods."""
+METHODS = TypeAdapter(dict[str, MethodOutcome])
+SEED = 20
+"""Seed of the first repeat."""
+REPEATS = 5
 KINDS = ("joint", "identity")
 """Directions that the methods rank by."""
-WANTED = "math"
-"""Domain that `unlike` takes its reference from."""
-LEFT_OUT = (WANTED, "duplicates", "noise_shuffled")
-"""Files that have some of it: the last two were made from all others."""
-MEASURED_SHARE = 1 / 3
-"""Of that domain's held-out documents; the others give the direction."""
+DERIVED = ("duplicates", "noise_shuffled")
+"""Files of the pool that have some of every domain: they were made from all others."""
+FULL = replace(Size(), kinds=KINDS)
+SIZES = {
+    "full": FULL,
+    "medium": replace(
+        FULL,
+        documents=8_000,
+        reference_documents=300,
+        documents_per_domain=12,
+        factor_documents=384,
+        trained_documents=4_000,
+        budget_tokens=60_000,
+    ),
+    "small": replace(
+        FULL,
+        documents=4_000,
+        reference_documents=300,
+        documents_per_domain=12,
+        factor_documents=256,
+        trained_documents=2_000,
+        width=64,
+        layers=2,
+        arms=60,
+        budget_tokens=35_000,
+    ),
+    "quick": replace(QUICK, kinds=KINDS),
+}
+TITLES = {
+    "lds": "Whether influence foresees what training does",
+    "methods": "LAMBADA passages as the reference",
+    "unlike": "Problems of mathematics as the reference, and a pool that holds none",
+    "code": "Program code as the reference, and a pool that holds none",
+}
 
 
 @flow
-def measure(parts: list[str], quick: bool, workspace: str) -> dict[str, Any]:
+def measure(parts: list[str], size: str, repeats: int, methods: list[str] | None, workspace: str) -> dict[str, Any]:
     """Run the parts and return their numbers."""
     body: dict[str, Any] = {}
     with dask_cluster(ComputeConfig()):
-        size = replace(QUICK if quick else Size(), kinds=KINDS)
-        if "methods" in parts:
-            found = compare_methods(find_laboratories(workspace, lambada(), size, REPEATS["methods"]))
-            body |= _renamed(found, shows="methods_shows")
-        if "unlike" in parts:
-            body["unlike"] = compare_methods(find_laboratories(workspace, mathematics(), size, REPEATS["unlike"]))
-        if "lds" in parts:
-            found = measure_attention(workspace, lambada(), quick)
-            body |= _renamed(found, shows="lds_shows", documents="lds_documents")
+        for part in parts:
+            if part == "lds":
+                body[part] = result_body(measure_attention(workspace, configure("lambada", SEED), size == "quick"))
+                continue
+            testbeds = find_testbeds(workspace, configure(REFERENCES[part], SEED), SIZES[size], repeats)
+            body[part] = result_body(compare_methods(testbeds, methods))
     return body
 
 
-def lambada() -> RunConfig:
-    """Configure LAMBADA passages as the reference and the whole pool."""
-    folders = {"pool": "candidate", "reference": "reference", "heldout": "heldout"}
-    return _configure({name: _files(folder) for name, folder in folders.items()})
+def configure(reference: str, seed: int) -> RunConfig:
+    """Configure a reference and its pool: all files for LAMBADA, else those without the reference's domain."""
+    if reference == "lambada":
+        inputs, settings = {"reference": files("reference")}, []
+        without: Sequence[str] = ()
+    else:
+        inputs = {"reference": [str(DATA / "heldout" / f"{reference}.jsonl.gz")]}
+        settings = ["heldout.reference_domain=null", "reference.heldout_share=0.3333"]
+        without = (reference, *DERIVED)
+    inputs |= {"pool": files("candidate", without), "heldout": files("heldout", without)}
+    named = [f"{name}.inputs={json.dumps(paths)}" for name, paths in inputs.items()]
+    return load_config(HERE / "configs" / "lambada.yaml", [*named, f"seed={seed}", *settings])
 
 
-def mathematics() -> RunConfig:
-    """Configure mathematics as the reference and a pool without it."""
-    inputs = {
-        "pool": _files("candidate", LEFT_OUT),
-        "reference": [str(DATA / "heldout" / f"{WANTED}.jsonl.gz")],
-        "heldout": _files("heldout", LEFT_OUT),
-    }
-    return _configure(inputs, "heldout.reference_domain=null", f"reference.heldout_share={MEASURED_SHARE}")
-
-
-def _configure(inputs: Mapping[str, Sequence[str]], *settings: str) -> RunConfig:
-    named = [f"{name}.inputs={json.dumps(files)}" for name, files in inputs.items()]
-    return load_config(HERE / "configs" / "lambada.yaml", [*named, f"seed={SEED}", *settings])
-
-
-def _files(folder: str, without: Sequence[str] = ()) -> list[str]:
-    paths = sorted((DATA / folder).glob("*.jsonl.gz"))
+def files(folder: str, without: Sequence[str] = ()) -> list[str]:
+    """List the shared files of one kind, without those of some domains."""
+    paths = sorted((DATA / folder).resolve().glob("*.jsonl.gz"))
     return [str(path) for path in paths if path.name.removesuffix(".jsonl.gz") not in without]
-
-
-def _renamed(body: Mapping[str, Any], **names: str) -> dict[str, Any]:
-    return {names.get(name, name): value for name, value in body.items()}
 
 
 def machine() -> str:
@@ -111,23 +134,34 @@ def machine() -> str:
     return f"{os.cpu_count()} cores ({model or platform.machine()}), no GPU"
 
 
+def describe_environment(command: str) -> dict[str, str]:
+    """Say how, when, from which commit and on what machine this was measured."""
+    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    return {
+        "command": command,
+        "commit": subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+    }
+
+
 def report(body: Mapping[str, Any]) -> str:
-    """Lay out what was measured in Markdown: the command, when and where, methods, influence's foresight, claims."""
+    """Lay out what was measured in Markdown, part by part: when and where, the table, and what it shows."""
     parts = []
-    if "methods" in body:
-        parts += [_heading(body, "methods", "LAMBADA passages as the reference"), _methods(body)]
-    if "lds" in body:
-        parts += [_heading(body, "lds", "Whether influence foresees what training does"), _foresight(body)]
-    parts.append(_claims([*body.get("methods_shows", []), *body.get("lds_shows", [])]))
-    if "unlike" in body:
-        title = "Problems of mathematics as the reference, and a pool that holds none"
-        parts += [_heading(body, "unlike", title), _methods(body["unlike"]), _claims(body["unlike"]["shows"])]
+    for part in PARTS:
+        if part in body:
+            laid_out = _foresight(body[part]) if part == "lds" else _methods(body[part])
+            parts += [_heading(body[part], TITLES[part]), laid_out, _claims(body[part]["shows"])]
     return "\n".join(parts)
 
 
-def _heading(body: Mapping[str, Any], part: str, title: str) -> str:
-    command = COMMAND if part in USUAL else f"python tests/benchmarks/bench_selection.py --part {part}"
-    return f"**{title}**: `{command}`, {body['date'][part]}, {body['machine']}.\n"
+def _heading(body: Mapping[str, Any], title: str) -> str:
+    found = body["environment"]
+    commit = f"commit {found['commit']}, " if found["commit"] else ""
+    return f"**{title}**: `{found['command']}`, {found['date']}, {commit}{found['machine']}.\n"
 
 
 def _methods(body: Mapping[str, Any]) -> str:
@@ -135,8 +169,26 @@ def _methods(body: Mapping[str, Any]) -> str:
     return (
         f"{body['budget_tokens']:,} tokens of {body['documents']:,} documents, {body['seeds']} repeats, 95 % "
         f"intervals; before: {np.mean(before['reference_loss']):.3f} and "
-        f"{np.mean(before['other_domains_bpb']):.3f}.\n\n"
-        f"{outcome.table(body['methods'])}"
+        f"{np.mean(before['other_domains_bpb']):.3f}. Cost: model FLOPs of what is read of the pool, as a share of "
+        f"scoring it exactly.{_scorers(body['scorers'])}\n\n"
+        f"{evaluation.table(METHODS.validate_python(body['methods']))}"
+    )
+
+
+def _scorers(scorers: Sequence[Mapping[str, Any]]) -> str:
+    """Say what Quad scored by, where that was not exact scoring alone."""
+    if not scorers:
+        return ""
+    ways = " or ".join(sorted({one["scorer"] for one in scorers}))
+    if ways == "exact":
+        return (
+            " Quad scores exactly: to try a cheaper scorer would take more than a quarter of what the pilot leaves, or "
+            "none ranks alike."
+        )
+    cost, least = np.mean([one["cost"] for one in scorers]), min(one["spearman"] for one in scorers)
+    return (
+        f" Quad scores its pilot exactly, then by {ways}, at {cost:.2f} of that (rank correlation with it on the pilot "
+        f"at least {least:.4f})."
     )
 
 
@@ -146,7 +198,7 @@ def _foresight(body: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- |",
     ]
     for kind in SCORES:
-        cells = [within(interval_of(body, key, kind)) for key in ("lds", "one_step")]
+        cells = [within(Interval(body[key][kind], *body[f"{key}_interval"][kind])) for key in ("lds", "one_step")]
         rows.append(f"| {NAMES[kind]} | {cells[0]} | {cells[1]} | {body['fit_s'][kind]:.0f} s |")
     return "\n".join(rows) + "\n"
 
@@ -161,22 +213,22 @@ def _claims(shows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, merge with the other part's numbers, write JSON and Markdown."""
+    """Measure, merge with the other parts' numbers, write JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="directory of selection.json and selection.md")
     parser.add_argument("--part", choices=PARTS, help="merged with the others; default: methods and lds")
-    parser.add_argument("--quick", action="store_true", help="a small laboratory: does it run?")
-    parser.add_argument("--workspace", default="build/bench-selection", help="keeps what was computed")
+    parser.add_argument("--size", choices=SIZES, default="full", help="of a testbed")
+    parser.add_argument("--workspace", default="build/bench-selection", help="stores what was computed")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="testbeds")
+    parser.add_argument("--methods", nargs="+", help="besides Quad, full scoring and random; default: all")
     arguments = parser.parse_args()
-    started = time.perf_counter()
     parts = [arguments.part] if arguments.part else list(USUAL)
-    body = measure(parts, arguments.quick, arguments.workspace)
+    found = measure(parts, arguments.size, arguments.repeats, arguments.methods, arguments.workspace)
+    environment = describe_environment(" ".join(["python", "tests/benchmarks/bench_selection.py", *sys.argv[1:]]))
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "selection.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
-    body = {**before, **body, "machine": machine()}
-    body["date"] = before.get("date", {}) | dict.fromkeys(parts, time.strftime("%Y-%m-%d"))
-    body["time_s"] = before.get("time_s", {}) | {" and ".join(parts): round(time.perf_counter() - started)}
+    body = json.loads(path.read_text()) if path.exists() else {}
+    body |= {part: {"environment": environment, **of} for part, of in found.items()}
     path.write_text(json.dumps(body, indent=1) + "\n")
     (arguments.out / "selection.md").write_text(report(body))
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from quad_tasks.core.model import FastTokenizer, encode
-from quad_tasks.core.training import Schedule, make_optimizer, train
+from quad_tasks.core.lm.model import FastTokenizer, encode
+from quad_tasks.core.lm.training import Schedule, count_steps, count_targets, make_optimizer, train
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 VOCABULARY = 8192
@@ -80,6 +80,7 @@ def build_llama() -> PreTrainedModel:
 def train_on(model: PreTrainedModel, ids_NT: Tensor, batch_tokens: int = 2048, peak: float = 2e-3) -> None:
     """Train in place, one pass over the rows."""
     documents = ids_NT.tolist()
-    schedule = Schedule(peak=peak, warmup_tokens=0.1 * ids_NT.numel(), total_tokens=ids_NT.numel())
+    n_steps = count_steps(count_targets(documents), batch_tokens)
+    schedule, optimizer = Schedule(peak, 0.1 * n_steps, n_steps), make_optimizer(model, 0.0)
     generator = np.random.default_rng(0)
-    train(model, make_optimizer(model, 0.0), documents, schedule, 0, ids_NT.shape[1], batch_tokens, generator)
+    train(model, optimizer, documents, schedule, 0, ids_NT.shape[1], batch_tokens, batch_tokens, generator)

@@ -33,20 +33,19 @@ import yaml
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from small_pool import small_config, write_corpus
+from small_pool import small_config, stored, write_corpus
 
-from quad_tasks.run import load_run
-from quad_tasks.storage.manifest import read_manifest
+from quad_tasks.commands.verify import verify_run
+from quad_tasks.runtime.run import load_run
 from quad_tasks.storage.rounds import list_rounds
 from quad_tasks.storage.store import open_store
-from quad_tasks.verify import verify_run
 
 RUN = "small"
 WORKERS = (1, 2, 3)
 POLL_S = 0.03
 LONGEST_DELAY_S = 0.3
 PROGRESS = ("models/", "references/", "pools/", "factors/", f"runs/{RUN}/")
-NO_PROGRESS = ("/lease/", "/times/")
+NO_PROGRESS = ("/lease/", "/times/", "/events")
 
 
 @dataclass(frozen=True)
@@ -151,14 +150,14 @@ def digests_of(workspace: Path) -> dict[str, str]:
     store = open_store(str(workspace))
     config = load_run(str(workspace), RUN)
     selection = f"runs/{RUN}/selection"
-    manifest = read_manifest(store, f"{selection}/manifest.json")
+    manifest = stored(store, f"{selection}/manifest.json")
     keys = [f"{selection}/{part['name']}" for part in manifest["parts"]]
     found = {key: hashlib.sha256(store.get(key)).hexdigest() for key in keys}
     found[selection] = manifest["digest"]
     for stage in range(config.training.stages):
         for committed in list_rounds(store, RUN, stage):
             key = f"runs/{RUN}/stage-{stage:02d}/round-{committed.round:05d}/manifest.json"
-            found[key] = read_manifest(store, key)["digest"]
+            found[key] = stored(store, key)["digest"]
     result = verify_run(config)
     found["verify"] = json.dumps({key: result[key] for key in ("balanced", "scored_once", "within_budget")})
     return found
@@ -189,7 +188,7 @@ def _at(moment: datetime) -> float:
 
 
 def _keys(workspace: Path) -> set[str]:
-    """List what a run has made so far; leases and times, which every attempt adds to, are left out."""
+    """List what a run has made so far; leases, times and events, which every attempt adds to, are left out."""
     found = (os.path.join(folder, name) for folder, _, names in os.walk(workspace) for name in names)
     keys = {os.path.relpath(path, workspace) for path in found if ".tmp-" not in path}
     return {key for key in keys if key.startswith(PROGRESS) and not any(part in key for part in NO_PROGRESS)}

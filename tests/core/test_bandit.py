@@ -12,7 +12,6 @@ from quad_tasks.core.bandit import (
     Policy,
     choose_arms,
     contextual_policy,
-    discount,
     exhausted_arms,
     initial_state,
     mean_rewards,
@@ -23,6 +22,7 @@ from quad_tasks.core.bandit import (
     ucb_scores,
     update,
 )
+from quad_tasks.core.carry_over import discount, rescale, scale_between
 from quad_tasks.core.wasserstein import Neighbours
 from quad_tasks.records import BanditState, Pull
 
@@ -156,6 +156,66 @@ def test_discount_keeps_means_and_deviation_but_not_confidence() -> None:
     assert reward_deviation(older) == pytest.approx(reward_deviation(state))
     assert older.pulls.tolist() == [0.25, 0.25]
     assert older.cursor.tolist() == state.cursor.tolist()
+
+
+def test_rescaling_scales_means_and_deviation_and_keeps_confidence() -> None:
+    state = update(initial_state([50, 50]), [pull(0, 1.0), pull(1, 3.0)], PAPER)
+    scaled = rescale(state, -2.0)
+    assert mean_rewards(scaled).tolist() == [-2, -6]
+    assert reward_deviation(scaled) == pytest.approx(2 * reward_deviation(state))
+    assert scaled.pulls.tolist() == state.pulls.tolist()
+
+
+def test_the_scale_between_directions_is_the_slope_through_the_origin() -> None:
+    assert scale_between(np.array([1.0, 2.0]), np.array([3.0, 1.0])) == pytest.approx(5 / 5)
+    assert scale_between(np.zeros(3), np.ones(3)) == 0.0
+
+
+def after_refit(carry: str, agreement: float, scale: float, seed: int) -> float:
+    """Play 12 rounds along one direction and 12 along the next; return how much of the best eight arms' reward is had.
+
+    Influence along the two directions correlates by `agreement`, and the second one's is `scale` times as large.
+    """
+    generator, n_arms, policy = np.random.default_rng(seed), 60, paper_policy(1.0, 8, M)
+    mean_2K, noise = generator.normal(size=(2, n_arms)), 1.5 * generator.normal(size=(2, n_arms, 400))
+    other = math.sqrt(1 - agreement**2)
+    old = mean_2K[0][:, None] + noise[0]
+    new = scale * (agreement * old + other * (mean_2K[1][:, None] + noise[1]))
+    state = initial_state([400] * n_arms)
+
+    def play(state: BanditState, influence: np.ndarray) -> tuple[BanditState, float]:
+        reached = []
+        for number in range(13):
+            arms = np.arange(n_arms) if number == 0 else choose_arms(state, policy, generator)
+            draws = [(int(arm), int(state.cursor[arm])) for arm in arms]
+            pulls = [Pull(a, c, M, M, float(influence[a, c : c + M].mean()), 0.0) for a, c in draws]
+            state = update(state, pulls, policy)
+            reached.append(influence[arms].mean())
+        return state, float(np.mean(reached[1:]))
+
+    state, _ = play(state, old)
+    again = generator.choice(np.flatnonzero(np.arange(400) < state.cursor[:, None]), 100)
+    state = discount(state, 0.5)
+    if carry == "anew":
+        state = discount(state, 0.0)
+    elif carry == "rescaled":
+        state = rescale(state, scale_between(old.ravel()[again], new.ravel()[again]))
+    _, reward = play(state, new)
+    mean_K = new.mean(axis=1)
+    return float((reward - mean_K.mean()) / (np.sort(mean_K)[-8:].mean() - mean_K.mean()))
+
+
+@pytest.mark.parametrize("agreement", [0.2, 0.9])
+@pytest.mark.parametrize("scale", [0.2, 1.0])
+def test_rescaled_statistics_are_worth_more_after_a_refit_than_none_or_mixed_ones(
+    agreement: float, scale: float
+) -> None:
+    reached = {
+        carry: np.mean([after_refit(carry, agreement, scale, seed) for seed in range(12)])
+        for carry in ("mixed", "anew", "rescaled")
+    }
+    assert reached["rescaled"] > reached["anew"] + 0.05
+    assert reached["rescaled"] > reached["mixed"] + (0.1 if scale < 1 else -0.03)  # of equal scale they may be mixed
 
 
 def test_a_full_discount_forgets_everything_but_the_cursors() -> None:

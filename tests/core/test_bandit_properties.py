@@ -19,7 +19,7 @@ from quad_tasks.core.bandit import (
     thompson_policy,
     update,
 )
-from quad_tasks.core.selection import Candidates, random_control, rank, select
+from quad_tasks.core.selection.fill_budget import Candidates, Mode, SelectionSettings, random_control, rank, select
 from quad_tasks.core.wasserstein import neighbour_lists
 from quad_tasks.records import BanditState, Pull
 
@@ -138,10 +138,11 @@ MEANS = np.array([0.5, np.nan, -0.2, 0.1])
     seeds,
 )
 def test_no_choice_of_options_exceeds_the_budget_or_takes_a_document_twice(
-    pool: Candidates, budget: int, threshold: float, mode: str, per_arm: float | None, general: float, seed: int
+    pool: Candidates, budget: int, threshold: float, mode: Mode, per_arm: float | None, general: float, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
-    taken = select(pool, budget, threshold, mode, MEANS, per_arm, general, generator)  # type: ignore[arg-type]
+    rules = SelectionSettings(threshold, mode, per_arm, general)
+    taken = select(pool, budget, rules, arm_mean_K=MEANS, generator=generator)
     assert pool.n_tokens[taken].sum() <= budget
     assert len(set(taken.tolist())) == len(taken)
 
@@ -149,16 +150,20 @@ def test_no_choice_of_options_exceeds_the_budget_or_takes_a_document_twice(
 @settings(max_examples=100, deadline=None)
 @given(pools, st.integers(0, 300), modes, st.none() | st.floats(0.05, 1), st.sampled_from([0, 0.3, 1]), seeds)
 def test_no_two_documents_taken_are_alike_and_the_budget_is_filled_without_them(
-    pool: Candidates, budget: int, mode: str, per_arm: float | None, general: float, seed: int
+    pool: Candidates, budget: int, mode: Mode, per_arm: float | None, general: float, seed: int
 ) -> None:
-    kind = np.random.default_rng(seed).integers(0, 8, len(pool.id))  # documents of one kind are alike
+    kind = np.random.default_rng(seed).integers(0, 8, len(pool.id))  # documents of one kind are near-duplicates
+    kind_of = dict(zip(pool.id.tolist(), kind.tolist(), strict=True))
 
-    def find_likes(rows: np.ndarray) -> np.ndarray:
-        _, first = np.unique(kind[rows], return_index=True)
-        return np.delete(rows, first)
+    def find_near_duplicates(ids: np.ndarray) -> np.ndarray:
+        _, first = np.unique([kind_of[name] for name in ids.tolist()], return_index=True)
+        return np.delete(ids, first)
 
     generator = np.random.default_rng(seed)
-    taken = select(pool, budget, 0.0, mode, MEANS, per_arm, general, generator, find_likes)  # type: ignore[arg-type]
+    rules = SelectionSettings(0.0, mode, per_arm, general)
+    taken = select(
+        pool, budget, rules, arm_mean_K=MEANS, generator=generator, find_near_duplicates=find_near_duplicates
+    )
     assert pool.n_tokens[taken].sum() <= budget
     assert len(set(kind[taken].tolist())) == len(taken)
     if general == 1:
@@ -179,11 +184,10 @@ def test_the_random_control_keeps_the_same_limits(n_tokens: list[int], budget: i
 @settings(max_examples=60, deadline=None)
 @given(pool=pools, budget=st.integers(0, 300), mode=st.sampled_from(["instance", "predicted"]), seed=seeds)
 def test_the_order_of_candidates_cannot_be_seen(
-    per_arm: float | None, pool: Candidates, budget: int, mode: str, seed: int
+    per_arm: float | None, pool: Candidates, budget: int, mode: Mode, seed: int
 ) -> None:
     rows = np.random.default_rng(seed).permutation(len(pool.id))
     turned = Candidates(*(getattr(pool, field.name)[rows] for field in dataclasses.fields(pool)))
-    first = select(pool, budget, 0.0, mode, per_arm_share=per_arm)  # type: ignore[arg-type]
-    second = select(turned, budget, 0.0, mode, per_arm_share=per_arm)  # type: ignore[arg-type]
+    first, second = (select(part, budget, SelectionSettings(0.0, mode, per_arm)) for part in (pool, turned))
     assert pool.id[first].tolist() == turned.id[second].tolist()
-    assert pool.id[rank(pool, 0.0, mode)].tolist() == turned.id[rank(turned, 0.0, mode)].tolist()  # type: ignore[arg-type]
+    assert pool.id[rank(pool, 0.0, mode)].tolist() == turned.id[rank(turned, 0.0, mode)].tolist()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from quad_tasks.core.bandit import choose_arms, contextual_policy, initial_state, paper_policy, update
-from quad_tasks.core.contextual import Variances, _condition, arm_features, arm_posterior
+from quad_tasks.core.contextual import Variances, _posterior, arm_features, arm_posterior
 from quad_tasks.records import Pull
 
 M = 4
@@ -15,13 +15,13 @@ def features(n_arms: int, seed: int = 0) -> np.ndarray:
     return x_KD - x_KD.mean(axis=0)
 
 
-def test_posterior_equals_dense_gaussian_conditioning() -> None:
+def test_posterior_equals_dense_gaussian_posterioring() -> None:
     generator = np.random.default_rng(1)
     x_KD = features(12)
     pulls_K = np.array([2.0, 0, 1, 0.5, 0, 3, 1, 1, 0, 0, 4, 1])
     means_K = generator.normal(size=12)
     variances = Variances(weight=0.3, residual=0.2, noise=0.7)
-    mean_K, deviation_K = _condition(x_KD, pulls_K, means_K * pulls_K, variances)
+    mean_K, deviation_K = _posterior(x_KD, pulls_K, means_K * pulls_K, variances)
 
     flat = 1e4  # an all but flat prior on the common mean
     prior = flat + 0.3 * x_KD @ x_KD.T + 0.2 * np.eye(12)

@@ -8,6 +8,7 @@ from torch.nn import functional
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.covariance import (
     accumulate_covariances,
+    add_tensors,
     covariances_from_tensors,
     covariances_to_tensors,
     merge,
@@ -104,6 +105,38 @@ def test_covariances_of_other_blocks_do_not_merge(tiny, model):
     )
     with pytest.raises(ValueError, match="expected covariances of the same blocks"):
         merge(joint, split)
+
+
+def _flat_halves(tiny, model, attention="joint"):
+    documents, blocks = tiny.random_documents(LENGTHS), find_blocks(model, attention)
+    return [
+        accumulate_covariances(model, [tiny.pad(documents[part])], blocks, "empirical")
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+
+
+def test_sums_added_in_place_are_those_that_are_merged(tiny, model):
+    first, second = _flat_halves(tiny, model)
+    merged = merge(first, second)
+    total = {name: tensor.clone() for name, tensor in covariances_to_tensors(first).items()}
+    kept = dict(total)
+    add_tensors(total, covariances_to_tensors(second).items())
+    found = covariances_from_tensors(total)
+    assert found.blocks == merged.blocks
+    assert (found.n_positions, found.n_documents) == (merged.n_positions, merged.n_documents)
+    for part in ("activation", "gradient"):
+        assert all(torch.equal(tensor, getattr(merged, part)[name]) for name, tensor in getattr(found, part).items())
+    assert all(total[name] is tensor for name, tensor in kept.items())
+
+
+def test_sums_of_other_blocks_are_not_added(tiny, model):
+    first, _ = _flat_halves(tiny, model)
+    other, _ = _flat_halves(tiny, model, "split")
+    with pytest.raises(ValueError, match="expected sums over the same blocks"):
+        add_tensors(covariances_to_tensors(first), covariances_to_tensors(other).items())
+    less = dict(list(covariances_to_tensors(first).items())[:-1])
+    with pytest.raises(ValueError, match="expected sums over the same blocks, got none for gradient/"):
+        add_tensors(covariances_to_tensors(first), less.items())
 
 
 def test_batch_order_and_padding_do_not_change_sampled_covariances(tiny, model):

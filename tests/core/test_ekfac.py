@@ -6,7 +6,7 @@ import torch
 
 from quad_tasks.core import ekfac
 from quad_tasks.core.blocks import find_blocks
-from quad_tasks.core.covariance import accumulate_covariances, diagonal_parts, merge
+from quad_tasks.core.covariance import accumulate_covariances, diagonal_parts, merge, select_blocks
 from quad_tasks.core.ekfac import (
     accumulate_eigenvalues,
     apply_inverse,
@@ -19,6 +19,7 @@ from quad_tasks.core.ekfac import (
     factors_to_tensors,
     finish,
     fit_factors,
+    join_bases,
 )
 
 LENGTHS = [5, 9, 2, 7]
@@ -263,3 +264,18 @@ def test_a_covariance_that_is_not_finite_names_its_part(tiny, model):
     broken = {**covariances.gradient, name: torch.full_like(covariances.gradient[name], float("nan"))}
     with pytest.raises(FloatingPointError, match=f"{re.escape(name)}: expected finite covariance"):
         decompose(replace(covariances, gradient=broken))
+
+
+def test_groups_of_blocks_are_decomposed_as_all_of_them_are(tiny):
+    model = tiny.tiny_model("llama")
+    blocks = find_blocks(model)
+    for max_width in (None, 6):
+        sums = accumulate_covariances(model, _batches(tiny), blocks, "empirical", max_width=max_width)
+        parts = [select_blocks(sums, group) for group in (blocks[:5], blocks[5:])]
+        assert len(parts[0].gradient) + len(parts[1].gradient) == len(sums.gradient)
+        whole, joined = decompose(sums), join_bases(decompose(part) for part in parts)
+        assert joined.blocks == whole.blocks
+        for side in ("activation", "gradient"):
+            expected, found = getattr(whole, side), getattr(joined, side)
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[key], expected[key]) for key in expected)

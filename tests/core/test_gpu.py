@@ -8,8 +8,9 @@ import torch
 from scipy.stats import spearmanr
 
 from quad_tasks.core.blocks import find_blocks
+from quad_tasks.core.calibration import calibrate
 from quad_tasks.core.ekfac import apply_inverse, fit_factors
-from quad_tasks.core.influence import calibrate, reference_gradient, score_documents
+from quad_tasks.core.influence import reference_gradient, score_documents
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,7 +69,7 @@ def test_bfloat16_scores_rank_as_float32_s(tiny, pair):
 def test_approximate_scorers_are_calibrated_there(tiny, pair, scorer):
     direction = _direction(tiny, pair[0])
     sample = [tiny.pad(tiny.random_documents([8] * 24, seed=3))]
-    assert calibrate(pair[1].float(), sample, {"": direction}, scorer, floor=0.99).accepted
+    assert calibrate(pair[1].float(), sample, np.arange(24), {"": direction}, scorer, floor=0.99).accepted
 
 
 def test_logits_of_a_whole_batch_never_exist(tiny):

@@ -9,9 +9,10 @@ import torch
 from scipy.stats import spearmanr
 
 from quad_tasks.core.blocks import find_blocks
+from quad_tasks.core.calibration import calibrate
 from quad_tasks.core.ekfac import apply_inverse, fit_factors
-from quad_tasks.core.influence import calibrate, reference_gradient, score_documents
-from quad_tasks.core.model import encode, load_model, load_tokenizer, make_batches
+from quad_tasks.core.influence import reference_gradient, score_documents
+from quad_tasks.core.lm.model import encode, load_model, load_tokenizer, make_batches
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 WINDOW = 64
@@ -61,10 +62,10 @@ def direction(pretrained):
 
 @pytest.fixture(scope="module")
 def pool(pretrained):
-    """A hundred documents of many kinds, to be ranked."""
+    """A hundred documents of many kinds, to be ranked: batches of windows, and the document of each window."""
     _, tokenizer, new, _, _ = pretrained
     other = [ids for domain in DOMAINS for ids in _windows(tokenizer, "heldout", domain, 30)]
-    return make_batches([*new, *other], WINDOW, 1024)[0]
+    return make_batches([*new, *other], WINDOW, 1024)
 
 
 def test_unseen_stories_have_more_influence_than_other_text_when_stories_are_the_reference(pretrained, direction):
@@ -82,20 +83,35 @@ def test_unseen_stories_have_more_influence_than_other_text_when_stories_are_the
 def test_an_approximate_scorer_ranks_a_pretrained_models_pool_as_exact_scoring_does(
     pretrained, direction, pool, scorer
 ):
-    calibration = calibrate(pretrained[0], pool, {"": direction}, scorer, floor=0.999)
+    calibration = calibrate(pretrained[0], *pool, {"": direction}, scorer, floor=0.999)
     assert calibration.accepted, calibration
+
+
+def test_a_bfloat16_model_is_scored_by_losses_more_exactly_than_by_its_own_gradients(pretrained, direction, pool):
+    """The truth is exact scoring in float32 with the rounded weights."""
+    half = copy.deepcopy(pretrained[0]).bfloat16()
+    truth = score_documents(copy.deepcopy(half).float(), pool[0], direction)
+    by_losses = score_documents(half, pool[0], direction, "forward_only")
+    exact = score_documents(half, pool[0], direction)
+    of_truth = [
+        spearmanr(one.influence / one.n_tokens, truth.influence / truth.n_tokens).statistic
+        for one in (by_losses, exact)
+    ]
+    assert of_truth[0] > 0.9999 > of_truth[1]
+    found = calibrate(half, *pool, {"": direction}, "auto", floor=0.999)
+    assert (found.scorer, found.accepted) == ("forward_only", True)
 
 
 def test_a_rounded_fit_ranks_a_pretrained_models_pool_as_a_float32_one_does(pretrained, pool):
     """On the data's own labels: where labels are sampled, rounding draws some of them anew."""
     model, _, _, fitted_on, gradient = pretrained
     fits = [fit_factors(model, fitted_on, fisher="empirical", rounded=rounded) for rounded in (False, True)]
-    exact, other = (score_documents(model, pool, apply_inverse(fit, gradient)).influence for fit in fits)
+    exact, other = (score_documents(model, pool[0], apply_inverse(fit, gradient)).influence for fit in fits)
     assert spearmanr(exact, other).statistic > 0.99
 
 
 def test_a_bfloat16_model_ranks_a_pool_as_its_float32_self_does(pretrained, direction, pool):
     model = pretrained[0]
     half = copy.deepcopy(model).bfloat16()
-    exact, other = (score_documents(one, pool, direction).influence for one in (model, half))
+    exact, other = (score_documents(one, pool[0], direction).influence for one in (model, half))
     assert spearmanr(exact, other).statistic > 0.999

@@ -1,8 +1,15 @@
+import itertools
+
+import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from quad_tasks.core import loss
 from quad_tasks.core.blocks import UnsupportedLayer
+from quad_tasks.core.lm.measurement import measure
+from quad_tasks.core.lm.training import Schedule, make_optimizer
+from quad_tasks.core.lm.training import train as train_model
 
 CPU = torch.device("cpu")
 
@@ -11,6 +18,7 @@ CPU = torch.device("cpu")
 def _chunks(request, monkeypatch):
     if request.param == "a row per chunk":
         monkeypatch.setattr(loss, "_CPU_CHUNK_BYTES", 1)
+        monkeypatch.setattr(loss, "_LEAST_CHUNK_TARGETS", 1)
 
 
 @pytest.mark.usefixtures("_chunks")
@@ -33,6 +41,58 @@ def test_loss_gradient_equals_autograd_through_the_head(tiny):
     logits = model.lm_head(hidden)[0, :-1]
     torch.nn.functional.cross_entropy(logits, document[1:], reduction="sum").backward()
     torch.testing.assert_close(loss.loss_gradient(hidden, loss.head_weight(model), batch), hidden.grad)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gpt_neox"])
+def test_summed_loss_has_the_gradients_of_plain_cross_entropy(tiny, family):
+    """Of every parameter: heads that share the embedding's weight (GPT-2, OPT) and heads of their own."""
+    model = tiny.tiny_model(family)
+    documents = tiny.random_documents([5, 2, 8])
+    expected = [tiny.dense_gradient(model, document) for document in documents]
+    nats = loss.summed_loss(model, loss.read_batch(tiny.pad(documents, "left", extra=2), CPU))
+    (nats / 4).backward()
+    plain = sum(float(tiny.document_loss(model, document).detach()) for document in documents)
+    assert float(nats.detach()) == pytest.approx(plain, rel=1e-12)
+    for name, parameter in model.named_parameters():
+        whole = sum(gradient[name] for gradient in expected) / 4
+        torch.testing.assert_close(parameter.grad, whole, rtol=1e-10, atol=1e-10, msg=name)
+
+
+def test_summed_loss_leaves_a_frozen_head_alone(tiny):
+    model = tiny.tiny_model("llama")
+    model.lm_head.weight.requires_grad_(False)
+    document = tiny.random_documents([7])[0]
+    loss.summed_loss(model, loss.read_batch(tiny.pad([document]), CPU)).backward()
+    model.lm_head.weight.requires_grad_(True)
+    assert model.lm_head.weight.grad is None
+    expected = tiny.dense_gradient(model, document)["model.embed_tokens.weight"]
+    torch.testing.assert_close(model.model.embed_tokens.weight.grad, expected)
+
+
+def peak_bytes(call):
+    """Most memory that torch holds at once for what `call` allocates on the CPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    held = itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]")
+    return max(held, default=0)
+
+
+@pytest.mark.parametrize("use", ["training", "measuring"])
+def test_logits_of_a_whole_batch_never_exist(use):
+    """A vocabulary of 50,000 and 1,024 tokens: a third of the float32 logits in place of three times as much."""
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50_000, **shape)).eval()
+    documents = torch.randint(50_000, (4, 256), generator=torch.Generator().manual_seed(0)).tolist()
+    logits_bytes = 4 * 4 * 255 * 50_000
+
+    def train():
+        optimizer, generator = make_optimizer(model, 0.0), np.random.default_rng(0)
+        train_model(model, optimizer, documents, Schedule(1e-3, 0, 1), 0, 256, 1020, 1024, generator)
+
+    peak = peak_bytes(train if use == "training" else lambda: measure(model, documents, 256, 1024))
+    assert peak < logits_bytes / 3
 
 
 def test_left_and_right_padding_read_the_same_documents(tiny):
@@ -65,3 +125,28 @@ def test_a_head_with_bias_is_refused(tiny):
 
 def test_low_precision_models_are_summed_in_float32(tiny):
     assert loss.head_weight(tiny.tiny_model("llama").bfloat16()).dtype == torch.float32
+
+
+def test_the_difference_of_losses_is_right_to_third_order(tiny):
+    model = tiny.tiny_model("llama")
+    documents = loss.read_batch(tiny.pad(tiny.random_documents([5, 3])), CPU)
+    weight = loss.head_weight(model)
+    with torch.no_grad():
+        hidden = loss.hidden_states(model, documents)
+    away = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0), dtype=hidden.dtype)
+    errors = []
+    for size in (0.02, 0.01):
+        plus, minus = hidden + size * away, hidden - size * away
+        plain = loss.losses(plus, weight, documents) - loss.losses(minus, weight, documents)
+        errors.append(float((loss.loss_difference(plus, minus, weight, documents) - plain).abs().max()))
+    assert errors[0] < 1e-3
+    assert errors[0] / errors[1] == pytest.approx(8, rel=0.1)
+
+
+def test_uniforms_depend_on_a_documents_seed_alone(tiny):
+    texts = tiny.random_documents([5, 3, 4])
+    together = loss.read_batch(tiny.pad(texts, seeds=[7, 8, 9]), CPU)
+    alone = loss.read_batch(tiny.pad(texts[1:2], seeds=[8]), CPU)
+    uniforms = loss.draw_uniforms(together, "true", None)
+    assert uniforms[4:6].tolist() == loss.draw_uniforms(alone, "true", None).tolist()
+    assert loss.draw_uniforms(together, "empirical", None) is None

@@ -4,7 +4,7 @@ import numpy as np
 import ot
 import pytest
 
-from quad_tasks.core.wasserstein import choose_bandwidth, gaussian_distance, neighbour_lists
+from quad_tasks.core.wasserstein import choose_bandwidth, gaussian_distance, neighbour_lists, neighbour_pairs
 
 
 def arms(n_arms: int, dimension: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +64,19 @@ def test_arms_alone_in_their_bandwidth_have_no_neighbours() -> None:
     listed = neighbour_lists(np.array([[0.0], [5.0]]), np.zeros((2, 1)), bandwidth=1.0)
     assert listed.indptr.tolist() == [0, 0, 0]
     assert listed.indices.size == 0
+
+
+def test_pairs_of_repeated_arms_are_the_rows_of_the_dense_weights() -> None:
+    centroids, variances = arms(12)
+    distances = dense_distances(centroids, variances)
+    bandwidth = float(np.median(distances))
+    dense = np.where((distances < bandwidth) & ~np.eye(12, dtype=bool), 1 - distances / bandwidth, 0.0)
+    asked = np.array([7, 0, 7, 11])
+    pair, neighbour, weight = neighbour_pairs(asked, neighbour_lists(centroids, variances, bandwidth))
+    found = np.zeros((len(asked), 12))
+    found[pair, neighbour] = weight
+    np.testing.assert_allclose(found, dense[asked], atol=1e-6)
+    assert len(pair) == np.count_nonzero(dense[asked])
 
 
 def test_the_bandwidth_gives_the_median_arm_the_wanted_neighbours() -> None:

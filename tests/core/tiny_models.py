@@ -50,7 +50,8 @@ FAMILIES = tuple(_BUILDERS)
 def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
     """Build a model in float64 and eval mode; every parameter, biases and norms included, is random.
 
-    RMS norms are torch's own: transformers' compute in float32 whatever the model's dtype.
+    RMS norms are torch's own and rotary embeddings `FloatingRotary`: transformers' compute in float32 whatever the
+    model's dtype, and a float32 rounding there moves a direction by 1e-6 of its largest entry.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -63,7 +64,22 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
             norm = torch.nn.RMSNorm(module.weight.shape[0], eps=module.variance_epsilon, dtype=torch.float64)
             norm.weight = module.weight
             model.set_submodule(name, norm)
+        elif type(module).__name__.endswith("RotaryEmbedding"):
+            model.set_submodule(name, FloatingRotary(module))
     return model
+
+
+class FloatingRotary(torch.nn.Module):
+    """A plain rotary embedding in the model's own dtype: Su et al., RoFormer, arXiv 2104.09864, equation 34."""
+
+    def __init__(self, float32: torch.nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", float32.inv_freq.double(), persistent=False)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angles_BTD = position_ids[:, :, None].to(x.dtype) * self.inv_freq.to(x.dtype)
+        angles_BTD = torch.cat((angles_BTD, angles_BTD), dim=-1)
+        return angles_BTD.cos(), angles_BTD.sin()
 
 
 def random_documents(lengths: list[int], seed: int = 0) -> list[Tensor]:

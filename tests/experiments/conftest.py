@@ -1,12 +1,12 @@
-"""A laboratory small enough for a test: sixty short texts of three kinds, a Llama of one layer."""
+"""A testbed small enough for a test: sixty short texts of three kinds, a Llama of one layer."""
 
 import json
 
 import pytest
 
-from quad_tasks.config import HeldoutConfig, PoolConfig, ReferenceConfig, RunConfig, SelectionConfig
-from quad_tasks.experiments.laboratory import build_laboratories, open_laboratory
-from quad_tasks.experiments.sample import Size
+from quad_tasks.config.schema import HeldoutConfig, PoolConfig, ReferenceConfig, RunConfig, SelectionConfig
+from quad_tasks.experiments.lab.corpus_sample import Size
+from quad_tasks.experiments.lab.testbed import build_testbeds, open_testbed
 
 TINY = Size(
     documents=60,
@@ -60,7 +60,7 @@ def tiny_config(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_laboratory(tiny_config, tmp_path_factory, dask_client, prefect_server):
-    """The laboratory those texts make, in a workspace of its own."""
-    workspace = str(tmp_path_factory.mktemp("laboratory"))
-    return open_laboratory(workspace, build_laboratories(workspace, tiny_config, TINY)[0])
+def tiny_testbed(tiny_config, tmp_path_factory, dask_client, prefect_server):
+    """The testbed those texts make, in a workspace of its own."""
+    workspace = str(tmp_path_factory.mktemp("testbed"))
+    return open_testbed(workspace, build_testbeds(workspace, tiny_config, TINY)[0])

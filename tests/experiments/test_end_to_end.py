@@ -5,10 +5,10 @@ import json
 from experiments.conftest import TINY
 from typer.testing import CliRunner
 
-from flows.cli import EXPERIMENTS as NAMED
-from flows.cli import app
+from flows.cli.app import EXPERIMENTS as NAMED
+from flows.cli.app import app
 from flows.run_experiment import EXPERIMENTS
-from quad_tasks.config import FreshModelConfig, ModelConfig
+from quad_tasks.config.schema import FreshModelConfig, ModelConfig
 from quad_tasks.experiments import end_to_end
 from quad_tasks.storage.store import open_store
 
@@ -40,5 +40,7 @@ def test_a_configured_pool_is_run_and_reported(tiny_config, dask_client, prefect
     assert body["reference_loss"]["selected"] == report["stages"][0]["selected"]["reference_loss_by_seed"]
     assert len(body["reference_loss"]["random"]) == end_to_end.SEEDS
     assert 0 < body["selected_tokens"] <= TINY.budget_tokens
+    gain, claim = report["stages"][0]["gain"], body["shows"][0]
+    assert (claim["measured"], claim["low"], claim["high"]) == (-gain["mean"], -gain["high"], -gain["low"])
     printed = CliRunner().invoke(app, command).stdout
     assert "What it shows" in printed

@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 
 from quad_tasks.experiments import homogeneity
-from quad_tasks.experiments.experiment import write_result
-from quad_tasks.storage.manifest import read_manifest
-from quad_tasks.storage.store import open_store
 
 BETWEEN, WITHIN = 0.5, 1.5
 
@@ -19,28 +16,31 @@ def made():
 
 
 def test_known_variances_are_found(made):
-    found = homogeneity.split(*made, seed=0)
-    assert found["between"] == pytest.approx(BETWEEN, rel=0.1)
-    assert found["within"] == pytest.approx(WITHIN, rel=0.02)
+    found = homogeneity.split_variance(*made, seed=0)
+    assert found.between == pytest.approx(BETWEEN, rel=0.1)
+    assert found.within == pytest.approx(WITHIN, rel=0.02)
     truth = BETWEEN**2 / (BETWEEN**2 + WITHIN**2)
-    assert found["low"] < truth < found["high"]
-    assert found["documents_per_pull"] == pytest.approx((WITHIN / (0.5 * BETWEEN)) ** 2, rel=0.2)
-    assert found["real_error"] == pytest.approx(found["wanted_error"], rel=0.1)
+    assert found.low < truth < found.high
+    assert found.documents_per_pull == pytest.approx((WITHIN / (0.5 * BETWEEN)) ** 2, rel=0.2)
+    assert found.real_error == pytest.approx(found.wanted_error, rel=0.1)
 
 
 def test_the_error_of_a_pull_falls_with_the_root_of_its_documents(made):
-    few, many = (homogeneity.real_error(*made, m, np.random.default_rng(1)) for m in (4, 64))
+    few, many = (homogeneity.measure_pull_error(*made, m, np.random.default_rng(1)) for m in (4, 64))
     assert few == pytest.approx(WITHIN / 2, rel=0.05)
     assert few / many == pytest.approx(4, rel=0.1)
 
 
-def test_the_experiment_splits_by_every_number_of_arms(tiny_laboratory, monkeypatch):
-    monkeypatch.setattr(homogeneity, "find_laboratory", lambda *_: tiny_laboratory)
-    body = homogeneity.measure_homogeneity("", None, quick=True)
-    assert {row["arms"] for row in body["clusterings"]} == {2, 4, 8, 16}
-    key = write_result(tiny_laboratory.workspace, "homogeneity", homogeneity.HOMOGENEITY, True, body, 1.0)
-    store = open_store(tiny_laboratory.workspace)
-    assert read_manifest(store, key)["shows"] == body["shows"]
-    assert {k.rsplit(".", 1)[1] for k in store.list(key.rsplit("/", 1)[0])} == {"json", "svg", "png"}
-    titles = homogeneity.tables(body)
-    assert all(len(rows) for rows in titles.values())
+def test_the_experiment_splits_by_every_number_of_arms(tiny_testbed, monkeypatch):
+    monkeypatch.setattr(homogeneity, "find_testbed", lambda *_: tiny_testbed)
+    result = homogeneity.measure_homogeneity("", None, quick=True)
+    assert {split.arms for split in result.clusterings} == {2, 4, 8, 16}
+    assert all(homogeneity.lay_out(result).values())
+    assert set(homogeneity.draw(result)) == {"homogeneity"}
+
+
+def test_centred_vectors_have_norm_one_and_clipped_values_their_quantiles():
+    vectors = homogeneity.centre_and_scale(np.array([[3.0, 5.0], [3.0, 1.0]], dtype=np.float32))
+    np.testing.assert_allclose(vectors, [[0, 1], [0, -1]])
+    clipped = homogeneity.clip_ends(np.arange(101.0))
+    assert (clipped.min(), clipped.max()) == (1.0, 99.0)

@@ -1,19 +1,33 @@
 """A plan is what it says: parts of one ranking, a refit that counts, a gate that goes by its trials."""
 
 import copy
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
-from quad_tasks.core import training
+from quad_tasks.core.lm import training
 from quad_tasks.experiments import stages
-from quad_tasks.experiments.stages import Plan, carry_out
-from quad_tasks.experiments.trials import CONTINUED_RATE, measure_model
+from quad_tasks.experiments.lab.train_choice import measure_losses
+from quad_tasks.experiments.lab.trials import CONTINUED_RATE, hold_out
+from quad_tasks.experiments.stages import (
+    Before,
+    GatedRefit,
+    Plan,
+    PlanOutcome,
+    Refit,
+    Result,
+    carry_out,
+    first_ranking,
+    take_next,
+)
+
+NONE_TAKEN = np.empty(0, dtype=np.int64)
 
 
 @pytest.fixture(scope="module")
-def carried(tiny_laboratory):
+def carried(tiny_testbed):
     plans = {
         "once": Plan(),
         "never": Plan(2, "never"),
@@ -22,77 +36,77 @@ def carried(tiny_laboratory):
         "restart": Plan(2, "never", restart=True),
         "random": Plan(random=True),
     }
-    place = (tiny_laboratory.workspace, tiny_laboratory.key)
+    place = (tiny_testbed.workspace, tiny_testbed.key)
     return {name: carry_out(*place, asdict(plan), 0) for name, plan in plans.items()}
 
 
-def test_one_shot_is_training_on_what_the_look_up_chooses(tiny_laboratory, carried):
-    size = tiny_laboratory.size
-    ranking = stages._first_ranking(tiny_laboratory, 0)
-    rows = stages._next(tiny_laboratory, ranking, size.budget_tokens, np.empty(0, dtype=np.int64), 0, False)
-    model = copy.deepcopy(tiny_laboratory.model)
-    total = size.budget_tokens
+def test_one_shot_is_training_on_what_the_simulation_selects(tiny_testbed, carried):
+    size = tiny_testbed.size
+    ranking = first_ranking(tiny_testbed, 0)
+    rows = take_next(tiny_testbed, ranking, Plan(), NONE_TAKEN, 0)
+    model = copy.deepcopy(tiny_testbed.model)
+    total = training.count_steps(size.budget_tokens, 2 * size.batch_tokens)
     training.train(
         model,
         training.make_optimizer(model, 0.01),
-        [tiny_laboratory.documents[row] for row in np.sort(rows)],
+        [tiny_testbed.documents[row] for row in np.sort(rows)],
         training.Schedule(CONTINUED_RATE, 0.05 * total, total),
         0,
         size.window_tokens,
         2 * size.batch_tokens,
+        size.batch_tokens,
         np.random.default_rng([0, 0]),
     )
-    assert carried["once"]["reference_loss"] == measure_model(tiny_laboratory, model)["reference_loss"]
-    assert carried["once"]["losses"] == [carried["once"]["reference_loss"]]
+    expected = measure_losses(model, hold_out(tiny_testbed))
+    assert carried["once"].reference_loss == expected.reference_loss
+    assert carried["once"].domains == expected.domains
+    assert carried["once"].losses == [expected.reference_loss]
 
 
 def test_the_gate_goes_by_its_trials_and_the_rest_follows(carried):
-    gated = carried["gated"]
-    (refit,) = gated["refits"]
-    fresh, old = refit["trial_losses"]
-    assert refit["accepted"] == (fresh < old)
-    other = carried["stage" if refit["accepted"] else "never"]
-    assert gated["reference_loss"] == other["reference_loss"]
-    assert carried["never"]["refits"] == []
-    assert carried["stage"]["refits"][0]["accepted"]
-    assert carried["stage"]["refits"][0]["stale"] == refit["stale"] <= 1
+    (refit,) = carried["gated"].refits
+    assert isinstance(refit, GatedRefit)
+    fresh, old = refit.trial_losses
+    assert refit.accepted == (fresh < old)
+    other = carried["stage" if refit.accepted else "never"]
+    assert carried["gated"].reference_loss == other.reference_loss
+    assert carried["never"].refits == []
+    assert carried["stage"].refits == [Refit(refit.stale, refit.agree, accepted=True)]
+    assert -1 <= refit.stale <= 1
 
 
 def test_a_restarted_schedule_trains_otherwise_on_the_same_documents(carried):
-    assert carried["restart"]["losses"][1] != carried["never"]["losses"][1]
-    assert carried["random"]["reference_loss"] > carried["once"]["reference_loss"]
+    assert carried["restart"].losses[1] != carried["never"].losses[1]
+    assert carried["random"].reference_loss > carried["once"].reference_loss
 
 
-def test_no_document_is_taken_twice(tiny_laboratory):
-    ranking = stages._first_ranking(tiny_laboratory, 0)
-    first = stages._next(tiny_laboratory, ranking, 120, np.empty(0, dtype=np.int64), 0, False)
-    second = stages._next(tiny_laboratory, ranking, 120, first, 0, False)
+def test_no_document_is_taken_twice(tiny_testbed):
+    ranking, plan = first_ranking(tiny_testbed, 0), Plan(2)
+    first = take_next(tiny_testbed, ranking, plan, NONE_TAKEN, 0)
+    second = take_next(tiny_testbed, ranking, plan, first, 0)
     assert len(second)
     assert not set(first) & set(second)
 
 
-def test_claims_tables_and_drawings_follow_from_the_plans(carried):
-    def losses(value):
-        return [
-            {"reference_loss": value + 0.01 * seed, "losses": [value], "other_domains_bpb": 3.0, "refits": []}
-            for seed in range(3)
-        ]
+def test_an_outcome_reads_back_from_json_with_its_kind_of_refit(carried):
+    outcomes = TypeAdapter(PlanOutcome)
+    for outcome in carried.values():
+        assert outcomes.validate_json(outcomes.dump_json(outcome)) == outcome
 
-    plans = {name: losses(5.0) for name in stages.PLANS}
-    plans["2 stages, refit stage"] = losses(5.2)
-    shows = {show["claim"]: show for show in stages.judge(plans)}
-    worse = shows["reference loss, 2 stages, refit stage less 2 stages, refit never"]
-    assert worse["measured"] == pytest.approx(0.2)
-    assert not worse["holds"]
-    assert len(shows) == 5
-    body = {
-        "plans": plans,
-        "before": {"reference_loss": 6.0, "other_domains_bpb": 3.1},
-        "budget_tokens": 1000,
-        "documents": 60,
-        "shows": list(shows.values()),
-    }
-    rows = next(iter(stages.tables(body).values()))
+
+def test_claims_tables_and_drawings_follow_from_the_plans():
+    def outcomes(loss):
+        return [PlanOutcome(loss + 0.01 * seed, {}, 3.0, 3.0, [loss], []) for seed in range(3)]
+
+    plans = {name: outcomes(5.0) for name in stages.PLANS}
+    plans["2 stages, refit stage"] = outcomes(5.2)
+    claims = {claim.claim: claim for claim in stages.judge(plans)}
+    worse = claims["reference loss, 2 stages, refit stage less 2 stages, refit never"]
+    assert worse.measured == pytest.approx(0.2)
+    assert not worse.holds
+    assert len(claims) == 5
+    result = Result(60, 1000, Before(6.0, 3.1), plans, "gated", list(claims.values()))
+    rows = next(iter(stages.lay_out(result).values()))
     assert len(rows) == len(plans)
-    assert set(stages.draw(body)) == {"stages"}
-    assert replace(Plan(), stages=2) == Plan(2)
+    assert rows[-1]["plan"] == "2 stages, refit stage"
+    assert set(stages.draw(result)) == {"stages"}

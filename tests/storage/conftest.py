@@ -12,8 +12,9 @@ from uuid import uuid4
 
 import boto3
 import pytest
+from botocore.loaders import JSONFileLoader
 from fsspec.implementations.memory import MemoryFileSystem
-from moto.server import ThreadedMotoServer
+from s3_server import running_s3
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,52 @@ def s3_endpoint() -> Iterator[str]:
     if real := os.environ.get(REAL_ENDPOINT):
         yield real
         return
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with running_s3() as address:
+        yield address
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _models_of_s3_are_parsed_once() -> Iterator[None]:
+    """Keep botocore's descriptions of S3: each client would parse them anew, most of its cost."""
+    parsed: dict[str, Any] = {}
+    parse = JSONFileLoader.load_file
+
+    def load_file(loader: JSONFileLoader, path: str) -> Any:
+        if path not in parsed:
+            parsed[path] = parse(loader, path)
+        return parsed[path]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", load_file)
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3_endpoint: str) -> Iterator[Any]:
+    """One client for all that is planted and looked at: a test needs a bucket of its own only."""
+    with pytest.MonkeyPatch.context() as environment:
+        _set_credentials(environment)
+        client = boto3.client("s3", endpoint_url=s3_endpoint)
+    yield client
+    client.close()
 
 
 @pytest.fixture
 def s3_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    _set_credentials(monkeypatch)
+    return monkeypatch
+
+
+def _set_credentials(environment: pytest.MonkeyPatch) -> None:
+    """Set moto's credentials; a real S3 has its own."""
     if os.environ.get(REAL_ENDPOINT):
-        return monkeypatch
+        return
     for name, value in {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
-        monkeypatch.setenv(name, value)
-    return monkeypatch
+        environment.setenv(name, value)
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -83,23 +112,21 @@ def memory_backend() -> Iterator[Backend]:
 
 
 @pytest.fixture
-def s3_backend(s3_endpoint: str, s3_environment: pytest.MonkeyPatch) -> Iterator[Backend]:
+def s3_backend(s3_endpoint: str, s3_client: Any, s3_environment: pytest.MonkeyPatch) -> Backend:
     s3_environment.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    client = boto3.client("s3")
     bucket = f"bucket-{uuid4().hex}"
-    client.create_bucket(Bucket=bucket)
+    s3_client.create_bucket(Bucket=bucket)
 
     def peek(key: str) -> bytes | None:
         try:
-            return client.get_object(Bucket=bucket, Key=f"some/prefix/{key}")["Body"].read()
-        except client.exceptions.NoSuchKey:
+            return s3_client.get_object(Bucket=bucket, Key=f"some/prefix/{key}")["Body"].read()
+        except s3_client.exceptions.NoSuchKey:
             return None
 
     def plant(key: str, data: bytes) -> None:
-        client.put_object(Bucket=bucket, Key=f"some/prefix/{key}", Body=data)
+        s3_client.put_object(Bucket=bucket, Key=f"some/prefix/{key}", Body=data)
 
-    yield Backend(f"s3://{bucket}/some/prefix", plant, peek)
-    client.close()
+    return Backend(f"s3://{bucket}/some/prefix", plant, peek)
 
 
 @dataclass
@@ -188,5 +215,5 @@ def faulty_s3(s3_environment: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
 def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Record the waits between tries instead of waiting."""
     waited: list[float] = []
-    monkeypatch.setattr("quad_tasks.storage.faults.sleep", waited.append)
+    monkeypatch.setattr("quad_tasks.storage.errors.sleep", waited.append)
     return waited

@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from quad_tasks.storage.factors import load_tensors, save_tensors
-from quad_tasks.storage.faults import StorageError
+from quad_tasks.manifests.run import RunRecord
+from quad_tasks.storage.errors import StorageError
 from quad_tasks.storage.manifest import DigestMismatch, read_manifest, write_manifest
-from quad_tasks.storage.pool import iter_batches, read_array, read_rows, write_array, write_table_stream
 from quad_tasks.storage.positions import read_table
 from quad_tasks.storage.store import Store, open_store
+from quad_tasks.storage.tables import iter_batches, read_array, read_rows, write_array, write_table_stream
+from quad_tasks.storage.tensors import load_tensors, save_tensors
 
 SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string()), ("vector", pa.list_(pa.float32(), 4))])
 ROWS = pa.table([list(range(48)), [f"row {n}" for n in range(48)], [[n / 3] * 4 for n in range(48)]], schema=SCHEMA)
@@ -34,7 +35,7 @@ def write_tensors(store: Store) -> None:
 
 
 def write_json(store: Store) -> None:
-    write_manifest(store, "object", {"rows": 3, "name": "é", "volatile": {"when": "now"}})
+    write_manifest(store, "object", RunRecord(config={"rows": 3, "name": "é"}, where={"when": "now"}))
 
 
 def read_tensors(store: Store) -> Any:
@@ -43,7 +44,7 @@ def read_tensors(store: Store) -> Any:
 
 
 def read_json(store: Store) -> Any:
-    return {name: value for name, value in read_manifest(store, "object").items() if name != "volatile"}
+    return read_manifest(RunRecord, store, "object").config
 
 
 def refusal(read: Callable[[Store], Any], store: Store) -> str | None:

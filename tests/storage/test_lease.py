@@ -10,12 +10,14 @@ import pytest
 
 from quad_tasks.storage import lease as leases
 from quad_tasks.storage.lease import (
+    KEPT_RECORDS,
     LeaseHeld,
     LeaseLost,
     Owner,
     check_lease,
     claim_lease,
     hold_lease,
+    lease_holder,
     release_lease,
     renew_lease,
     this_process,
@@ -134,16 +136,49 @@ def test_a_living_process_on_this_host_keeps_its_lease(local_store):
         claim_lease(local_store, "runs/r")
 
 
-def test_a_process_whose_lease_another_took_over_is_told_before_it_commits(store):
-    release_lease(store, claim_lease(store, "runs/r", ELSEWHERE))
-    check_lease(store, "runs/r")
+def test_an_expired_lease_that_nobody_took_is_renewed_before_a_commit(store):
     check_lease(store, "runs/never-claimed")
-    held = claim_lease(store, "runs/r")
-    check_lease(store, "runs/r")
-    release_lease(store, held)
-    claim_lease(store, "runs/r", ANOTHER)
+    claim_lease(store, "runs/r", ttl_s=-1)
+    check_lease(store, "runs/r")  # expired, and nobody took it: renewed
+    with pytest.raises(LeaseHeld, match=f"process {os.getpid()}"):
+        claim_lease(store, "runs/r", ANOTHER)
+
+
+def test_a_lease_that_another_took_and_gave_back_is_lost_all_the_same(store):
+    claim_lease(store, "runs/r", ttl_s=-1)
+    release_lease(store, claim_lease(store, "runs/r", ANOTHER))
     with pytest.raises(LeaseLost, match="got it taken over by process 34 of ben on another"):
         check_lease(store, "runs/r")
+
+
+@pytest.mark.parametrize("elsewhere", [{"boot": "another"}, {"pid_namespace": "pid:[1]"}])
+def test_a_process_of_another_container_or_boot_is_not_taken_for_dead(local_store, elsewhere):
+    unseen = this_process().model_copy(update={"pid": 2**22 + 1} | elsewhere)
+    claim_lease(local_store, "runs/r", unseen)
+    with pytest.raises(LeaseHeld, match=f"process {unseen.pid}"):
+        claim_lease(local_store, "runs/r")
+
+
+def test_old_records_go_and_a_writer_too_slow_for_its_number_has_claimed_nothing(local_store, clock):
+    lease = claim_lease(local_store, "runs/r", ELSEWHERE, ttl_s=60, now=clock)
+    for _ in range(3 * KEPT_RECORDS):
+        lease = renew_lease(local_store, lease, ttl_s=60, now=clock)
+    records = local_store.list("runs/r/lease")
+    assert [int(key[-10:-5]) for key in records] == list(range(lease.number - KEPT_RECORDS + 1, lease.number + 1))
+    assert not leases._append_record(local_store, leases.Lease("runs/r", 1, ANOTHER, expires_s=1e12))
+    with pytest.raises(LeaseHeld, match="process 12 of ada on elsewhere"):
+        claim_lease(local_store, "runs/r", ANOTHER, now=clock)
+
+
+def test_a_damaged_record_keeps_nobody_out_and_hides_no_holder(local_store, local_backend, clock):
+    claim_lease(local_store, "runs/r", ELSEWHERE, ttl_s=60, now=clock)
+    local_backend.plant("runs/r/lease/00001.json", b"half a rec")
+    with pytest.raises(LeaseHeld, match="process 12 of ada on elsewhere"):
+        claim_lease(local_store, "runs/r", ANOTHER, now=clock)
+    clock.now_s += 61
+    assert claim_lease(local_store, "runs/r", ANOTHER, now=clock).number == 2
+    local_backend.plant("runs/s/lease/00000.json", b"half a rec")
+    assert claim_lease(local_store, "runs/s", ANOTHER, now=clock).number == 1
 
 
 def test_a_lease_is_given_back_when_its_block_ends_well_or_not(local_store):
@@ -182,7 +217,7 @@ def test_a_lease_is_renewed_while_its_block_runs_and_its_loss_is_an_error(local_
             while len(local_store.list("runs/r/lease")) < 3:
                 pass
             while True:  # the next number, before the renewal takes it
-                number = len(local_store.list("runs/r/lease"))
+                number = leases._last_record(local_store, "runs/r")[0] + 1
                 lease = leases.Lease("runs/r", number, ANOTHER, expires_s=1e12)
                 if leases._append_record(local_store, lease):
                     break
@@ -192,3 +227,13 @@ def test_a_lease_is_renewed_while_its_block_runs_and_its_loss_is_an_error(local_
 
     with pytest.raises(LeaseLost, match="taken over by process 34 of ben on another"):
         lose()
+
+
+def test_the_holder_of_a_lease_is_known_until_it_is_released_or_expires(local_backend):
+    store = Store(local_backend.uri)
+    assert lease_holder(store, "runs/r") is None
+    lease = claim_lease(store, "runs/r", ttl_s=10.0, now=lambda: 100.0)
+    assert lease_holder(store, "runs/r", lambda: 109.0) == this_process()
+    assert lease_holder(store, "runs/r", lambda: 111.0) is None
+    release_lease(store, lease)
+    assert lease_holder(store, "runs/r", lambda: 101.0) is None

@@ -1,11 +1,15 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from small_pool import pool_version
 
+from quad_tasks.manifests.pool import Part
+from quad_tasks.storage import positions as positions_module
 from quad_tasks.storage.manifest import write_manifest
-from quad_tasks.storage.pool import write_table_stream
+from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import column_vectors, read_column, read_positions, vector_column
 from quad_tasks.storage.store import open_store
+from quad_tasks.storage.tables import DOCUMENT_SCHEMA, arm_row_schema, write_table_stream
 
 VERSION = "pools/p/v0001/manifest.json"
 
@@ -17,9 +21,9 @@ def version(tmp_path):
     parts = []
     for number, (first, last) in enumerate([(0, 12), (12, 15), (15, 30)]):
         table = pa.table({"n": np.arange(first, last), "text": [f"text {i}" for i in range(first, last)]})
-        rows, _ = write_table_stream(store, f"part-{number}", table.schema, [table], 4)
-        parts.append({"key": f"part-{number}", "rows": rows})
-    write_manifest(store, VERSION, {"parts": parts})
+        rows, sha256 = write_table_stream(store, f"part-{number}", table.schema, [table], 4)
+        parts.append(Part(key=f"part-{number}", rows=rows, sha256=sha256))
+    write_manifest(store, VERSION, pool_version(parts))
     return store
 
 
@@ -27,6 +31,20 @@ def version(tmp_path):
 def test_documents_come_in_the_order_of_their_positions(version, wanted):
     rows = read_positions(version, VERSION, np.array(wanted, dtype=np.int64), ["text"])
     assert rows["text"].to_pylist() == [f"text {i}" for i in wanted]
+
+
+def test_texts_have_offsets_of_64_bits_so_that_more_than_2_gib_of_them_can_be_joined(version):
+    """Those of the fixture are stored with 32 bits, as older versions of a pool are."""
+    assert read_positions(version, VERSION, np.array([3, 1]), ["text"]).schema.field("text").type == pa.large_string()
+    assert DOCUMENT_SCHEMA.field("text").type == arm_row_schema(2, 2).field("text").type == pa.large_string()
+
+
+def test_a_versions_manifest_is_read_once_a_process_however_many_blocks_are(version, monkeypatch):
+    reads = []
+    monkeypatch.setattr(positions_module, "read_version", lambda *a: reads.append(a) or read_version(*a))
+    for start in range(0, 30, 5):
+        read_positions(version, VERSION, np.arange(start, start + 5), ["text"])
+    assert len(reads) <= 1
 
 
 @pytest.mark.parametrize("outside", [-1, 30])

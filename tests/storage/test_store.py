@@ -1,8 +1,10 @@
 """One contract, run on every kind of store; what is planted and looked at bypasses the store."""
 
+import errno
 import multiprocessing
 import os
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from quad_tasks.storage.store import (
 )
 
 RACING_WRITERS = 24
+CLOCK_TOLERANCE_S = 2  # S3 gives whole seconds
 BAD_KEYS = ["", "/a", "a/", "a//b", "..", "a/../b", "./a", "a/.", "a\\b", "a\nb", "a\x00b", "a\u2028b", "\ud800"]
 
 
@@ -71,6 +74,15 @@ def test_exists_and_size_are_of_objects_not_of_folders(backend):
     assert not store.exists("a")
     assert not store.exists("a/b/c")
     assert not store.exists("none")
+
+
+def test_an_object_knows_when_it_was_written(backend):
+    before = time.time()
+    backend.plant("a/b", b"12")
+    store = open_store(backend.uri)
+    assert before - CLOCK_TOLERANCE_S <= store.modified_s("a/b") <= time.time() + CLOCK_TOLERANCE_S
+    with pytest.raises(StoreKeyError, match="not found: 'a/c'"):
+        store.modified_s("a/c")
 
 
 def test_list_is_recursive_sorted_and_stays_inside_its_folder(backend):
@@ -235,7 +247,7 @@ def test_a_forked_store_builds_a_client_of_its_own(s3_backend, monkeypatch):
     s3_backend.plant("a", b"bytes")
     store = open_store(s3_backend.uri)
     parents = store._filesystem
-    monkeypatch.setattr(os, "getpid", lambda: 0)
+    monkeypatch.setattr(store, "_process_id", os.getpid() + 1)  # not os.getpid: a Dask worker in this process asks it
     assert store.get("a") == b"bytes"
     assert store._filesystem is not parents
 
@@ -316,11 +328,16 @@ def test_a_refusal_is_asked_once(faulty_s3, delays, status, error):
     assert faulty_s3.requests == ["GET"]
 
 
-@pytest.mark.parametrize("status", [409, 412])
-def test_a_conflict_means_that_another_writer_won(faulty_s3, delays, status):
-    faulty_s3.faults = [status]
+def test_an_object_in_the_way_means_that_another_writer_won(faulty_s3, delays):
+    faulty_s3.faults = [412]
     assert not open_store("s3://bucket").put_if_absent("a", b"mine")
     assert delays == []
+
+
+def test_a_create_that_met_another_under_way_is_tried_again(faulty_s3, delays):
+    faulty_s3.faults = [409]
+    assert open_store("s3://bucket").put_if_absent("a", b"mine")
+    assert len(delays) == 1
 
 
 @pytest.mark.parametrize("fault", ["lost 500", "lost reset"])
@@ -350,3 +367,15 @@ def test_a_store_shows_its_uri_without_secrets_and_pickles_with_them():
     with pytest.raises(StoreKeyError, match=r"not found: 'a' in memory://\*\*\*@host/data"):
         store.get("a")
     assert pickle.loads(pickle.dumps(store)).local_path("a") is None
+
+
+def test_a_full_disk_names_the_object_and_what_to_do(tmp_path):
+    store = open_store(str(tmp_path))
+
+    def fail() -> None:
+        with store.spool("a/large"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StoreFault, match=r"'a/large' in .*: the disk is full: make room, then `quad resume` goes on"):
+        fail()
+    assert store.list() == []

@@ -1,0 +1,54 @@
+"""Arguments and options that several commands take, and how they run a flow."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: bandit.alpha=0.5.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show logs, and tracebacks of errors.")]
+Workspace = Annotated[str, typer.Option(help="Path or URI the run is kept under.")]
+Inputs = Annotated[
+    list[str] | None, typer.Option(metavar="FILE", help="Files or globs; give it again for more of them.")
+]
+Price = Annotated[float | None, typer.Option(min=0, help="What this machine costs an hour, in any currency.")]
+
+
+def complete_run(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete a run's name from the workspace given before it, or the default one."""
+    from quad_tasks.runtime.run import list_runs
+
+    return [name for name in list_runs(context.params.get("workspace") or "workspace") if name.startswith(incomplete)]
+
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.", autocompletion=complete_run)]
+
+
+def run_selection(config: Any, as_json: bool) -> None:
+    """Run the whole selection and print its headline."""
+    from flows.cli.printing import print_report
+    from flows.select_data import select_data
+
+    run_flow(select_data, config)
+    print_report(config, as_json)
+
+
+def run_until(config: Any, until: Literal["fit", "bandit", "train"]) -> str:
+    """Run the selection up to a step of its current stage; return the key of what that step made."""
+    from flows.select_data import select_data
+
+    return str(run_flow(select_data, config, until))
+
+
+def run_flow(flow: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a flow from the command line: no heartbeats, since nobody watches for zombies here."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        return flow(*arguments)

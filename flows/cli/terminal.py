@@ -1,0 +1,105 @@
+"""What every command does alike: set up its process, turn errors into one message and an exit code, print results."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+DEFAULTS = {
+    "OMP_WAIT_POLICY": "passive",  # threads that spin for one another stand still beside any other busy process
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DASK_LOGGING__DISTRIBUTED": "critical",
+}
+PROXIES = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+FAILED, BAD_INPUT = 1, 2
+FILE_COLUMNS = 160
+"""Width of a table that goes to no terminal."""
+
+
+def keep_loopback_direct() -> None:
+    """Keep requests to this machine from a proxy, where one is set: Prefect's temporary server would not be reached."""
+    if not any(os.environ.get(name) for name in PROXIES):
+        return
+    for name in ("NO_PROXY", "no_proxy"):
+        given = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+        os.environ[name] = ",".join([*given, *(host for host in LOOPBACK if host not in given)])
+
+
+@contextmanager
+def session(quiet: bool, debug: bool) -> Iterator[None]:
+    """Set up a command's process and turn errors into one message and an exit code.
+
+    SIGTERM ends a command as Ctrl-C does, so that its workers and its own Prefect server end with it.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, "INFO" if debug and "LOGGING" in name else value)
+    if quiet:
+        os.environ["QUAD_QUIET"] = "1"
+    keep_loopback_direct()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        _fail("interrupted; `quad resume` goes on from the last commit", FAILED)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(str(error) or type(error).__name__, _exit_code(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit_code(error: Exception) -> int:
+    from quad_tasks.config.schema import ConfigError
+    from quad_tasks.core.blocks import UnsupportedLayer
+    from quad_tasks.core.lm.model import ModelError
+    from quad_tasks.storage.errors import InvalidKey, StoreKeyError, UnsupportedStore
+    from quad_tasks.storage.manifest import ManifestMismatch
+    from quad_tasks.storage.readers import InputError
+
+    bad = (ConfigError, InputError, ModelError, UnsupportedLayer, UnsupportedStore, InvalidKey, StoreKeyError)
+    return BAD_INPUT if isinstance(error, (*bad, ManifestMismatch)) else FAILED
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"quad: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def print_body(body: dict[str, Any], as_json: bool) -> None:
+    """Print a result as JSON, or a line a key; a line is never cut, so that a path can be copied."""
+    if as_json:
+        print(json.dumps(body, indent=1))
+        return
+    width = max(map(len, body), default=0)
+    for key, value in body.items():
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        print(f"{key.replace('_', ' '):<{width}}  {shown}")
+
+
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows of the same keys as a table."""
+    table = Table(box=None)
+    for key in rows[0]:
+        table.add_column(key.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else FILE_COLUMNS).print(table)

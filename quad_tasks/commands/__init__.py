@@ -1,0 +1,1 @@
+"""What the commands of `quad` do, one file each, besides the flows."""

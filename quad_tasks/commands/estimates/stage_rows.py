@@ -1,0 +1,240 @@
+"""What each stage of a run handles, computes, writes and takes, from volumes and what a unit of work takes.
+
+Knows nothing of how these were measured (`probe.py`) or of inputs: counts and seconds alone.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from quad_tasks.commands.estimates.probe import Rates, Shape
+from quad_tasks.config.schema import RunConfig
+from quad_tasks.stages.bandit.plan_scoring import Choosing
+from quad_tasks.stages.pool.prepare_model import FRESH, SAMPLE_BYTES_PER_TOKEN
+
+WORKER_START_S = 8.0
+"""A worker's start and its imports, before its first shard."""
+OVERLAP_S_PER_BYTE = 0.5e-6
+"""Of a search for held-out text: .5 s of one core a megabyte, measured on the demo's pool."""
+ROUND_S = 1.0
+"""A round's choice, regression and commit, beside its scoring."""
+STEP_S = 1.0
+"""A Prefect flow's own time."""
+PUBLISH_S = 0.2
+ROUND_BYTES, SCORE_BYTES = 16_000, 60
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """How much of everything a run handles; documents and tokens are estimates.
+
+    Attributes:
+        documents: of the pool.
+        text_bytes: their UTF-8.
+        tokens: by the run's tokenizer.
+        mean_tokens: of a document.
+        stored_share: bytes of a compressed table per byte of text.
+        reference_tokens: of the documents the direction is made from.
+        measured_tokens: of those each model is measured on.
+    """
+
+    documents: int
+    text_bytes: int
+    tokens: int
+    mean_tokens: float
+    stored_share: float
+    reference_tokens: int
+    measured_tokens: int
+
+    @property
+    def stored_bytes(self) -> float:
+        """Bytes of the pool's compressed tables."""
+        return self.stored_share * self.text_bytes
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What every stage's row follows from.
+
+    Attributes:
+        config: the run's.
+        volumes: how much there is.
+        rates: what a unit of each kind of work takes.
+        shape: of the model and the embeddings.
+        busy: workers that work to the end of a stage whose unit is a file.
+        read_byte: seconds a byte of the inputs takes to read.
+        choosing: what choosing documents is expected to take.
+        alone: seconds of each stage that run in one process.
+    """
+
+    config: RunConfig
+    volumes: Volumes
+    rates: Rates
+    shape: Shape
+    busy: float
+    read_byte: float
+    choosing: Choosing
+    alone: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a stage handles, computes, writes and takes."""
+
+    documents: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    size_bytes: int = 0
+    seconds: float = 0.0
+
+
+def stage_rows(basis: Basis) -> list[dict[str, Any]]:
+    """Lay out the stages in a run's order, as a run times them."""
+    stages = {
+        "model": _model,
+        "ingest": _ingest,
+        "embed": _embed,
+        "cluster": _cluster,
+        "overlap": _overlap,
+        **({"states": _states} if basis.config.bandit.features == "hidden_states" else {}),
+        "fit": _fit,
+        "bandit": _bandit,
+        "train": _train,
+        "publish": _publish,
+    }
+    return [{"stage": name, **asdict(stage(basis))} for name, stage in stages.items()]
+
+
+def _model(basis: Basis) -> Row:
+    config, volumes, shape = basis.config, basis.volumes, basis.shape
+    seconds = WORKER_START_S + STEP_S + basis.alone["model"]
+    if config.model.source != FRESH:
+        return Row(seconds=seconds)
+    tokens = min(config.model.fresh.train_tokens, volumes.tokens)
+    seconds += 2 * volumes.text_bytes * basis.read_byte / basis.busy
+    return Row(0, tokens, 3.0 * shape.forward_flops * tokens, 4 * shape.parameters, seconds)
+
+
+def _ingest(basis: Basis) -> Row:
+    volumes = basis.volumes
+    seconds = STEP_S + volumes.text_bytes * (basis.read_byte + basis.rates.workers.ingest_byte) / basis.busy
+    return Row(volumes.documents, volumes.tokens, 0.0, round(volumes.stored_bytes), seconds)
+
+
+def _embed(basis: Basis) -> Row:
+    volumes, shape = basis.volumes, basis.shape
+    flops = shape.forward_flops * volumes.tokens if basis.config.embedding.method == "model" else 0
+    seconds = STEP_S + basis.alone["embed"] + volumes.text_bytes * basis.rates.workers.embed_byte / basis.busy
+    return Row(volumes.documents, volumes.tokens, float(flops), 4 * shape.document_values * volumes.documents, seconds)
+
+
+def _cluster(basis: Basis) -> Row:
+    volumes, rates = basis.volumes, basis.rates
+    product = volumes.documents * basis.config.clustering.arms * basis.shape.dimension * rates.centroid_product
+    shared = 2 * volumes.text_bytes * rates.workers.write_byte + product
+    seconds = STEP_S + basis.alone["cluster"] + shared / basis.busy
+    size = round(volumes.stored_bytes + 4 * basis.shape.document_values * volumes.documents)
+    return Row(volumes.documents, volumes.tokens, 0.0, size, seconds)
+
+
+def _overlap(basis: Basis) -> Row:
+    volumes, searched = basis.volumes, basis.config.heldout.overlap_words is not None
+    shared = volumes.text_bytes * OVERLAP_S_PER_BYTE if searched else 0.0
+    return Row(volumes.documents, volumes.tokens, 0.0, 0, STEP_S + shared / basis.config.compute.workers)
+
+
+def _states(basis: Basis) -> Row:
+    volumes, shape = basis.volumes, basis.shape
+    seconds = STEP_S + volumes.tokens * basis.rates.workers.measure_token / basis.config.compute.workers
+    flops = float(shape.forward_flops * volumes.tokens)
+    return Row(volumes.documents, volumes.tokens, flops, 4 * (shape.width + 1) * volumes.documents, seconds)
+
+
+def _fit(basis: Basis) -> Row:
+    config, volumes, shape, work = basis.config, basis.volumes, basis.shape, basis.rates.workers
+    first, times = config.factors.sample_documents, _fits(config)
+    passes = [min(sample, volumes.documents) for sample in (first, config.factors.eigenvalue_documents or first)]
+    tokens = round(sum(passes) / len(passes) * min(volumes.mean_tokens, config.model.window_tokens))
+    gradient = volumes.reference_tokens
+    flops = 4 * shape.forward_flops * tokens + 4 * shape.factor_values * tokens + 3 * shape.forward_flops * gradient
+    shared = (tokens * work.fit_token + gradient * work.gradient_token) / config.compute.workers
+    return Row(
+        times * max(passes),
+        times * (tokens + gradient),
+        float(times * flops),
+        times * 4 * (shape.factor_values + shape.tracked),
+        times * (STEP_S + shared + basis.rates.decompose / min(config.compute.workers, shape.factor_groups)),
+    )
+
+
+def _bandit(basis: Basis) -> Row:
+    config, scored, rounds = basis.config, basis.choosing.tokens, basis.choosing.rounds
+    documents = scored / basis.volumes.mean_tokens
+    seconds = config.training.stages * STEP_S + rounds * ROUND_S
+    return Row(
+        round(documents),
+        scored,
+        basis.choosing.scoring,
+        round(rounds * ROUND_BYTES + SCORE_BYTES * documents),
+        seconds + scored * basis.rates.workers.score_token / config.compute.workers,
+    )
+
+
+def _train(basis: Basis) -> Row:
+    config, shape, work = basis.config, basis.shape, basis.rates.workers
+    budget, times, measured = config.selection.budget_tokens, config.training.stages, basis.volumes.measured_tokens
+    models = config.training.seeds * (2 if config.training.control else 1) + len(config.training.frontier)
+    measured_s = measured * work.measure_token
+    trained_s = budget / times * work.train_token + measured_s
+    measurements = times * (models + 1) * measured
+    return Row(
+        round(models * budget / basis.volumes.mean_tokens),
+        models * budget + measurements,
+        float(shape.forward_flops * (3 * models * budget + measurements)),
+        times * 12 * shape.parameters,
+        times * (STEP_S + makespan([trained_s] * models + [measured_s], config.compute.workers)),
+    )
+
+
+def _publish(basis: Basis) -> Row:
+    budget = basis.config.selection.budget_tokens
+    text_bytes = budget * basis.shape.bytes_per_token
+    size = round(basis.volumes.stored_share * text_bytes)
+    seconds = PUBLISH_S + text_bytes * basis.rates.workers.write_byte
+    return Row(round(budget / basis.volumes.mean_tokens), budget, 0.0, size, seconds)
+
+
+def _fits(config: RunConfig) -> int:
+    """Return how often factors and direction are fitted."""
+    return 1 if config.training.refit == "never" else config.training.stages
+
+
+def workers_busy(sizes: Sequence[int], workers: int) -> float:
+    """Return how many workers files of these sizes keep busy on average: one file keeps one."""
+    return sum(sizes) / max(1.0, makespan(sizes, workers))
+
+
+def makespan(durations: Sequence[float], workers: int) -> float:
+    """Return when the last piece of work ends, where each worker that is free takes the next one."""
+    ends = [0.0] * workers
+    for duration in durations:
+        heapq.heapreplace(ends, ends[0] + duration)
+    return max(ends)
+
+
+def one_process_seconds(config: RunConfig, volumes: Volumes, rates: Rates, shape: Shape) -> dict[str, float]:
+    """Return the seconds of each stage that run in one process, however many workers there are."""
+    alone = dict.fromkeys(("model", "embed", "cluster", "fit"), 0.0)
+    if config.model.source == FRESH:
+        wanted = config.model.fresh.train_tokens
+        sampled = min(SAMPLE_BYTES_PER_TOKEN * wanted, volumes.text_bytes)
+        alone["model"] = sampled * (rates.tokenizer_byte + rates.encode_byte)
+        alone["model"] += min(wanted, volumes.tokens) * rates.pretrain_token
+    share = min(1.0, config.embedding.sample_documents / max(1, volumes.documents))
+    alone["embed"] = rates.embed_fit + share * volumes.text_bytes * rates.embed_fit_byte
+    sample = min(config.clustering.sample_documents, volumes.documents)
+    products = sample * config.clustering.arms * shape.dimension * config.clustering.iterations
+    alone["cluster"] = products * rates.centroid_product
+    alone["fit"] = _fits(config) * rates.decompose if shape.factor_groups == 1 else 0.0
+    return alone

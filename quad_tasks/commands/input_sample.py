@@ -1,0 +1,217 @@
+"""A look at input files before anything is spent: how many records, how large, what a few of them hold.
+
+Owns the estimates that `quad init` and `quad plan` start from. Inputs of up to `WHOLE_BYTES` are read whole, so that
+their counts are exact and a file that breaks off is found; of larger ones the first records of some files are read, and
+counts follow from the files' sizes. Refuses nothing: what cannot be read is reported with its reason.
+"""
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from quad_tasks.config.schema import ConfigError, RunConfig
+from quad_tasks.storage.readers import (
+    Fields,
+    InputError,
+    Rejection,
+    expand_inputs,
+    input_size,
+    make_document,
+    none_kept,
+    read_records,
+)
+
+WHOLE_BYTES = 64 * 2**20
+"""Inputs up to this size, as stored, are read whole."""
+SAMPLED_FILES = 24
+SAMPLED_RECORDS = 500
+PROBED_BYTES = 2_000_000
+"""Text the probe works on, at most."""
+KEPT_RECORDS = 1000
+"""Records kept, at least where there are as many: every second, fourth, ... of those read."""
+
+
+@dataclass
+class Sample:
+    """What was seen of some input files.
+
+    Attributes:
+        files: their number.
+        files_read: how many of them were looked into.
+        sizes: bytes of each, as stored, but for those that cannot be found.
+        documents: records in all of them, estimated unless `exact`.
+        record_bytes: of all records as JSON.
+        read_bytes: of those read, as JSON.
+        kept_bytes: of `records`, as JSON.
+        records: some of the records, each `every`-th of those read.
+        names: of the fields of records read.
+        bad: bad records seen, by reason.
+        broken: files that cannot be read to their end, or hold no usable document, with the reason.
+        exact: whether every file was read whole.
+    """
+
+    files: int = 0
+    files_read: int = 0
+    sizes: list[int] = field(default_factory=list)
+    documents: int = 0
+    record_bytes: int = 0
+    read_bytes: int = 0
+    kept_bytes: int = 0
+    records: list[dict[str, Any]] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    bad: Counter[str] = field(default_factory=Counter)
+    broken: dict[str, str] = field(default_factory=dict)
+    exact: bool = True
+    every: int = 1
+
+
+def look_at(uris: Sequence[str], fields: Fields | None = None, whole_bytes: int | None = None) -> Sample:
+    """Look at input files.
+
+    Args:
+        uris: paths or URIs, as `readers.expand_inputs` gives them.
+        fields: names of the records' fields; a record that gives no document by them is bad. None: any record counts.
+        whole_bytes: inputs up to this size, as stored, are read whole; None: `WHOLE_BYTES`.
+    """
+    sample = Sample(files=len(uris))
+    sizes = {}
+    for uri in uris:
+        try:
+            sizes[uri] = input_size(uri)
+        except InputError as error:
+            sample.broken[uri] = str(error)
+    sample.sizes = list(sizes.values())
+    sample.exact = sum(sample.sizes) <= (WHOLE_BYTES if whole_bytes is None else whole_bytes)
+    chosen = list(sizes)
+    if not sample.exact:
+        chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, SAMPLED_FILES).astype(int))]
+    seen = sum(_read(uri, sizes[uri], sample, fields) for uri in chosen)
+    sample.files_read = len(chosen)
+    sample.read_bytes = sample.record_bytes
+    sample.kept_bytes = sum(len(_as_json(record)) for record in sample.records)
+    if not sample.exact and seen:
+        scale = sum(sample.sizes) / seen
+        sample.documents, sample.record_bytes = round(sample.documents * scale), round(sample.record_bytes * scale)
+    return sample
+
+
+def _read(uri: str, size_bytes: int, sample: Sample, fields: Fields | None) -> float:
+    """Add one file's records to the sample; return how many of its bytes, as stored, they take."""
+    lines: list[bytes] = []
+    bad: list[Rejection] = []
+    before = sample.documents
+    try:
+        for record in read_records(uri):
+            if isinstance(record, dict):
+                sample.names.update(map(str, record))
+            usable = _usable(record, fields)
+            if isinstance(usable, Rejection):
+                sample.bad[usable.reason] += 1
+                bad.append(usable)
+                if not sample.exact and len(bad) == SAMPLED_RECORDS:
+                    break
+                continue
+            line = _as_json(usable)
+            sample.documents += 1
+            sample.record_bytes += len(line)
+            if sample.documents % sample.every == 0:
+                sample.records.append(usable)
+            if len(sample.records) == 2 * KEPT_RECORDS:
+                sample.records, sample.every = sample.records[1::2], 2 * sample.every
+            if not sample.exact:
+                lines.append(line)
+                if len(lines) == SAMPLED_RECORDS:
+                    return min(float(size_bytes), _stored(uri, b"\n".join(lines)))
+    except InputError as error:
+        sample.broken[uri] = str(error)
+    if bad and sample.documents == before and fields is not None:
+        sample.broken.setdefault(uri, none_kept(uri, [(reason.reason, reason.detail) for reason in bad]))
+    return float(size_bytes)
+
+
+def _usable(record: dict[str, Any] | Rejection, fields: Fields | None) -> dict[str, Any] | Rejection:
+    """Return a record that gives a document by the fields' names, or why it gives none."""
+    if isinstance(record, Rejection) or fields is None:
+        return record
+    made = make_document(record, fields, "")
+    return made if isinstance(made, Rejection) else record
+
+
+def _as_json(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, default=str).encode(errors="replace")
+
+
+def _stored(uri: str, data: bytes) -> float:
+    """Tell about how many bytes the lines take in a file of this name."""
+    if uri.endswith(".gz"):
+        return len(zlib.compress(data))
+    if uri.endswith((".zst", ".parquet")):
+        return len(zstandard.compress(data))
+    return len(data)
+
+
+def look_at_pool(config: RunConfig, files: int | None = None, whole_bytes: int | None = None) -> Sample:
+    """Look at the pool's inputs as ingest will read them.
+
+    Args:
+        config: the run's.
+        files: look at so many of them at most; None: at any number.
+        whole_bytes: as in `look_at`.
+
+    Raises:
+        ConfigError: there is no document in them.
+        InputError: a pattern names no file, or a file cannot be read or holds no document.
+    """
+    fields = config.pool.fields
+    uris = expand_inputs(config.pool.inputs)
+    if files is not None:
+        uris = [uris[i] for i in np.unique(np.linspace(0, len(uris) - 1, files).astype(int))]
+    sample = look_at(uris, Fields(**fields.model_dump()), whole_bytes)
+    if sample.bad["missing_text"] and not sample.documents:
+        known = ", ".join(sorted(sample.names))
+        raise ConfigError(
+            f"pool.fields.text: expected a field that holds text, found none in {fields.text!r} ({known})"
+        )
+    if sample.broken:
+        raise InputError("\n".join(sample.broken.values()))
+    if not sample.records:
+        raise ConfigError("pool.inputs: expected records, found none")
+    return sample
+
+
+def value_at(record: dict[str, Any], path: str) -> Any:
+    """Return the value at a field's name or dotted path, as the readers find it; None where there is none."""
+    if path in record:
+        return record[path]
+    value: Any = record
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def sample_texts(sample: Sample, field: str) -> list[str]:
+    """Return texts of a sample, about `PROBED_BYTES` of them, in one order for one sample.
+
+    Raises:
+        ConfigError: no record has text in the field.
+    """
+    values = [value_at(record, field) for record in sample.records]
+    given = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in values]
+    texts = [value for value in given if isinstance(value, str) and value.strip()]
+    if not texts:
+        known = ", ".join(sorted({name for record in sample.records for name in record}))
+        raise ConfigError(f"pool.fields.text: expected a field that holds text, found none in {field!r} ({known})")
+    order = np.random.default_rng(0).permutation(len(texts))
+    taken, size = [], 0
+    for i in order:
+        if size >= PROBED_BYTES:
+            break
+        taken.append(texts[i])
+        size += len(texts[i].encode())
+    return taken

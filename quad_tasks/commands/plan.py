@@ -1,0 +1,133 @@
+"""What a run will take, stage by stage, before anything is spent: documents, tokens, FLOPs, bytes, time, money.
+
+Counts follow from the configuration and a look at the inputs (`input_sample.py`); seconds from what a unit of each
+kind of work takes on this machine (`estimates`). The same look finds what would end the run in its first minutes:
+inputs that cannot be read, fields that are not there, a budget above the pool, a workspace that takes no commits.
+Writes nothing on local disk; of a remote workspace it asks what a run asks first, which leaves two tiny objects.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import zstandard
+
+from quad_tasks.commands.estimates.hardware import describe_device, plan_memory, rates_on
+from quad_tasks.commands.estimates.probe import Shape, is_slow_dtype, probe, usable_cores
+from quad_tasks.commands.estimates.stage_rows import Basis, Volumes, one_process_seconds, stage_rows, workers_busy
+from quad_tasks.commands.input_sample import Sample, look_at_pool, sample_texts, value_at
+from quad_tasks.config.schema import ConfigError, RunConfig
+from quad_tasks.runtime.check_environment import check_workspace
+from quad_tasks.runtime.progress import working
+from quad_tasks.stages.bandit.plan_scoring import plan_choosing
+from quad_tasks.stages.influence.prepare_reference import split_reference
+from quad_tasks.stages.selection.train import peak_rate
+
+COST_KEYS = ("reading", "scoring", "pool", "share", "most_share", "training")
+
+
+def plan_run(config: RunConfig, price_per_hour: float | None = None, device: str | None = None) -> dict[str, Any]:
+    """Estimate what every stage of a run takes on this machine, or with a device of the shipped table.
+
+    Args:
+        config: the run's configuration.
+        price_per_hour: of the machine, in any currency.
+        device: what each worker's model runs on (`hardware.DEVICES`); None: on this machine, as measured.
+
+    Returns:
+        `pool` and `reference` (documents, tokens, and whether they were counted or estimated), `scored` (tokens
+        expected and at most), `cost` (FLOPs of `reading` hidden states and embeddings, of `scoring`, of scoring the
+        whole `pool` exactly, of `training` on the budget; `share` and `most_share` of the pool's), `stages` (name,
+        `documents`, `tokens`, `flops`, `size_bytes` written, `seconds`, `money`), `total`, `machine`, and
+        `one_process_s`: seconds that more workers do not shorten.
+
+    Raises:
+        ConfigError: a workspace that cannot be written, a field that no record has, a budget above the pool, or
+            a device unknown or too small.
+        InputError: an input is missing or cannot be read to its end.
+        ModelError: the model cannot be loaded.
+        UnsupportedStore: the workspace cannot commit.
+    """
+    check_workspace(config.workspace)
+    started = time.perf_counter()
+    pool = look_at_pool(config)
+    read_byte = (time.perf_counter() - started) / (pool.read_bytes or 1)
+    texts = sample_texts(pool, config.pool.fields.text)
+    with working("measure this machine"):
+        rates, shape = probe(config, texts)
+    if device is not None:
+        rates = rates_on(device, config, rates, shape)
+    volumes = _volumes(config, pool, texts, shape)
+    _refuse_budget(config, volumes)
+    choosing = plan_choosing(config, volumes.documents, volumes.tokens, shape.size)
+    busy = workers_busy(pool.sizes, config.compute.workers)
+    one_process = one_process_seconds(config, volumes, rates, shape)
+    basis = Basis(config, volumes, rates, shape, busy, read_byte, choosing, one_process)
+    stages = stage_rows(basis)
+    for stage in stages:
+        stage["money"] = None if price_per_hour is None else stage["seconds"] / 3600 * price_per_hour
+    return _describe(basis, pool, stages, device)
+
+
+def _describe(basis: Basis, pool: Sample, stages: list[dict[str, Any]], device: str | None) -> dict[str, Any]:
+    config, volumes, shape, choosing = basis.config, basis.volumes, basis.shape, basis.choosing
+    return {
+        "run": config.run,
+        "pool": {
+            "documents": volumes.documents,
+            "tokens": volumes.tokens,
+            "text_bytes": volumes.text_bytes,
+            "files": pool.files,
+            "counted": pool.exact,
+            "set_aside": dict(pool.bad.most_common()),
+        },
+        "model": {
+            "source": config.model.source,
+            "parameters": shape.parameters,
+            "slow_dtype": device is None and is_slow_dtype(config),
+        },
+        "training": {"learning_rate": peak_rate(config), "configured": config.training.learning_rate is not None},
+        "memory": plan_memory(config, shape),
+        "scored": {key: getattr(choosing, key) for key in ("tokens", "tokens_at_most", "rounds")},
+        "cost": {key: getattr(choosing, key) for key in COST_KEYS},
+        "stages": stages,
+        "total": {
+            key: None if stages[0][key] is None else sum(stage[key] for stage in stages)
+            for key in ("flops", "size_bytes", "seconds", "money")
+        },
+        "machine": {"workers": config.compute.workers, "cores": usable_cores()},
+        "device": None if device is None else describe_device(device, shape.parameters),
+        "one_process_s": basis.alone,
+        "seconds_per_unit": asdict(basis.rates),
+    }
+
+
+def _refuse_budget(config: RunConfig, volumes: Volumes) -> None:
+    found = config.selection.budget_tokens
+    if found > volumes.tokens * 1.05:
+        raise ConfigError(
+            f"selection.budget_tokens: expected at most the pool's tokens (about {volumes.tokens}), found {found}"
+        )
+
+
+def _volumes(config: RunConfig, pool: Sample, texts: Sequence[str], shape: Shape) -> Volumes:
+    values = [value_at(record, config.pool.fields.text) for record in pool.records]
+    sampled_bytes = sum(len(value if isinstance(value, bytes) else value.encode()) for value in values)
+    documents = pool.documents
+    text_bytes = round(pool.record_bytes * sampled_bytes / pool.kept_bytes)
+    tokens = round(text_bytes / shape.bytes_per_token)
+    joined = "\n".join(texts).encode()
+    reference, measured, heldout = (
+        sum(len(document.text.encode()) for document in documents) / shape.bytes_per_token
+        for documents in split_reference(config.reference, config.heldout, config.seed)
+    )
+    return Volumes(
+        documents=documents,
+        text_bytes=text_bytes,
+        tokens=tokens,
+        mean_tokens=tokens / max(1, documents),
+        stored_share=len(zstandard.compress(joined)) / len(joined),
+        reference_tokens=round(reference),
+        measured_tokens=round(measured + heldout),
+    )

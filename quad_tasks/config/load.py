@@ -1,0 +1,107 @@
+"""A run's configuration from a YAML file and dotted overrides, and what is wrong with it in words.
+
+Owns validation at the edge: an unknown key, a wrong type or an impossible value is a `ConfigError` that names the file
+and the key and says what was expected and what was found.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from quad_tasks.config.schema import ConfigError, RunConfig
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML configuration and apply dotted overrides.
+
+    Args:
+        path: the YAML file.
+        overrides: `a.b=value` assignments, values in YAML.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value is not what is expected.
+    """
+    try:
+        body = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a readable YAML file: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: expected YAML, found {getattr(error, 'problem', error)}") from None
+    if not isinstance(body, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys, found {type(body).__name__}")
+    return parse_config(body, str(path), overrides)
+
+
+def parse_config(body: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Apply overrides to a mapping and validate it; `origin` names it in errors.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is not what is expected.
+    """
+    for override in overrides:
+        _assign(body, override)
+    body = _read_old_keys(body)
+    try:
+        return RunConfig.model_validate(body)
+    except ValidationError as error:
+        errors = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
+        raise ConfigError("\n".join(_explain(origin, e) for e in errors)) from None
+
+
+def _read_old_keys(body: dict[str, Any]) -> dict[str, Any]:
+    """Read `selection.states`, which `bandit.features` replaced: files and recorded runs may still have it."""
+    selection = body.get("selection")
+    if not isinstance(selection, dict) or "states" not in selection:
+        return body
+    read = {**body, "selection": {name: value for name, value in selection.items() if name != "states"}}
+    bandit = body.get("bandit") or {}
+    if selection["states"] is True and isinstance(bandit, dict):
+        read["bandit"] = {"features": "hidden_states", **bandit}
+    return read
+
+
+def _assign(body: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected key=value, as in bandit.alpha=0.5")
+    *parents, last = key.split(".")
+    for parent in parents:
+        body = body.setdefault(parent, {})
+        if not isinstance(body, dict):
+            raise ConfigError(f"--set {override}: {parent} holds a value, not keys")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: expected a YAML value after '='") from None
+    many = key.startswith(("pool.", "reference.", "heldout.")) and last == "inputs" and isinstance(parsed, str)
+    body[last] = [parsed] if many else parsed
+
+
+def _explain(origin: str, error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    found = error["input"]
+    if error["type"] == "extra_forbidden":
+        known = _keys_beside(error["loc"])
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{origin}: {location}: unknown key{hint} (known: {', '.join(known)})"
+    if error["type"] == "missing":
+        return f"{origin}: {location}: expected a value, found none"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    expected = message if error["type"] == "value_error" else f"{message}, found {found!r}"
+    return f"{origin}: {location}: expected {expected.removeprefix('input should be ')}"
+
+
+def _keys_beside(location: tuple[str | int, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location[:-1]:
+        by_name = get_args(model)  # of a mapping of names to models
+        model = by_name[1] if by_name else model.model_fields[str(part)].annotation
+    return list(model.model_fields)

@@ -1,0 +1,43 @@
+"""Kinds of values that keys of a configuration take: their ranges, and the names to choose from."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
+
+from quad_tasks.plugins import Kind, one_of, plugin_names
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+LearningRate = Annotated[float, Field(ge=1e-8, le=1)]
+"""Of AdamW, whose steps are about as large: below, float32 weights stay as they are; above, none of them survives."""
+Signature = Literal[
+    "budget_not_reached",
+    "too_little_diversity",
+    "too_much_compute",
+    "bandit_collapsed",
+    "arms_not_homogeneous",
+    "stale_influence",
+    "held_out_overlap",
+    "training_harmed",
+    "too_few_steps",
+]
+"""Findings of `core.evaluation.diagnosis`."""
+Features = Literal["embedding", "tokens", "hidden_states"]
+"""What influence is predicted from, each choice with all that stands before it."""
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Makes a JSON Schema list the names of a kind of extension, those of installed packages too."""
+
+    kind: Kind
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(core), "enum": list(plugin_names(self.kind))}
+
+
+EmbedderName = Annotated[str, AfterValidator(one_of("embedders")), _Listed("embedders")]
+PolicyName = Annotated[str, AfterValidator(one_of("policies")), _Listed("policies")]

@@ -1,0 +1,291 @@
+"""Choose how documents are scored: an approximate scorer must first rank a calibration sample as `exact` does.
+
+What is ranked is what a run ranks: documents, by their influence per token. The windows of a long document are summed
+first; ranked one by one they would tell of lengths that no score has. `auto` tries the cheaper way first and stops as
+soon as nothing cheaper is left to try, since every trial is paid for out of what it is to save.
+
+Shape suffixes: N documents, W windows of them, K directions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quad_tasks.core.blocks import Block, matching_blocks
+from quad_tasks.core.influence import Scorer
+from quad_tasks.core.lm import flops
+from quad_tasks.core.lm.flops import ModelSize, PassFlops
+from quad_tasks.core.loss import Batch
+from quad_tasks.core.precision import accumulation_dtype
+from quad_tasks.core.scorers import Direction, LinearMap, score_by_gradient, score_by_losses, truncate
+
+Float64 = npt.NDArray[np.float64]
+Approximate = Literal["low_rank", "forward_only"]
+
+ENERGIES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999)
+STEPS = (3e-3, 1e-3, 1e-2, 3e-4, 3e-2)
+"""Tried in this order: a pilot's best first."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of an approximate scorer on the sample.
+
+    Attributes:
+        scorer: that was tried.
+        settings: keyword arguments of `influence.score_documents`.
+        spearman: rank correlation of influence per token with `exact`.
+        cost: FLOPs of scoring the sample by it, as a share of scoring it exactly.
+        numbers: of `low_rank`: numbers that its directions hold as factors, together; else 0.
+    """
+
+    scorer: Approximate
+    settings: Mapping[str, float]
+    spearman: float
+    cost: float
+    numbers: int = 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How approximate scorers rank a sample, against `exact`.
+
+    Attributes:
+        scorer: the scorer chosen; where none was accepted, the one that came nearest, or the one asked for.
+        settings: its setting, as for `Trial`.
+        spearman: its rank correlation with `exact`; NaN where nothing was tried.
+        cost: FLOPs of scoring by it, as a share of exact scoring's.
+        accepted: whether it reaches the floor; if not, score with `exact`.
+        flops: of all that was tried.
+        numbers: as for `Trial`.
+        trials: in order.
+    """
+
+    scorer: str
+    settings: Mapping[str, float]
+    spearman: float
+    cost: float
+    accepted: bool
+    flops: float
+    numbers: int = 0
+    trials: tuple[Trial, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Documents that scorers are tried on, and the model that is to score them.
+
+    Attributes:
+        model: as for `influence.score_documents`.
+        blocks: of the directions.
+        batches: the documents' windows.
+        owners_W: [W] document of each window, numbered from 0.
+        along: the directions.
+        weights_K: [K] what each direction counts.
+        size: of the model.
+        cost: FLOPs of reading all windows in one way.
+        exact: FLOPs of scoring them exactly.
+    """
+
+    model: PreTrainedModel
+    blocks: Sequence[Block]
+    batches: Sequence[Batch]
+    owners_W: npt.NDArray[np.int64]
+    along: Sequence[Direction]
+    weights_K: Float64
+    size: ModelSize
+    cost: Callable[[PassFlops], float]
+    exact: float
+
+
+class Bounds(NamedTuple):
+    """What a scorer that is tried must keep to.
+
+    Attributes:
+        floor: least rank correlation that is accepted.
+        cheapest: share of exact scoring's cost that what was accepted before takes: only less is worth a trial.
+        flops: left for trials.
+    """
+
+    floor: float
+    cheapest: float
+    flops: float
+
+
+def calibrate(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    owner_W: npt.NDArray[np.int64] | Tensor,
+    directions: Mapping[str, Direction],
+    scorer: Scorer | Literal["auto"],
+    floor: float = 0.999,
+    shares: Mapping[str, float] | None = None,
+    exact_N: Float64 | None = None,
+    most_flops: float = np.inf,
+) -> Calibration:
+    """Find the best setting of an approximate scorer on a sample, or the cheapest scorer, and decide whether to use it.
+
+    Args:
+        model: as for `influence.score_documents`.
+        batches: a sample of the pool, in windows; read several times.
+        owner_W: [W] int64, the document of every row in batch order, as `lm.model.make_batches` gives it.
+        directions: the iHVPs to be scored with, by name, as for `influence.score_directions`.
+        scorer: ``low_rank``: the least energy that reaches the floor; ``forward_only``: the first step that does, the
+            usual one first, or else the best; ``auto``: the cheaper of both in FLOPs, by losses where memory has room
+            for copies of the weights; ``exact`` is accepted as it is.
+        floor: least Spearman correlation with `exact` to accept.
+        shares: what each direction counts; documents are ranked by the weighted sum. None: all alike.
+        exact_N: [N] the documents' exact influence per token, weighted alike, by ascending owner; None: it is scored.
+        most_flops: no further trial is made that would take more in all.
+
+    Returns:
+        The calibration; when not accepted, score with ``exact``.
+
+    Raises:
+        ValueError: as `influence.score_directions`.
+        UnsupportedLayer: as `find_blocks`.
+        FloatingPointError: a score is not finite.
+    """
+    if scorer == "exact":
+        return Calibration("exact", {}, 1.0, 1.0, True, 0.0)
+    blocks = matching_blocks(model, next(iter(directions.values())).keys())
+    sample = _sample(model, blocks, batches, owner_W, directions, shares)
+    spent = 0.0
+    if exact_N is None:
+        whole = [truncate(direction, None) for direction in sample.along]
+        exact_N = _by_document(sample, *score_by_gradient(model, batches, blocks, whole))[0]
+        spent = sample.exact
+    trials: list[Trial] = []
+    for kind in _kinds(scorer, sample):
+        if scorer == "auto" and kind == "forward_only" and not _has_room_for_copies(sample):
+            continue
+        accepted = [trial.cost for trial in trials if trial.spearman >= floor]
+        bounds = Bounds(floor, min(accepted, default=np.inf), most_flops - spent)
+        tried, took = (_try_losses if kind == "forward_only" else _try_low_rank)(sample, exact_N, bounds)
+        trials, spent = trials + tried, spent + took
+    return _choose(scorer, trials, floor, spent)
+
+
+def _sample(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    batches: Sequence[Batch],
+    owner_W: npt.NDArray[np.int64] | Tensor,
+    directions: Mapping[str, Direction],
+    shares: Mapping[str, float] | None,
+) -> Sample:
+    size, along = flops.model_size(model, blocks), list(directions.values())
+    lengths_W = np.concatenate([batch["attention_mask"].sum(1).cpu().numpy() for batch in batches])
+
+    def cost(window: PassFlops) -> float:
+        return float(flops.document_flops(window, lengths_W, int(lengths_W.max())).sum())
+
+    return Sample(
+        model=model,
+        blocks=blocks,
+        batches=batches,
+        owners_W=np.unique(np.asarray(owner_W), return_inverse=True)[1],
+        along=along,
+        weights_K=np.array([1.0 if shares is None else shares[name] for name in directions]),
+        cost=cost,
+        size=size,
+        exact=cost(flops.exact_flops(size, len(along))),
+    )
+
+
+def _kinds(scorer: str, sample: Sample) -> list[str]:
+    """List the approximate scorers to try, the one that can be cheaper first."""
+    if scorer != "auto":
+        return [scorer]
+    by_losses = sample.cost(flops.forward_only_flops(sample.size, len(sample.along)))
+    least = sample.cost(flops.contracted_flops(sample.size, 0))
+    return ["forward_only", "low_rank"] if by_losses <= least else ["low_rank", "forward_only"]
+
+
+def _has_room_for_copies(sample: Sample) -> bool:
+    """Tell whether the device has memory for what scoring by losses copies: tracked weights, twice a direction.
+
+    Of a model in lower precision all its weights in float32 too. Half of what is free is left to activations.
+    """
+    model, values = sample.model, 2 * len(sample.along) * sample.size.tracked
+    if model.dtype != accumulation_dtype(model.dtype):
+        values += sample.size.maps + int(model.get_input_embeddings().weight.numel())
+    device = model.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return bool(values * accumulation_dtype(model.dtype).itemsize <= free / 2)
+
+
+def _try_losses(sample: Sample, exact_N: Float64, bounds: Bounds) -> tuple[list[Trial], float]:
+    """Try steps until one reaches the floor; none where the pass costs as much as what was accepted."""
+    flops_each, trials = sample.cost(flops.forward_only_flops(sample.size, len(sample.along))), list[Trial]()
+    for step in STEPS:
+        if flops_each / sample.exact >= bounds.cheapest or (len(trials) + 1) * flops_each > bounds.flops:
+            break
+        scored = score_by_losses(sample.model, sample.batches, sample.blocks, sample.along, step)
+        [scores_N] = _by_document(sample, *scored)
+        spearman = _spearman(exact_N, scores_N)
+        trials.append(Trial("forward_only", {"step": step}, spearman, flops_each / sample.exact))
+        if spearman >= bounds.floor:
+            break
+    return trials, len(trials) * flops_each
+
+
+def _try_low_rank(sample: Sample, exact_N: Float64, bounds: Bounds) -> tuple[list[Trial], float]:
+    """Try all energies in one backward pass; none where no rank could cost less than what was accepted."""
+    if sample.cost(flops.contracted_flops(sample.size, 0)) / sample.exact >= bounds.cheapest:
+        return [], 0.0
+    maps = [[truncate(direction, energy) for direction in sample.along] for energy in ENERGIES]
+    numbers = [sum(_numbers(linear) for one in grid for linear in one.values()) for grid in maps]
+    took = sample.cost(flops.contracted_flops(sample.size, sum(numbers)))
+    if took > bounds.flops:
+        return [], 0.0
+    every = [one for grid in maps for one in grid]
+    scored = score_by_gradient(sample.model, sample.batches, sample.blocks, every, rounded=True)
+    trials = [
+        Trial(
+            "low_rank",
+            {"energy": energy},
+            _spearman(exact_N, scores_N),
+            sample.cost(flops.contracted_flops(sample.size, n)) / sample.exact,
+            n,
+        )
+        for energy, n, scores_N in zip(ENERGIES, numbers, _by_document(sample, *scored), strict=True)
+    ]
+    return trials, took
+
+
+def _choose(scorer: str, trials: Sequence[Trial], floor: float, spent: float) -> Calibration:
+    """Choose the cheapest trial that reaches the floor, or the one of highest correlation, which is not accepted."""
+    reached = [trial for trial in trials if trial.spearman >= floor]
+    if not trials:
+        return Calibration(scorer, {}, float("nan"), 1.0, False, spent)
+    best = min(reached, key=lambda trial: trial.cost) if reached else max(trials, key=lambda trial: trial.spearman)
+    return Calibration(
+        best.scorer, best.settings, best.spearman, best.cost, bool(reached), spent, best.numbers, tuple(trials)
+    )
+
+
+def _by_document(sample: Sample, influence_WK: Float64, n_targets_W: npt.NDArray[np.int64]) -> list[Float64]:
+    """Add windows up to documents, weight the directions, divide by targets: [N] for each set of directions."""
+    n_sets = influence_WK.shape[1] // len(sample.along)
+    n_targets_N = np.bincount(sample.owners_W, n_targets_W)
+    return [
+        np.bincount(sample.owners_W, part_WK @ sample.weights_K) / n_targets_N
+        for part_WK in np.split(influence_WK, n_sets, axis=1)
+    ]
+
+
+def _numbers(linear: LinearMap) -> int:
+    return linear.right_RI.numel() + (0 if linear.left_OR is None else linear.left_OR.numel())
+
+
+def _spearman(a_N: Float64, b_N: Float64) -> float:
+    return float(np.corrcoef(rankdata(a_N), rankdata(b_N))[0, 1])

@@ -1,0 +1,1 @@
+"""Language models: loading and batching them, their hidden states, and a small training loop."""

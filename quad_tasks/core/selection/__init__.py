@@ -1,0 +1,1 @@
+"""Select documents: predict influence, leave near-duplicates out, fill the token budget."""

@@ -1,0 +1,196 @@
+"""List the experiment "diversity"'s methods: how each selects, which scores it pays for, and what that costs.
+
+A method sees only the scores it pays for. Costs are model FLOPs of what is read of the pool, as a share of scoring it
+exactly; time counts scores at the testbed's measured rate. Quad's selection is a run's, in simulation
+(`lab.simulation`): the pilot is paid at exact scoring's cost, what follows at that of the scorer which ranks alike.
+
+Shape suffixes: N documents, D features, K arms.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from quad_tasks.config.values import Features
+from quad_tasks.core.bandit import released_policy
+from quad_tasks.core.clustering.kmeans import arm_gaussians, arm_moments
+from quad_tasks.core.selection.fill_budget import fill_budget
+from quad_tasks.core.wasserstein import neighbour_lists
+from quad_tasks.experiments.lab import baselines, scorer_cost, simulation
+from quad_tasks.experiments.lab.scorer_cost import EXACT, ScorerCost
+from quad_tasks.experiments.lab.testbed import Testbed, open_testbed, prediction_features
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+COST_SHARE = 0.1
+"""Of scoring the whole pool exactly, that methods which score a share of it may take: a run's default."""
+OTHER_COST_SHARES = (0.05, 0.15)
+GENERAL_SHARES = (0.0, 0.1)
+"""General shares that are tried beside a run's default."""
+RELEASED_THRESHOLD = 2e-3
+"""τ of the published code."""
+FIT_PASSES = 2
+"""Of an EK-FAC fit over its sample, each about what exact scoring takes."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a method selects, and which scores it pays for.
+
+    Attributes:
+        rows: best first, within the budget.
+        scored_share: of the pool's documents.
+        scoring: FLOPs of those scores, as a share of scoring the whole pool exactly.
+    """
+
+    rows: Int64
+    scored_share: float = 0.0
+    scoring: float = 0.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to select documents, and what it costs beside scores.
+
+    Attributes:
+        select: seed to what is chosen.
+        reads: whether a model reads the whole pool forward.
+        fits: whether it needs a direction: EK-FAC factors, or the reference gradient alone.
+        shared_s: seconds of the testbed's measurements that it uses, those of scoring left out.
+    """
+
+    select: Callable[[int], Chosen]
+    reads: bool = False
+    fits: bool = False
+    shared_s: float = 0.0
+
+
+def list_methods(testbed: Testbed, scorer: ScorerCost = EXACT) -> dict[str, Method]:
+    """List every method by name.
+
+    Args:
+        testbed: holds the documents.
+        scorer: what a run's default scores by after its pilot.
+    """
+    return {
+        **_methods_without_influence(testbed),
+        **_methods_of_full_scoring(testbed),
+        **_methods_of_a_share(testbed, scorer),
+    }
+
+
+def _fill(testbed: Testbed, order: Int64) -> Int64:
+    return fill_budget(order, testbed.n_tokens, testbed.size.budget_tokens)
+
+
+def _methods_without_influence(testbed: Testbed) -> dict[str, Method]:
+    pool, reference, arm_N, seconds = testbed.texts.pool, testbed.texts.reference, testbed.arm, testbed.seconds
+    clustered_s = seconds["embed"] + seconds["cluster"]
+
+    def by(order: Callable[[np.random.Generator], Int64], reads: bool = False, shared_s: float = 0.0) -> Method:
+        def select(seed: int) -> Chosen:
+            return Chosen(_fill(testbed, order(np.random.default_rng([seed, 1]))))
+
+        return Method(select, reads=reads, shared_s=shared_s)
+
+    return {
+        "random": by(lambda generator: baselines.random_order(len(pool), generator)),
+        "cluster_uniform": by(
+            lambda generator: baselines.cluster_uniform_order(arm_N, generator), shared_s=clustered_s
+        ),
+        "perplexity_lowest": by(lambda _: baselines.lowest_loss_order(testbed.loss), True, seconds["loss"]),
+        "perplexity_middle": by(lambda _: baselines.middle_loss_order(testbed.loss), True, seconds["loss"]),
+        "dsir": by(lambda generator: baselines.importance_order(pool, reference, generator)),
+        "linear_classifier": by(lambda _: baselines.classifier_order(pool, reference)),
+    }
+
+
+def _methods_of_full_scoring(testbed: Testbed) -> dict[str, Method]:
+    def highest(kind: str, shared_s: float) -> Method:
+        def select(_: int) -> Chosen:
+            return Chosen(_fill(testbed, np.argsort(-testbed.per_token(kind), kind="stable")), 1.0, 1.0)
+
+        return Method(select, fits=kind != "identity", shared_s=shared_s)
+
+    return {
+        "gradient_dot_product": highest("identity", 0.0),
+        "full_influence": highest("joint", testbed.seconds["fit_joint"]),
+    }
+
+
+@functools.lru_cache(maxsize=2)
+def _pool(workspace: str, key: str, features: Features | None) -> simulation.Pool:
+    """Compute features once a process and testbed: workers list the methods for every selection."""
+    testbed = open_testbed(workspace, key)
+    built = prediction_features(testbed, features)
+    return simulation.pool_of(testbed, built, cost_N=scorer_cost.document_costs(testbed))
+
+
+def _methods_of_a_share(testbed: Testbed, scorer: ScorerCost) -> dict[str, Method]:
+    """List the published code's method, Quad's, and Quad's under other settings."""
+    influence_N, seconds = testbed.per_token(), testbed.seconds
+    before_scores_s = seconds["embed"] + seconds["cluster"] + seconds["fit_joint"]
+
+    def method(rules: simulation.Rules, features: Features | None = None) -> Method:
+        def select(seed: int) -> Chosen:
+            pool = _pool(testbed.workspace, testbed.key, features)
+            selected = simulation.simulate_selection(influence_N, pool, rules, seed)
+            return Chosen(selected.rows, float(selected.scored.mean()), selected.cost_share)
+
+        return Method(select, reads=features == "hidden_states", fits=True, shared_s=before_scores_s)
+
+    exact = simulation.Rules(cost_share=COST_SHARE)
+    run = replace(exact, scorer_cost=scorer.cost, trial_cost=scorer.trial_cost)
+    states = method(run, "hidden_states")
+    return {
+        "released": method(released_rules(testbed)),
+        "quad": method(run),
+        **{f"quad_at_{100 * share:.0f}_percent": method(replace(run, cost_share=share)) for share in OTHER_COST_SHARES},
+        "quad_scored_exactly": method(exact),
+        "quad_n_grams_scored_exactly": method(exact, "embedding"),
+        "quad_states": replace(states, shared_s=states.shared_s + seconds["loss"]),
+        **{
+            f"quad_{100 * share:.0f}_percent_general": method(replace(run, general_share=share))
+            for share in GENERAL_SHARES
+        },
+    }
+
+
+def released_rules(testbed: Testbed) -> simulation.Rules:
+    """Build the published code's rules: its policy, its τ, whole arms accepted unseen, no regression."""
+    policy = released_policy()
+    n_arms = int(testbed.arm.max()) + 1
+    moments = arm_moments(testbed.embedding, testbed.arm)
+    centroids = np.stack([testbed.embedding[testbed.arm == arm].mean(axis=0) for arm in range(n_arms)])
+    return simulation.Rules(
+        policy=policy,
+        active_documents=0,
+        cost_share=COST_SHARE,
+        mode="cluster",
+        near_duplicate_cosine=None,
+        threshold=RELEASED_THRESHOLD,
+        general_share=0.0,
+        neighbours=neighbour_lists(*arm_gaussians(moments, centroids), policy.bandwidth or 0.0),
+    )
+
+
+def cost_share(testbed: Testbed, method: Method, scoring: float) -> float:
+    """Compute the model FLOPs of what a method reads of the pool, as a share of scoring the whole pool exactly.
+
+    Args:
+        testbed: holds the documents.
+        method: reads them forward, or not.
+        scoring: FLOPs of its scores, as such a share.
+    """
+    return scoring + (scorer_cost.reading_cost(testbed) if method.reads else 0.0)
+
+
+def estimate_flops(testbed: Testbed, method: Method, scoring: float) -> float:
+    """Estimate what selecting costs in model FLOPs, training left out; documents that are no share count as average."""
+    exact, size, share = scorer_cost.pool_flops(testbed), testbed.size, cost_share(testbed, method, scoring)
+    read = size.reference_documents + (FIT_PASSES * size.factor_documents if method.fits else 0)
+    return exact * (share + (read / len(testbed.documents) if scoring else 0.0))

@@ -1,0 +1,1 @@
+"""A finished run's report: `report.json` and one self-contained page."""

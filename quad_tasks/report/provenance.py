@@ -1,0 +1,57 @@
+"""Trace what identifies a finished run beyond its configuration: digests of all it read and made, what it ran on."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from quad_tasks.report.finished_run import FinishedRun
+from quad_tasks.report.model import Identity, Inputs, Machine, Provenance, StageKeys, Weights
+from quad_tasks.runtime.held_out import read_reference
+from quad_tasks.stages.influence.fit_factors import read_direction
+from quad_tasks.stages.pool.ingest import read_shard
+from quad_tasks.stages.selection.publish import read_selection
+from quad_tasks.storage import rounds
+from quad_tasks.storage.keys import manifest_key, selection_folder
+from quad_tasks.storage.manifest import digest, read_digest
+
+PACKAGES = ("torch", "transformers", "tokenizers", "faiss-cpu", "numpy", "pyarrow", "prefect", "dask")
+SHARDS = 200
+"""Inputs listed one by one; the digest is over all of them."""
+
+
+def trace(run: FinishedRun) -> Provenance:
+    """Gather digests of inputs and of what was made of them, and the software and machine."""
+    store, config = run.store, run.config
+    published = manifest_key(selection_folder(config.run))
+    selection = Identity()
+    if store.exists(published):
+        selection = Identity(uuid=read_selection(store, config.run).uuid, digest=read_digest(store, published))
+    return Provenance(
+        selection=selection,
+        pool=Identity(manifest=run.version, digest=read_digest(store, run.version)),
+        inputs=_inputs(run),
+        reference_inputs=read_reference(store, run.reference).inputs,
+        model=Weights(weights_sha256=run.model.weights_sha256),
+        stages=tuple(_stage(run, number) for number in range(config.training.stages)),
+        packages={name: _version(name) for name in PACKAGES},
+        machine=Machine(python=platform.python_version(), system=platform.platform(), cores=os.cpu_count()),
+    )
+
+
+def _inputs(run: FinishedRun) -> Inputs:
+    files = [read_shard(run.store, run.config.pool.name, name).input for name in run.pool.shards]
+    sha256 = [(file.uri, file.sha256) for file in files]
+    return Inputs(files=len(files), digest=digest([list(pair) for pair in sha256]), sha256=dict(sha256[:SHARDS]))
+
+
+def _stage(run: FinishedRun, number: int) -> StageKeys:
+    direction = rounds.read_round(run.store, run.config.run, number, 0).info.direction
+    made = read_direction(run.store, direction)
+    return StageKeys(stage=number, checkpoint=made.checkpoint, factors=made.factors, direction=direction)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,205 @@
+"""Check what a run needs around it: folders that can be written, a device, a workspace, workers, Prefect's server.
+
+Each check asks what a run would ask, in seconds, and leaves nothing behind. Refuses with one `ConfigError` that names
+the path, the variable or the key, and says what to do.
+"""
+
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooSlow
+from pathlib import Path
+from typing import TypeVar
+
+from quad_tasks.config.schema import ComputeConfig, ConfigError
+from quad_tasks.storage.errors import StorageError, redact
+from quad_tasks.storage.store import check_conditional_create, open_store
+
+ANSWER_S = 8.0
+"""What a check waits for an answer from elsewhere: all checks together stay within ten seconds."""
+LEAST_FREE_BYTES = 2**26
+LARGE_DATABASE_BYTES = 2**30
+ADDRESS_VARIABLE = "DASK_SCHEDULER_ADDRESS"
+API_VARIABLE = "PREFECT_API_URL"
+
+T = TypeVar("T")
+
+
+def check_directory() -> str:
+    """Check that the working directory is there.
+
+    Raises:
+        ConfigError: it was deleted.
+    """
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("working directory: expected one, found it deleted: change to another") from None
+
+
+def check_home() -> str:
+    """Check that Prefect can keep its settings and its database.
+
+    Raises:
+        ConfigError: its folder cannot be written.
+    """
+    given = os.environ.get("PREFECT_HOME")
+    try:
+        folder = Path(given).expanduser() if given else Path.home() / ".prefect"
+    except RuntimeError:  # a user without an entry and without HOME
+        raise ConfigError("HOME: expected the user's folder, found none: set HOME, or PREFECT_HOME") from None
+    _check_writable(folder, "PREFECT_HOME" if given else "HOME", "set PREFECT_HOME to a folder that can be written")
+    database = folder / "prefect.db"
+    size = database.stat().st_size if database.exists() else 0
+    if size > LARGE_DATABASE_BYTES:
+        return f"{folder}; {database} has grown to {size / 2**30:.1f} GB: `prefect server database reset` empties it"
+    return str(folder)
+
+
+def check_temporary() -> str:
+    """Check that temporary files have room.
+
+    Raises:
+        ConfigError: no folder for them can be written, or its disk is full.
+    """
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        raise ConfigError("TMPDIR: expected a folder for temporary files with room, found none") from None
+    _check_writable(folder, "TMPDIR", "free some of it, or set TMPDIR to a folder elsewhere")
+    return str(folder)
+
+
+def check_device(compute: ComputeConfig) -> str:
+    """Check that a GPU that is asked for is there; workers of another cluster have their own.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    import torch
+
+    elsewhere = compute.dask_address or os.environ.get(ADDRESS_VARIABLE)
+    if compute.device == "cuda" and not elsewhere and not torch.cuda.is_available():
+        raise ConfigError("compute.device: expected a GPU for 'cuda', found none that torch can use: set cpu or auto")
+    if compute.device == "auto":
+        return f"auto: {'cuda' if torch.cuda.is_available() else 'cpu'}"
+    return compute.device
+
+
+def check_workspace(workspace: str) -> str:
+    """Check that a run can commit to its workspace; of a remote one two tiny objects are made and removed.
+
+    Raises:
+        ConfigError: it cannot be written, its disk is full, its bucket is missing, or credentials are refused.
+        UnsupportedStore: it does not create objects only if absent.
+    """
+    if "://" not in workspace or workspace.startswith("file://"):
+        folder = Path(workspace.removeprefix("file://")).expanduser()
+        _check_writable(folder.absolute(), "workspace", "choose another, or make room")
+        return str(folder)
+    place = redact(workspace)
+    store = open_store(workspace)
+    try:
+        _within(lambda: check_conditional_create(store), f"workspace: {place}")
+    except (StorageError, OSError) as error:
+        if isinstance(error, ValueError):  # a store that cannot serve, which says so itself
+            raise
+        raise ConfigError(
+            f"workspace: expected a bucket that can be written at {place}: {redact(str(error))}: check its name, its "
+            "endpoint and the credentials in the environment"
+        ) from None
+    return place
+
+
+def check_workers(compute: ComputeConfig, workspace: str) -> str:
+    """Check that a cluster that is named has workers, and that they see a workspace on disk.
+
+    Raises:
+        ConfigError: the scheduler does not answer, has no worker, or one does not see the workspace.
+    """
+    address = compute.dask_address or os.environ.get(ADDRESS_VARIABLE)
+    if not address:
+        return f"{compute.workers} processes of this machine"
+    from distributed import Client
+
+    name = "compute.dask_address" if compute.dask_address else ADDRESS_VARIABLE
+    try:
+        client = Client(address, timeout=ANSWER_S, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: expected a Dask scheduler at {redact(address)}, found none: {error}") from None
+    with client:
+        workers = list(client.scheduler_info(n_workers=-1)["workers"])
+        if not workers:
+            raise ConfigError(f"{name}: expected workers at {redact(address)}, found none: start some (`dask worker`)")
+        if "://" not in workspace:
+            _check_shared_disk(client.run, workspace)
+    return f"{len(workers)} workers at {redact(address)}"
+
+
+def check_prefect() -> str:
+    """Check that Prefect's server answers, where one is named.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    url = os.environ.get(API_VARIABLE)
+    if not url:
+        return "a temporary server for each command"
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=ANSWER_S):
+            return redact(url)
+    except (OSError, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403):
+            return f"{redact(url)} (which asks for a key)"
+        raise ConfigError(
+            f"{API_VARIABLE}: expected Prefect's server at {redact(url)}, found none: {error}: start it "
+            "(`prefect server start`), or unset the variable for a temporary one"
+        ) from None
+
+
+def _check_shared_disk(run_on_workers: Callable[..., dict[str, bool]], workspace: str) -> None:
+    """Check with a file of this process that every worker reads the same disk."""
+    with tempfile.NamedTemporaryFile(prefix=".quad-check-", dir=_nearest(Path(workspace).absolute())) as file:
+        seen = run_on_workers(os.path.exists, file.name)
+    blind = sorted(worker for worker, sees in seen.items() if not sees)
+    if blind:
+        raise ConfigError(
+            f"workspace: expected a place that workers see too, found that {blind[0]} does not see {workspace}: use "
+            "shared storage, such as s3://bucket/prefix"
+        )
+
+
+def _check_writable(folder: Path, name: str, remedy: str) -> None:
+    nearest = _nearest(folder)
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{name}: expected a folder that can be written, found {nearest}: {error.strerror or error}: {remedy}"
+        ) from None
+    free = shutil.disk_usage(nearest).free
+    if free < LEAST_FREE_BYTES:
+        raise ConfigError(f"{name}: expected room on the disk of {nearest}, found {free:,} bytes free: {remedy}")
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _within(call: Callable[[], T], place: str) -> T:
+    """Wait for an answer from elsewhere for `ANSWER_S` at most."""
+    executor = ThreadPoolExecutor(1)
+    try:
+        return executor.submit(call).result(ANSWER_S)
+    except TooSlow:
+        raise ConfigError(f"{place}: expected an answer within {ANSWER_S:.0f} s, got none") from None
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,147 @@
+"""Flows and tasks that Prefect records where it can, and that run without it where it cannot.
+
+Prefect orders and shows a run; every result rests on what is committed to the workspace. So a server that does not
+answer ends nothing: what was under way is called again as a plain function, which goes on from the last commit, and so
+is all that follows in this process.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+from prefect import Flow, Task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
+
+from quad_tasks.runtime.progress import notice
+from quad_tasks.storage.errors import redact
+
+WITHOUT_PREFECT_VARIABLE = "QUAD_WITHOUT_PREFECT"
+"""Environment variable: where it is set, flows and tasks are plain functions, and no server is started or asked."""
+UNREACHABLE = ("Failed to reach API at", "Timed out while attempting to connect to ephemeral Prefect API server")
+"""How Prefect's own errors begin where it hides what its client raised."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SERVER_FAULT_STATUS = 500
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class RecordedFlow(Flow[P, R]):
+    """A flow that runs without Prefect where its server does not answer."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the flow, recorded if that can be."""
+        return _recorded(super().__call__, self.fn, args, kwargs)
+
+
+class RecordedTask(Task[P, R]):
+    """A task that runs without Prefect, with the retries it would have there, where the server does not answer."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task, recorded if that can be."""
+        return _recorded(super().__call__, self._plain, args, kwargs)
+
+    def _plain(self, *args: Any, **kwargs: Any) -> Any:
+        for delay_s in _delays(self.retry_delay_seconds):
+            try:
+                return self.fn(*args, **kwargs)
+            except self.transient:
+                time.sleep(delay_s)
+        return self.fn(*args, **kwargs)
+
+    transient: tuple[type[BaseException], ...] = ()
+
+
+def flow(name: str, flow_run_name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
+    """Make a function a flow: named, and run without Prefect where that does not answer."""
+    return lambda function: RecordedFlow(function, name=name, flow_run_name=flow_run_name)
+
+
+def make_task(
+    function: Callable[P, R], name: str, delays_s: Sequence[float], transient: tuple[type[BaseException], ...]
+) -> Task[P, R]:
+    """Make a function a task: named, never cached, tried again after each delay for errors that pass."""
+
+    def may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+        return isinstance(state.result(raise_on_failure=False), transient)
+
+    made = RecordedTask(
+        function,
+        name=name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=len(delays_s),
+        retry_delay_seconds=list(delays_s),
+        retry_condition_fn=may_pass,
+    )
+    made.transient = transient
+    return made
+
+
+def _delays(delays_s: Any) -> list[float]:
+    return list(delays_s) if isinstance(delays_s, list) else []
+
+
+def _recorded(
+    recorded: Callable[..., Any], plain: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    if not without_prefect():
+        try:
+            return recorded(*args, **kwargs)
+        except Exception as error:
+            if not go_on_without(error):
+                raise
+    return plain(*args, **kwargs)
+
+
+def without_prefect() -> bool:
+    """Say whether flows and tasks run as plain functions in this process."""
+    return bool(os.environ.get(WITHOUT_PREFECT_VARIABLE))
+
+
+def go_on_without(error: Exception) -> bool:
+    """Leave Prefect alone from now on where an error says that its server does not answer; say whether it does."""
+    lost = next((one for one in _chain(error) if _is_unreachable(one)), None)
+    if lost is None:
+        return False
+    os.environ[WITHOUT_PREFECT_VARIABLE] = "1"
+    server = PREFECT_API_URL.value()
+    where = f"Prefect's server at {redact(server)}" if server else "the temporary Prefect server of this process"
+    remedy = "start it again, or unset PREFECT_API_URL" if server else "look at the machine's memory and disk"
+    notice(
+        f"{where} does not answer ({type(lost).__name__}: {redact(str(lost))}): the run goes on without it, and "
+        f"Prefect's UI shows no more of it; for the next one, {remedy}"
+    )
+    return True
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    if isinstance(error, PrefectHTTPStatusError):
+        return error.response.status_code >= SERVER_FAULT_STATUS
+    if isinstance(error, httpx.TransportError):
+        return _asked_of_prefect(error)
+    return isinstance(error, RuntimeError) and str(error).startswith(UNREACHABLE)
+
+
+def _asked_of_prefect(error: httpx.TransportError) -> bool:
+    """Say whether a request went to Prefect's server: libraries of models ask others the same way."""
+    try:
+        host = error.request.url.host
+    except RuntimeError:  # httpx's way to say that it does not know
+        return True
+    return host in LOOPBACK or host == urlsplit(PREFECT_API_URL.value() or "").hostname

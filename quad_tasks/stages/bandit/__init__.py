@@ -1,0 +1,1 @@
+"""What `flows/run_bandit.py` orders: rounds planned, scored and committed to the ledger."""

@@ -1,0 +1,256 @@
+"""Stage: one round of the bandit as planned (`plan_round.py`): score its documents, update the arms, commit.
+
+A round counts once its manifest is committed. Arms' rewards and means come from the pulls alone, whose documents are a
+random sample of their arms; where a pull comes upon a document scored before, its score is taken from the ledger. A
+pull counts as the share of a whole one that was scored along the stage's direction.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from quad_tasks.core import bandit, carry_over, wasserstein
+from quad_tasks.core.evaluation import diagnosis
+from quad_tasks.core.evaluation.diversity import effective_arms
+from quad_tasks.core.seeds import Stream, make_generator
+from quad_tasks.manifests.run import Calibration, RoundInfo
+from quad_tasks.records import BanditState, Finding, Pull, Stage
+from quad_tasks.runtime.events import record_round
+from quad_tasks.runtime.findings import announce_findings
+from quad_tasks.runtime.prefect_ui import show_round
+from quad_tasks.runtime.progress import notice
+from quad_tasks.runtime.tasks import stage_task
+from quad_tasks.stages.bandit.cost import round_cost
+from quad_tasks.stages.bandit.draw_pulls import Draw, covered_positions
+from quad_tasks.stages.bandit.estimate_left import estimate_left
+from quad_tasks.stages.bandit.ledger import (
+    SCORE_SCHEMA,
+    SET_COLUMN,
+    LedgerState,
+    load_arms,
+    mark_at_random,
+    read_ledger,
+    stage_scores,
+)
+from quad_tasks.stages.bandit.pilot import choose_threshold, describe_pilot, pilot_advice
+from quad_tasks.stages.bandit.plan_round import Plan
+from quad_tasks.stages.bandit.policy import RoundSettings
+from quad_tasks.storage import rounds
+from quad_tasks.storage.positions import column_vectors
+from quad_tasks.storage.store import Store
+
+ARM_SCHEMA = pa.schema(
+    [("arm", pa.int32()), ("cursor", pa.int64()), ("pulls", pa.float64()), ("reward_sum", pa.float64())]
+)
+PULL_SCHEMA = pa.schema(
+    [
+        ("arm", pa.int32()),
+        ("cursor", pa.int64()),
+        ("n_documents", pa.int64()),
+        ("n_scored", pa.int64()),
+        ("n_targets", pa.int64()),
+        ("reward", pa.float64()),
+        ("reward_variance", pa.float64()),
+        ("ucb_score", pa.float64()),
+    ]
+)
+RESCORED_SCHEMA = pa.schema([("position", pa.int64()), ("influence", pa.float64()), ("before", pa.float64())])
+
+
+@stage_task("commit round")
+def commit_round(
+    store: Store,
+    stage: Stage,
+    number: int,
+    settings: RoundSettings,
+    plan: Plan,
+    scores: list[pa.Table],
+    calibration: Calibration | None = None,
+) -> None:
+    """Update the arms and commit the round to the ledger; its manifest says what it cost and what it found."""
+    ledger = read_ledger(store, stage, number, settings.bandit.discount)
+    first_K = load_arms(store, stage.version)["position"].to_numpy()
+    rescored = _compare_rescored(ledger, scores[len(plan.chunks) :])
+    before = _carry_over(ledger.state, rescored)
+    ranges = [covered_positions(first_K, draw) for draw in plan.draws]
+    pulled_N = np.concatenate([np.empty(0, dtype=np.int64), *ranges])
+    by_set = _label_active(settings.reference_sets, scores[: len(plan.chunks)], pulled_N)
+    table = by_set.select(SCORE_SCHEMA.names)
+    known = pa.concat_tables([stage_scores(ledger, stage), table])
+    sample = _pilot_sample(known, pulled_N) if number == 0 else known
+    threshold = choose_threshold(store, stage, number, settings.bandit, sample)
+    policy = bandit.centre_rewards(settings.policy, threshold)
+    pulls = [_pull(draw, own, known) for draw, own in zip(plan.draws, ranges, strict=True)]
+    after = bandit.update(before, pulls, policy, _neighbours(store, stage.version, policy, settings.seed))
+    staged = pa.concat_tables([*ledger.scores[len(ledger.scores) - number :], table])
+    pulled = [*ledger.pulled, np.array([pull.arm for pull in pulls], dtype=np.int64)]
+    marked = mark_at_random(store, stage.version, staged, after.cursor)
+    findings = _findings(store, stage, settings, marked, pulled, rescored)
+    accepted = table["influence"].to_numpy() > threshold
+    ucb = bandit.ucb_scores(before, policy)
+    count, total, squares = (float(x) for x in after.reward_moments)
+    info = RoundInfo(
+        kind="pilot" if number == 0 else "bandit",
+        threshold=threshold,
+        direction=stage.direction,
+        reward_moments=(count, total, squares),
+        arms=len(pulls),
+        **_count_scored(table, accepted),
+        mean_reward=float(np.mean([p.reward for p in pulls if p.n_targets] or [0.0])),
+        effective_arms=float(effective_arms(after.cursor.astype(np.float64))),
+        findings=tuple(findings),
+        scorer=dict(plan.scorer),
+        calibration=calibration,
+        pilot=describe_pilot(sample["influence"].to_numpy(), sample["arm"].to_numpy()) if number == 0 else None,
+        cost=round_cost(store, stage.version, settings.reading, ledger, plan.positions(), plan.scorer, calibration),
+        cut=plan.cut,
+        remaining=estimate_left(store, stage, number, settings, ledger, table, after, plan.cut),
+    )
+    pull_rows = [_pull_row(pull, ucb) for pull in pulls]
+    written = {
+        "arms": _changed_arms(ledger.state, after),
+        "pulls": pa.Table.from_pylist(pull_rows, PULL_SCHEMA),
+        "scores": by_set.append_column("accepted", pa.array(accepted)),
+    }
+    if plan.rescored:
+        written["rescored"] = rescored
+    rounds.commit_round(store, stage.run, stage.number, number, written, info)
+    record_round(store, stage.run, stage.number, number, info)
+    _announce(store, stage, number, settings, info)
+    show_round(stage, number, info, pull_rows)
+
+
+def _count_scored(table: pa.Table, accepted: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Count the documents and tokens a round scored, those above τ among them, as its manifest names them."""
+    n_tokens = table["n_tokens"].to_numpy()
+    return {
+        "documents": table.num_rows,
+        "active_documents": int(table["active"].to_numpy().sum()),
+        "tokens": int(n_tokens.sum()),
+        "accepted_documents": int(accepted.sum()),
+        "accepted_tokens": int(n_tokens[accepted].sum()),
+    }
+
+
+def _pilot_sample(known: pa.Table, pulled: npt.NDArray[np.int64]) -> pa.Table:
+    """Keep the pilot's documents, those scored before among them; all that is known where the pilot drew none."""
+    drawn = np.isin(known["position"].to_numpy(), pulled)
+    return known.filter(pa.array(drawn)) if drawn.any() else known
+
+
+def _findings(
+    store: Store,
+    stage: Stage,
+    settings: RoundSettings,
+    scores: pa.Table,
+    pulled: list[npt.NDArray[np.int64]],
+    rescored: pa.Table,
+) -> list[Finding]:
+    """Diagnose a stage by its scores, the arms pulled in each of its rounds from round 0 on, and what was rescored."""
+    at_random = scores["at_random"].to_numpy(zero_copy_only=False)
+    arms = load_arms(store, stage.version)
+    findings = diagnosis.diagnose_rounds(
+        scores["influence"].to_numpy()[at_random],
+        scores["arm"].to_numpy()[at_random],
+        np.concatenate(pulled),
+        np.repeat(np.arange(len(pulled)), [len(arms) for arms in pulled]),
+        int(np.count_nonzero(arms["n_documents"].to_numpy())),
+        diagnosis.PullSize(settings.pull.random_documents, settings.pull.documents_per_pull),
+        int(scores["n_tokens"].to_numpy().sum()),
+        settings.stage_tokens,
+    )
+    stale = diagnosis.stale_influence(rescored["before"].to_numpy(), rescored["influence"].to_numpy())
+    return [*findings, stale] if stale else findings
+
+
+def _compare_rescored(ledger: LedgerState, scores: list[pa.Table]) -> pa.Table:
+    """Put what was scored again beside what it scored before."""
+    if not scores:
+        return RESCORED_SCHEMA.empty_table()
+    before = pa.concat_tables(ledger.scores)
+    known = dict(zip(before["position"].to_pylist(), before["influence"].to_pylist(), strict=True))
+    new = scores[0].select(["position", "influence"])
+    return new.append_column("before", pa.array([known[p] for p in new["position"].to_pylist()])).cast(RESCORED_SCHEMA)
+
+
+def _carry_over(state: BanditState, rescored: pa.Table) -> BanditState:
+    """Put what arms' statistics say of another direction on the scale of the stage's, by what was scored along both."""
+    if not len(rescored):
+        return state
+    ratio = carry_over.scale_between(rescored["before"].to_numpy(), rescored["influence"].to_numpy())
+    return carry_over.rescale(state, ratio)
+
+
+def _announce(store: Store, stage: Stage, number: int, settings: RoundSettings, info: RoundInfo) -> None:
+    """Say what the pilot chose and what a round newly found, on the console."""
+    if info.pilot is not None:
+        notice(f"pilot of stage {stage.number}: {pilot_advice(settings, info.pilot, info.threshold)}")
+    if info.remaining is not None:
+        notice(f"stage {stage.number} round {number}: {describe_remaining(info)}")
+    known = []
+    if number > 0:
+        last = rounds.read_round(store, stage.run, stage.number, number - 1)
+        known = [finding.signature for finding in last.info.findings]
+    announce_findings(f"stage {stage.number} round {number}", info.findings, known)
+
+
+def describe_remaining(info: RoundInfo) -> str:
+    """Say what scoring everything would add, with its interval, and what the run has cost so far."""
+    if (found := info.remaining) is None:
+        return ""
+    cost = f", at {info.cost.share:.1%} of its cost" if info.cost else ""
+    return (
+        f"scoring everything would add about {found.left:.0%} ({found.low:.0%} to {found.high:.0%}) of full scoring's "
+        f"gain{cost}"
+    )
+
+
+def _label_active(names: Sequence[str], scores: list[pa.Table], pulled: npt.NDArray[np.int64]) -> pa.Table:
+    """Join a round's scores, those along each of several reference sets last, and tell those that no pull has drawn."""
+    schema = pa.schema([*SCORE_SCHEMA, *((f"{SET_COLUMN}{name}", pa.float64()) for name in names)])
+    if not scores:
+        return schema.empty_table()
+    table = pa.concat_tables(scores)
+    active = ~np.isin(table["position"].to_numpy(), pulled)
+    return table.append_column("active", pa.array(active)).select(schema.names).cast(schema)
+
+
+def _pull(draw: Draw, own: npt.NDArray[np.int64], known: pa.Table) -> Pull:
+    """Sum up a draw; what was scored of it against another direction says nothing here."""
+    rows = np.flatnonzero(np.isin(known["position"].to_numpy(), own))
+    rewards, targets = known["influence"].to_numpy()[rows], int(known["n_targets"].to_numpy()[rows].sum())
+    mean, variance = (float(rewards.mean()), float(rewards.var())) if len(rows) else (0.0, 0.0)
+    return Pull(*draw, targets, mean, variance, len(rows))
+
+
+def _pull_row(pull: Pull, ucb: np.ndarray[Any, Any]) -> dict[str, Any]:
+    score = float(ucb[pull.arm])
+    row = {name: getattr(pull, name) for name in PULL_SCHEMA.names[:-1]}
+    return {**row, "ucb_score": score if np.isfinite(score) else None}
+
+
+def _changed_arms(before: BanditState, after: BanditState) -> pa.Table:
+    """Keep the arms a round changed: the ledger grows with what was pulled."""
+    moved = (before.cursor != after.cursor) | (before.pulls != after.pulls)
+    changed = np.flatnonzero(moved | (before.reward_sum != after.reward_sum))
+    columns = [changed, after.cursor[changed], after.pulls[changed], after.reward_sum[changed]]
+    return pa.table(columns, names=ARM_SCHEMA.names).cast(ARM_SCHEMA)
+
+
+def _neighbours(store: Store, version: str, policy: bandit.Policy, seed: int) -> wasserstein.Neighbours | None:
+    if policy.propagation == "none":
+        return None
+    return _load_neighbours(store, version, policy.bandwidth, seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_neighbours(store: Store, version: str, bandwidth: float | None, seed: int) -> wasserstein.Neighbours:
+    arms = load_arms(store, version)
+    centroids, variances = (column_vectors(arms[name]) for name in ("centroid", "variance"))
+    if bandwidth is None:
+        bandwidth = wasserstein.choose_bandwidth(centroids, variances, make_generator(seed, Stream.BANDWIDTH))
+    return wasserstein.neighbour_lists(centroids, variances, bandwidth)

@@ -1,0 +1,197 @@
+"""What scoring costs and what a stage may still spend, in model FLOPs beside those of scoring the whole pool exactly.
+
+Everything that is read of the pool with a model counts: the pilot, rounds, documents scored again, a scorer's
+calibration, hidden states, and an embedding by the model. What full scoring needs as well does not: factors and
+direction. Costs follow from token counts and the model's shape (`core.lm.flops`): they are known before they are spent.
+
+Shape suffixes: N documents of the pool.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from quad_tasks.config.schema import RunConfig
+from quad_tasks.core.blocks import Attention, find_blocks
+from quad_tasks.core.lm import flops
+from quad_tasks.core.lm.flops import ModelSize, PassFlops
+from quad_tasks.manifests.run import Calibration, RoundCost
+from quad_tasks.runtime.checkpoints import load_architecture
+from quad_tasks.runtime.run import starting_checkpoint
+from quad_tasks.stages.bandit.ledger import LedgerState, load_token_counts
+from quad_tasks.storage.store import Store
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+DEFAULT_COST_SHARE = 0.1
+"""Of scoring the whole pool exactly, where a regression ranks the rest: beyond it a pilot's gained little."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a run reads documents with its model, as far as cost follows from it.
+
+    Attributes:
+        attention: which blocks a direction covers.
+        window_tokens: longest window.
+        directions: scored along at once, one a reference set.
+        states: whether hidden states of the whole pool are read.
+        embedded_tokens: of every document at most, that the model reads to embed it; None: it does not.
+    """
+
+    attention: Attention
+    window_tokens: int
+    directions: int
+    states: bool
+    embedded_tokens: int | None
+
+
+@dataclass(frozen=True)
+class CostCap:
+    """What all stages may spend, as a share of scoring the whole pool exactly.
+
+    Attributes:
+        share: of it, > 0.
+        beside_reading: whether what is read before anything is scored comes on top of the share.
+    """
+
+    share: float
+    beside_reading: bool
+
+
+class Room(NamedTuple):
+    """What may still be spent: documents to score, and FLOPs."""
+
+    documents: int
+    flops: float
+
+
+def read_settings(config: RunConfig) -> Reading:
+    """Read how a run reads documents from its configuration."""
+    embedding = config.embedding
+    return Reading(
+        attention=config.factors.attention,
+        window_tokens=config.model.window_tokens,
+        directions=len(config.reference.named_sets()),
+        states=config.bandit.features == "hidden_states",
+        embedded_tokens=embedding.max_tokens if embedding.method == "model" else None,
+    )
+
+
+def cost_cap(config: RunConfig) -> CostCap | None:
+    """Return the cap of a run's configuration; None: only `bandit.max_scored_share`, or nothing, limits scoring."""
+    bandit = config.bandit
+    if bandit.max_cost_share is not None:
+        return CostCap(bandit.max_cost_share, beside_reading=False)
+    if bandit.max_scored_share is not None or config.selection.mode == "instance":
+        return None
+    return CostCap(DEFAULT_COST_SHARE, beside_reading=True)
+
+
+@functools.lru_cache(maxsize=2)
+def read_size(store: Store, version: str, attention: Attention) -> ModelSize:
+    """Read the shape of a pool version's model; every stage's model has it."""
+    model = load_architecture(store, starting_checkpoint(store, version))
+    return flops.model_size(model, find_blocks(model, attention))
+
+
+def scorer_flops(size: ModelSize, scorer: Mapping[str, Any], directions: int) -> PassFlops:
+    """Count how a window is read by a scorer.
+
+    Args:
+        size: of the model.
+        scorer: keyword arguments of `core.influence.score_documents`, and of `low_rank` the `numbers` that its
+            directions hold as factors.
+        directions: scored along.
+    """
+    if scorer["scorer"] == "forward_only":
+        return flops.forward_only_flops(size, directions)
+    return flops.contracted_flops(size, scorer.get("numbers", directions * size.tracked))
+
+
+def scoring_costs(store: Store, version: str, reading: Reading, scorer: Mapping[str, Any]) -> Float64:
+    """Count what scoring each of a pool version's documents takes, [N]."""
+    by = tuple(sorted((name, value) for name, value in scorer.items() if name in ("scorer", "numbers")))
+    return _scoring_costs(store, version, reading, by)
+
+
+@functools.lru_cache(maxsize=2)
+def _scoring_costs(store: Store, version: str, reading: Reading, by: tuple[tuple[str, Any], ...]) -> Float64:
+    window = scorer_flops(read_size(store, version, reading.attention), dict(by), reading.directions)
+    return flops.document_flops(window, load_token_counts(store, version), reading.window_tokens)
+
+
+@functools.lru_cache(maxsize=2)
+def pool_cost(store: Store, version: str, reading: Reading) -> float:
+    """Count what scoring a whole pool version exactly takes."""
+    return float(_scoring_costs(store, version, reading, (("scorer", "exact"),)).sum())
+
+
+@functools.lru_cache(maxsize=2)
+def reading_cost(store: Store, version: str, reading: Reading) -> float:
+    """Count what is read of a whole pool version before anything is scored."""
+    size, n_tokens = read_size(store, version, reading.attention), load_token_counts(store, version)
+    return whole_pool_reading(size, n_tokens, reading)
+
+
+def whole_pool_reading(size: ModelSize, n_tokens: Int64, reading: Reading) -> float:
+    """Count what reading documents of so many tokens takes for hidden states and for an embedding by the model."""
+    cost = 0.0
+    if reading.states:
+        cost += float(flops.document_flops(flops.forward_flops(size), n_tokens, reading.window_tokens).sum())
+    if reading.embedded_tokens is not None:
+        read, longest = np.minimum(n_tokens, reading.embedded_tokens), reading.embedded_tokens + 1
+        cost += float(flops.document_flops(flops.forward_flops(size, head=False), read, longest).sum())
+    return cost
+
+
+def cost_limit(cap: CostCap | None, pool: float, read_before: float, stage_share: float) -> float:
+    """Compute the FLOPs that all stages up to one may spend; what is read before anything is scored comes first.
+
+    Args:
+        cap: of all stages; None: no limit.
+        pool: FLOPs of scoring the whole pool exactly.
+        read_before: FLOPs of `reading_cost`.
+        stage_share: share of the rest that the stages up to this one may spend.
+    """
+    if cap is None:
+        return float("inf")
+    for_scores = cap.share * pool - (0.0 if cap.beside_reading else read_before)
+    return read_before + for_scores * stage_share
+
+
+def round_cost(
+    store: Store,
+    version: str,
+    reading: Reading,
+    ledger: LedgerState,
+    positions: Int64,
+    scorer: Mapping[str, Any],
+    calibration: Calibration | None,
+) -> RoundCost:
+    """Count what a round cost, and what all of the run did so far.
+
+    Args:
+        store: the workspace.
+        version: key of the pool version.
+        reading: how documents are read.
+        ledger: before the round.
+        positions: of the documents scored, again or for the first time.
+        scorer: that scored them.
+        calibration: done in the round, if any.
+    """
+    scoring = float(scoring_costs(store, version, reading, scorer)[positions].sum())
+    calibrating = calibration.flops if calibration else 0.0
+    read = reading_cost(store, version, reading)
+    return RoundCost(
+        scoring=scoring,
+        calibration=calibrating,
+        reading=read,
+        so_far=read + ledger.flops + scoring + calibrating,
+        pool=pool_cost(store, version, reading),
+    )

@@ -1,0 +1,137 @@
+"""Draw the next documents of arms: which a pull covers, passes over, and still has to score.
+
+An arm's documents stand in a random order and its cursor says how many pulls have covered. A document is open to a
+stage unless an earlier stage chose it, or it was scored along another direction than the stage's: neither can be
+measured for this stage's choice. A pull covers documents from the cursor on until it holds as many open ones as
+wanted, so that these are a uniform sample of the arm's open documents beyond the cursor. Those of them that an active
+draw has scored along the stage's direction belong to the sample; leaving them out would leave out those predicted to
+be good.
+
+Shape suffixes: K arms, C documents that are closed, S documents scored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from quad_tasks.records import Stage
+from quad_tasks.stages.bandit.cost import Room
+from quad_tasks.stages.bandit.ledger import LedgerState, load_arms, read_chosen, stage_scores
+from quad_tasks.stages.influence.find_overlap import overlap_positions
+from quad_tasks.storage.store import Store
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+
+class Draw(NamedTuple):
+    """One pull before it is scored: the next `n_documents` of an arm, those passed over among them."""
+
+    arm: int
+    cursor: int
+    n_documents: int
+
+
+@dataclass(frozen=True)
+class OpenDocuments:
+    """What a stage may still draw.
+
+    Attributes:
+        first_K: [K] position of each arm's first document.
+        cursor_K: [K] documents of each arm that pulls have covered.
+        end_K: [K] position after each arm's last document.
+        closed_C: [C] positions of documents that are not open, ascending.
+        scored_S: [S] positions of documents scored in any round, ascending.
+
+    What is known of single documents is a list of those few, so that a round's cost does not follow the pool's size.
+    """
+
+    first_K: Int64
+    cursor_K: Int64
+    end_K: Int64
+    closed_C: Int64
+    scored_S: Int64
+
+
+def find_open_documents(store: Store, stage: Stage, ledger: LedgerState) -> OpenDocuments:
+    """Find the documents that are open to a stage."""
+    scored = np.flatnonzero(ledger.scored_N)
+    along_another = np.setdiff1d(scored, stage_scores(ledger, stage)["position"].to_numpy())
+    chosen = read_chosen(store, stage.run, stage.number)["position"].to_numpy()
+    first_K = load_arms(store, stage.version)["position"].to_numpy()
+    return OpenDocuments(
+        first_K=first_K,
+        cursor_K=ledger.state.cursor,
+        end_K=first_K + ledger.state.n_documents,
+        closed_C=np.union1d(np.union1d(along_another, chosen), overlap_positions(store, stage.run)),
+        scored_S=scored,
+    )
+
+
+def _open_before(documents: OpenDocuments, position: Int64) -> Int64:
+    """Count the open documents before each position."""
+    return position - np.searchsorted(documents.closed_C, position)
+
+
+def count_open(documents: OpenDocuments) -> Int64:
+    """Count each arm's open documents beyond its cursor, [K]."""
+    return _open_before(documents, documents.end_K) - _open_before(documents, documents.first_K + documents.cursor_K)
+
+
+def draw_next(documents: OpenDocuments, arm: int, n_open: int) -> Draw:
+    """Draw an arm's next `n_open` open documents; the whole rest of an arm that has no more."""
+    cursor, end = int(documents.cursor_K[arm]), int(documents.end_K[arm])
+    start = int(documents.first_K[arm]) + cursor
+    before_start, before_end = _open_before(documents, np.array([start, end])).tolist()
+    wanted = before_start + n_open
+    if wanted >= before_end:
+        return Draw(arm, cursor, end - start)
+    # The pull ends after the open document of that number: so many open ones, and the closed ones among them
+    open_before_C = documents.closed_C - np.arange(len(documents.closed_C))
+    return Draw(arm, cursor, wanted + int(np.searchsorted(open_before_C, wanted - 1, side="right")) - start)
+
+
+def covered_positions(first_K: Int64, draw: Draw) -> Int64:
+    """Return the positions that a draw covers, [n_documents], of the position of each arm's first document."""
+    covered: Int64 = np.arange(draw.n_documents) + first_K[draw.arm] + draw.cursor
+    return covered
+
+
+def unscored_positions(documents: OpenDocuments, draw: Draw) -> Int64:
+    """Return the positions of a draw that are still to be scored."""
+    covered = covered_positions(documents.first_K, draw)
+    first, end = documents.first_K[draw.arm] + draw.cursor, documents.first_K[draw.arm] + draw.cursor + len(covered)
+    left = np.ones(len(covered), dtype=np.bool_)
+    for ascending in (documents.closed_C, documents.scored_S):
+        here = slice(*np.searchsorted(ascending, [first, end]))
+        left[ascending[here] - first] = False
+    unscored: Int64 = covered[left]
+    return unscored
+
+
+def cut_draws(documents: OpenDocuments, draws: Sequence[Draw], room: Room, cost_N: Float64) -> tuple[list[Draw], Room]:
+    """Cut draws, earlier ones last, so that what all of them have to score fits a room.
+
+    Args:
+        documents: what may be drawn.
+        draws: in the order in which they may spend.
+        room: documents and FLOPs that may be spent.
+        cost_N: [N] FLOPs of scoring each document.
+
+    Returns:
+        The draws that cover anything, and the room they leave.
+    """
+    kept = []
+    for draw in draws:
+        asked = unscored_positions(documents, draw)
+        fitting = int(np.searchsorted(np.cumsum(cost_N[asked]), room.flops, side="right"))
+        n = min(len(asked), room.documents, fitting)
+        if n < len(asked):
+            draw = draw._replace(n_documents=int(asked[n] - documents.first_K[draw.arm]) - draw.cursor)
+        if draw.n_documents > 0:
+            kept.append(draw)
+        room = Room(room.documents - n, room.flops - float(cost_N[asked[:n]].sum()))
+    return kept, room

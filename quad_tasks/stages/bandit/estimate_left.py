@@ -1,0 +1,133 @@
+"""Estimate after a round what scoring everything would add, where a regression is due (`core.selection.remaining`).
+
+The documents that pulls have covered are a random sample of their arms. Each part of them is predicted by a fit on all
+scored documents but that part; how far such predictions are off says how far those of unscored documents may be.
+"""
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from quad_tasks.core.seeds import Stream, make_generator
+from quad_tasks.core.selection.remaining import (
+    LEAST_HELD_OUT,
+    HeldOut,
+    Unscored,
+    estimate_remaining,
+    sample_unscored,
+)
+from quad_tasks.manifests.run import LeftToGain
+from quad_tasks.records import BanditState, Stage
+from quad_tasks.runtime.tasks import map_tasks
+from quad_tasks.stages.bandit.ledger import REFIT_GROWTH, LedgerState, load_token_counts, mark_at_random, stage_scores
+from quad_tasks.stages.bandit.plan_round import predicted_pool, targeted_tokens
+from quad_tasks.stages.bandit.policy import RoundSettings
+from quad_tasks.stages.bandit.predict import FeatureSource, feature_source, fit_scored, predict_block
+from quad_tasks.storage import tables
+from quad_tasks.storage.store import Store
+
+FOLDS = 5
+"""Parts that are held out in turn."""
+
+
+def estimate_left(
+    store: Store,
+    stage: Stage,
+    number: int,
+    settings: RoundSettings,
+    ledger: LedgerState,
+    table: pa.Table,
+    after: BanditState,
+    is_last: bool,
+) -> LeftToGain | None:
+    """Estimate what is left to gain after a round.
+
+    Args:
+        store: the workspace.
+        stage: the round's stage.
+        number: the round.
+        settings: of the stage's rounds.
+        ledger: before the round.
+        table: the round's scores.
+        after: the arms after the round.
+        is_last: whether the stage ends with the round, so that an estimate is due.
+
+    Returns:
+        The estimate; None where no regression is due after the round or used at all, or too little is known.
+    """
+    known = pa.concat_tables([stage_scores(ledger, stage), table])
+    due = is_last or len(known) >= REFIT_GROWTH * ledger.fitted_documents
+    scores = mark_at_random(store, stage.version, known, after.cursor)
+    at_random = np.flatnonzero(scores["at_random"].to_numpy(zero_copy_only=False))
+    if not (settings.predicts and due) or len(at_random) < LEAST_HELD_OUT:
+        return None
+    scored_N = ledger.scored_N.copy()
+    scored_N[table["position"].to_numpy()] = True
+    fitted = replace(
+        ledger,
+        state=after,
+        scored_N=scored_N,
+        direction=stage.direction,
+        scores=[known],
+        fitted_round=number + 1,
+        fitted_documents=len(known),
+        fitted_cursor=after.cursor,
+    )
+    blocks = predicted_pool(store, stage, settings, fitted).blocks
+    influence = np.concatenate([tables.read_array(store, block.key)[0] for block in blocks])
+    measured = np.full(len(influence), np.nan)
+    measured[known["position"].to_numpy()] = known["influence"].to_numpy()
+    open_N = np.flatnonzero(~np.isnan(influence))
+    generator = make_generator(settings.seed, Stream.REMAINING, stage.number, number)
+    rows_U, refitted_S = sample_unscored(measured[open_N], influence[open_N], generator)
+    held_out, refits_FS = _hold_out(store, stage, settings, scores, at_random, open_N[refitted_S], generator)
+    unscored = Unscored(rows_U, refitted_S, refits_FS)
+    budget, n_tokens_N = targeted_tokens(store, stage, settings), load_token_counts(store, stage.version)[open_N]
+    known_N = measured[open_N], influence[open_N], n_tokens_N
+    found = estimate_remaining(*known_N, budget, held_out, unscored, generator)
+    return LeftToGain(**asdict(found)) if found else None
+
+
+def _hold_out(
+    store: Store,
+    stage: Stage,
+    settings: RoundSettings,
+    scores: pa.Table,
+    at_random: npt.NDArray[np.int64],
+    unscored: npt.NDArray[np.int64],
+    generator: np.random.Generator,
+) -> tuple[HeldOut, npt.NDArray[np.float64]]:
+    """Predict each document drawn at random by a fit without it, and unscored ones by all these fits, over Dask."""
+    features = feature_source(store, stage.version, settings.bandit.features, settings.use)
+    folds = np.array_split(generator.permutation(at_random), FOLDS)
+    seeds = generator.integers(2**32, size=FOLDS).tolist()
+    items = [
+        (store, stage.version, scores, fold, seed, unscored, features) for fold, seed in zip(folds, seeds, strict=True)
+    ]
+    predicted = map_tasks(predict_fold, items, "hold out", "folds")
+    rows = scores.take(np.concatenate(folds))
+    held_out_H = np.concatenate([of_fold for of_fold, _ in predicted])
+    return (
+        HeldOut(held_out_H, rows["influence"].to_numpy(), rows["n_tokens"].to_numpy()),
+        np.stack([of_unscored for _, of_unscored in predicted]),
+    )
+
+
+def predict_fold(
+    store: Store,
+    version: str,
+    scores: pa.Table,
+    fold: npt.NDArray[np.int64],
+    seed: int,
+    unscored: npt.NDArray[np.int64],
+    features: FeatureSource,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Predict a fold's scored documents, and unscored ones at their positions, by a fit on the others, on a worker."""
+    kept = np.setdiff1d(np.arange(len(scores)), fold)
+    n_arms = int(scores["arm"].to_numpy().max()) + 1
+    predictor = fit_scored(store, version, scores.take(kept), n_arms, np.random.default_rng(seed), features)
+    positions = np.concatenate([scores["position"].to_numpy()[fold], unscored])
+    predicted = predict_block(predictor, store, version, positions, features)
+    return predicted[: len(fold)], predicted[len(fold) :]

@@ -1,0 +1,297 @@
+"""Stage: what a round of the bandit is to do: which arms to pull, which documents to score.
+
+A round's choice follows from the rounds committed before it and the seed. A pull takes the next documents of its arm,
+which stand in a random order (`draw_pulls.py`). Beside the pulls a round draws actively those of the pool's documents
+whose predicted influence lies nearest the selection's cut (`pool_prediction.py`). A document is scored once; a
+few are scored again along the next stage's direction, to tell how stale influence has become.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from quad_tasks.config.schema import ConfigError
+from quad_tasks.core import bandit, contextual
+from quad_tasks.core.seeds import Stream, make_generator
+from quad_tasks.core.selection import fill_budget
+from quad_tasks.records import Stage
+from quad_tasks.runtime.tasks import stage_task
+from quad_tasks.stages.bandit.cost import Room, cost_limit, pool_cost, reading_cost, scoring_costs
+from quad_tasks.stages.bandit.draw_pulls import (
+    Draw,
+    OpenDocuments,
+    count_open,
+    covered_positions,
+    cut_draws,
+    draw_next,
+    find_open_documents,
+    unscored_positions,
+)
+from quad_tasks.stages.bandit.ledger import (
+    LedgerState,
+    load_arms,
+    mark_at_random,
+    read_chosen,
+    read_ledger,
+    stage_scores,
+)
+from quad_tasks.stages.bandit.policy import ROUNDING, RoundSettings, scored_limit
+from quad_tasks.stages.bandit.pool_prediction import PoolPrediction, draw_nearest, predict_pool
+from quad_tasks.stages.bandit.predict import feature_source, fit_scored
+from quad_tasks.stages.influence.find_overlap import overlap_positions
+from quad_tasks.storage import rounds
+from quad_tasks.storage.keys import prediction_folder, predictions_folder
+from quad_tasks.storage.positions import column_vectors
+from quad_tasks.storage.store import Store
+
+Float64 = npt.NDArray[np.float64]
+
+EXACT: Mapping[str, Any] = {"scorer": "exact"}
+FEWEST_SCORED = 2
+"""A regression needs two documents."""
+NEAREST_TRIED = 4
+"""Documents tried, for each that is drawn actively, where what is left may not pay for all."""
+RESCORED_DOCUMENTS = 100
+"""Enough for a rank correlation's standard error of 0.1."""
+
+
+class Plan(NamedTuple):
+    """What a round is to do.
+
+    Attributes:
+        draws: its pulls, by arm.
+        chunks: positions to score, each scored at once: the pulls' documents not scored before, pull by pull, then
+            those drawn actively. None holds held-out text; a pull's cursor passes over such documents.
+        rescored: positions scored against the direction before, to be scored again; of a stage's round 0 only.
+        scorer: how to score: keyword arguments of `influence.score_documents`, and what `cost.scorer_flops` asks for.
+        cut: whether the cap on cost left less than the round was to score.
+    """
+
+    draws: list[Draw]
+    chunks: list[tuple[int, ...]]
+    rescored: tuple[int, ...] = ()
+    scorer: Mapping[str, Any] = EXACT
+    cut: bool = False
+
+    def positions(self) -> npt.NDArray[np.int64]:
+        """List what is scored, for the first time or again."""
+        return np.array([*(position for chunk in self.chunks for position in chunk), *self.rescored], dtype=np.int64)
+
+
+@stage_task("plan round")
+def plan_round(store: Store, stage: Stage, number: int, settings: RoundSettings) -> Plan:
+    """Plan a round's pulls; round 0 is the random pilot, which estimates τ and gives every arm's mean a start.
+
+    No round spends more than `bandit.max_cost_share` and `bandit.max_scored_share` leave: pulls are cut from the arm of
+    least score on, and the active draw takes what they leave.
+
+    Raises:
+        ConfigError: a stage may score fewer than two documents, or cannot pay for them.
+    """
+    ledger = read_ledger(store, stage, number, settings.bandit.discount)
+    generator = make_generator(settings.seed, Stream.ROUND, stage.number, number)
+    room = find_room(store, stage, settings, ledger)
+    documents = find_open_documents(store, stage, ledger)
+    if number == 0:
+        cost_N = scoring_costs(store, stage.version, settings.reading, EXACT)
+        sizes = _pilot_sizes(store, stage, settings, room, cost_N, _is_refitted(stage, ledger))
+        return _plan_pilot(stage, ledger, documents, room, cost_N, sizes, generator)
+    scorer = read_scorer(store, stage, settings)
+    cost_N = scoring_costs(store, stage.version, settings.reading, scorer)
+    chosen = bandit.choose_arms(ledger.state, settings.policy, generator, _arm_features(store, stage.version))
+    draws = [draw_next(documents, arm, settings.pull.random_documents) for arm in chosen.tolist()]
+    n_pulled = sum(len(unscored_positions(documents, draw)) for draw in draws)
+    kept, left = cut_draws(documents, draws, room, cost_N)
+    draws = sorted(kept)
+    chunks = [unscored_positions(documents, draw) for draw in draws]
+    pulled = np.concatenate([np.empty(0, np.int64), *(covered_positions(documents.first_K, draw) for draw in draws)])
+    n_active = len(chosen) * (settings.pull.documents_per_pull - settings.pull.random_documents)
+    n_active = min(n_active, left.documents)
+    nearest = _draw_active(store, stage, settings, ledger, pulled, n_active)
+    fitting = _fitting(nearest, cost_N, left.flops)[:n_active]
+    cut = math.isfinite(room.flops) and sum(map(len, chunks)) < n_pulled
+    cut |= len(fitting) < min(len(nearest), n_active)
+    size = settings.pull.documents_per_pull
+    chunks += [fitting[start : start + size] for start in range(0, len(fitting), size)]
+    return Plan(draws, _chunks(chunks), scorer=scorer, cut=cut)
+
+
+def find_room(store: Store, stage: Stage, settings: RoundSettings, ledger: LedgerState) -> Room:
+    """Find what a stage may still spend: documents, and FLOPs."""
+    documents = scored_limit(settings, len(ledger.scored_N)) - int(np.count_nonzero(ledger.scored_N))
+    if settings.cost_cap is None:
+        return Room(documents, math.inf)
+    known = (store, stage.version, settings.reading)
+    read = reading_cost(*known)
+    limit = cost_limit(settings.cost_cap, pool_cost(*known), read, settings.stage_share)
+    return Room(documents, limit - read - ledger.flops)
+
+
+def _pilot_sizes(
+    store: Store, stage: Stage, settings: RoundSettings, room: Room, cost_N: Float64, refitted: bool
+) -> tuple[int, int]:
+    """Return how many documents a pilot draws, and how many it may score again.
+
+    Raises:
+        ConfigError: two documents are more than the stage may score or pay for.
+    """
+    if room.documents < FEWEST_SCORED:
+        raise ConfigError(
+            f"bandit.max_scored_share: expected to leave stage {stage.number} at least {FEWEST_SCORED} of "
+            f"{len(cost_N)} documents to score, got {room.documents}"
+        )
+    if math.isinf(room.flops):
+        n_pilot = max(FEWEST_SCORED, math.ceil(room.documents / 2))
+        return min(settings.bandit.pilot_documents, n_pilot), RESCORED_DOCUMENTS
+    payable = math.floor(room.flops / float(cost_N.mean()) + ROUNDING)
+    if payable < FEWEST_SCORED:
+        read = reading_cost(store, stage.version, settings.reading) / pool_cost(store, stage.version, settings.reading)
+        raise ConfigError(
+            f"bandit.max_cost_share: expected to leave stage {stage.number} the cost of scoring at least "
+            f"{FEWEST_SCORED} documents, got that of {max(0, payable)}; hidden states and embeddings of the whole pool "
+            f"take {read:.3g} of scoring it (bandit.features, embedding.method)"
+        )
+    rescored = min(RESCORED_DOCUMENTS, payable // 4) if refitted else 0
+    n_pilot = max(FEWEST_SCORED, math.ceil(min(room.documents, payable - rescored) / 2))
+    return min(settings.bandit.pilot_documents, n_pilot), rescored
+
+
+def read_scorer(store: Store, stage: Stage, settings: RoundSettings) -> dict[str, Any]:
+    """Return how a stage's rounds score, as its pilot's calibration found; exactly where none was asked for."""
+    if settings.bandit.scorer == "exact":
+        return dict(EXACT)
+    calibration = rounds.read_round(store, stage.run, stage.number, 0).info.calibration
+    return dict(calibration.used if calibration else EXACT)
+
+
+def _is_refitted(stage: Stage, ledger: LedgerState) -> bool:
+    """Tell whether the stage's direction is another than that of the scores so far."""
+    return bool(ledger.scores) and ledger.direction != stage.direction
+
+
+def _draw_rescored(stage: Stage, ledger: LedgerState, most: int, generator: np.random.Generator) -> tuple[int, ...]:
+    """Draw at most so many of the documents scored against another direction than the stage's."""
+    if not _is_refitted(stage, ledger):
+        return ()
+    scored = pa.concat_tables(ledger.scores)["position"].to_numpy()
+    return tuple(generator.choice(scored, min(most, len(scored)), replace=False).tolist())
+
+
+def _plan_pilot(
+    stage: Stage,
+    ledger: LedgerState,
+    documents: OpenDocuments,
+    room: Room,
+    cost_N: Float64,
+    sizes: tuple[int, int],
+    generator: np.random.Generator,
+) -> Plan:
+    """Plan a pilot: a uniform sample of the documents open beyond the cursors, each arm's share by its random order.
+
+    Where a refitted direction finds nothing open and has no score yet, documents are scored again instead.
+    """
+    (n_pilot, n_rescored), left = sizes, count_open(documents)
+    count = generator.multivariate_hypergeometric(left, min(n_pilot, int(left.sum())), method="marginals")
+    draws = [draw_next(documents, arm, int(count[arm])) for arm in np.flatnonzero(count).tolist()]
+    draws, _ = cut_draws(documents, draws, room, cost_N)
+    chunks = [unscored_positions(documents, draw) for draw in draws]
+    rescored = _draw_rescored(stage, ledger, n_rescored, generator)
+    if not draws and not len(stage_scores(ledger, stage)):
+        scored = np.flatnonzero(ledger.scored_N)
+        chunks = [generator.choice(scored, min(n_pilot, len(scored)), replace=False)]
+    return Plan(draws, _chunks(chunks), rescored)
+
+
+def _chunks(positions: Sequence[npt.NDArray[np.int64]]) -> list[tuple[int, ...]]:
+    return [tuple(chunk.tolist()) for chunk in positions if len(chunk)]
+
+
+def _draw_active(
+    store: Store,
+    stage: Stage,
+    settings: RoundSettings,
+    ledger: LedgerState,
+    pulled: npt.NDArray[np.int64],
+    n_active: int,
+) -> npt.NDArray[np.int64]:
+    """List the pool's unscored documents predicted nearest the cut, nearest first, several times as many as wanted."""
+    if n_active <= 0:
+        return np.empty(0, dtype=np.int64)
+    excluded = np.union1d(np.flatnonzero(ledger.scored_N), pulled)
+    return draw_nearest(store, predicted_pool(store, stage, settings, ledger), excluded, NEAREST_TRIED * n_active)
+
+
+def _fitting(positions: npt.NDArray[np.int64], cost_N: Float64, flops: float) -> npt.NDArray[np.int64]:
+    """Keep, in order, each position whose cost still fits."""
+    kept = []
+    for position in positions.tolist():
+        if cost_N[position] <= flops:
+            kept.append(position)
+            flops -= float(cost_N[position])
+    return np.array(kept, dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=1)
+def _predicted_pools() -> dict[tuple[Store, str, str, int, int], PoolPrediction]:
+    """Keep the last prediction of the pool in this process: a few rounds use each."""
+    return {}
+
+
+def predicted_pool(store: Store, stage: Stage, settings: RoundSettings, ledger: LedgerState) -> PoolPrediction:
+    """Predict the pool from what was scored before round `ledger.fitted_round`.
+
+    Influence is as measured where it was; what an earlier stage has chosen or what holds held-out text is closed.
+    """
+    kept = _predicted_pools()
+    key = (store, stage.run, stage.version, stage.number, ledger.fitted_round)
+    if key not in kept:
+        drop_predictions(store, stage)
+        kept[key] = _predict_pool(store, stage, settings, ledger)
+    return kept[key]
+
+
+def drop_predictions(store: Store, stage: Stage) -> None:
+    """Delete the stage's predictions of the pool, a killed driver's too; other runs' are theirs."""
+    _predicted_pools().clear()
+    for key in store.list(predictions_folder(stage.run, stage.number)):
+        store.delete(key)
+
+
+def _predict_pool(store: Store, stage: Stage, settings: RoundSettings, ledger: LedgerState) -> PoolPrediction:
+    scores = stage_scores(ledger, stage).slice(0, ledger.fitted_documents)
+    scores = mark_at_random(store, stage.version, scores, ledger.fitted_cursor)
+    generator = make_generator(settings.seed, Stream.ROUND_REGRESSION, stage.number, ledger.fitted_round)
+    n_arms = len(ledger.state.n_documents)
+    features = feature_source(store, stage.version, settings.bandit.features, settings.use)
+    predictor = fit_scored(store, stage.version, scores, n_arms, generator, features)
+    taken = read_chosen(store, stage.run, stage.number)
+    return predict_pool(
+        store,
+        stage.version,
+        prediction_folder(stage.run, stage.number, ledger.fitted_round),
+        len(ledger.scored_N),
+        predictor,
+        features,
+        (scores["position"].to_numpy(), scores["influence"].to_numpy()),
+        np.union1d(taken["position"].to_numpy(), overlap_positions(store, stage.run)),
+        targeted_tokens(store, stage, settings),
+    )
+
+
+def targeted_tokens(store: Store, stage: Stage, settings: RoundSettings) -> int:
+    """Compute the tokens that the stage is to select by influence."""
+    taken = read_chosen(store, stage.run, stage.number)
+    budget = settings.budget_tokens - int(taken["n_tokens"].to_numpy().sum())
+    return fill_budget.targeted_budget(budget, settings.general_share)
+
+
+@functools.lru_cache(maxsize=2)
+def _arm_features(store: Store, version: str) -> np.ndarray[Any, Any]:
+    arms = load_arms(store, version)
+    sizes = (arms[name].to_numpy() for name in ("n_documents", "n_tokens"))
+    return contextual.arm_features(column_vectors(arms["centroid"]), *sizes)

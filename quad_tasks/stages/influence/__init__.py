@@ -1,0 +1,1 @@
+"""What `flows/fit_influence.py` orders: reference tables, EK-FAC factors and the direction."""

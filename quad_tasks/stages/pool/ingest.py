@@ -1,0 +1,299 @@
+"""Stage: input files become the pool's document tables, one per shard, and every document is accounted for.
+
+A shard's table is named by its file, the file's digest, the field names and the tokenizer, so that a rerun skips what
+is there and a changed file never meets its old table. Documents in = kept + set aside, in every shard manifest.
+Refuses to guess: a bad document is set aside with its reason, a bad file stops the run with its name.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from quad_tasks.config.schema import ConfigError, PoolConfig
+from quad_tasks.core.lm.model import encode
+from quad_tasks.manifests.pool import InputFile, ShardManifest
+from quad_tasks.records import Document, SetAside, Shard
+from quad_tasks.runtime.checkpoints import load_checkpoint_tokenizer, read_checkpoint_manifest
+from quad_tasks.runtime.tasks import map_tasks, stage_task
+from quad_tasks.storage import tables
+from quad_tasks.storage.keys import documents_key, hashes_key, set_aside_key, shard_manifest_key
+from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
+from quad_tasks.storage.readers import (
+    Fields,
+    InputError,
+    expand_inputs,
+    fingerprint,
+    input_size,
+    none_kept,
+    number_documents,
+)
+from quad_tasks.storage.store import Store
+
+BLOCK_ROWS, BLOCK_CHARACTERS = 1024, 2**24
+"""Documents, and characters of their texts, that are tokenized at once."""
+MIN_TOKENS = 2  # one target
+PARTITION_DOCUMENTS = 2**22
+"""Documents, on average, whose hashes one worker compares."""
+DROPPED = "field dropped: "
+Duplicates = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+"""Rows of a shard with a text, and with an id, that the pool has already."""
+SET_ASIDE_RECORDS = 10_000
+"""Of one file: the manifest counts all that is set aside, the table tells of the first so many."""
+ASIDE = "set aside: "
+"""Starts the names of counts by reason."""
+SET_ASIDE_SCHEMA = pa.schema(
+    [
+        ("input", pa.string()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("id", pa.string()),
+    ]
+)
+
+
+@stage_task("scan inputs")
+def scan_inputs(inputs: Sequence[str]) -> list[Shard]:
+    """Find the pool's input files and digest their bytes.
+
+    Raises:
+        InputError: a pattern matches nothing, or a file cannot be read.
+    """
+    return map_tasks(scan_input, [(uri,) for uri in expand_inputs(inputs)], "scan inputs", "files")
+
+
+def scan_input(uri: str) -> Shard:
+    """Digest one input file."""
+    return Shard(uri, fingerprint(uri), input_size(uri))
+
+
+@stage_task("ingest shards")
+def ingest_shards(store: Store, pool: PoolConfig, shards: list[Shard], model_key: str, budget_tokens: int) -> list[str]:
+    """Write every shard's documents and return the shards' names, in the order of the inputs.
+
+    Args:
+        store: the workspace.
+        pool: the pool.
+        shards: its input files.
+        model_key: key of the checkpoint whose tokenizer counts the tokens.
+        budget_tokens: tokens that are to be selected of it.
+
+    Raises:
+        ConfigError: no document is left, or the token budget is larger than the pool.
+        InputError: a file is unreadable.
+    """
+    items = [(store, pool.name, shard, pool.fields.model_dump(), model_key) for shard in shards]
+    names = map_tasks(ingest_shard, items, "ingest", "shards")
+    manifests = [read_shard(store, pool.name, name) for name in names]
+    if not any(m.documents for m in manifests):
+        reasons = sum((Counter(m.set_aside) for m in manifests), Counter[str]())
+        raise ConfigError(f"pool.inputs: expected documents, found none to keep (set aside: {dict(reasons)})")
+    tokens = sum(m.tokens for m in manifests)
+    if budget_tokens > tokens:
+        raise ConfigError(
+            f"selection.budget_tokens: expected at most the pool's {tokens} tokens, found {budget_tokens}: "
+            "lower it, or add inputs"
+        )
+    return names
+
+
+def ingest_shard(store: Store, pool: str, shard: Shard, fields: dict[str, str], model_key: str) -> str:
+    """Read one input file into the pool's tables and return the shard's name; skip it where that is done.
+
+    Raises:
+        InputError: the file is unreadable, holds no usable document, or is no longer the one that was looked at.
+    """
+    tokenizer_sha256 = read_checkpoint_manifest(store, model_key).tokenizer.sha256
+    name = shard_name(shard, fields, tokenizer_sha256)
+    if store.exists(shard_manifest_key(pool, name)):
+        return name
+    set_aside: list[SetAside] = []
+    counts: Counter[str] = Counter()
+    tokenizer = load_checkpoint_tokenizer(store, model_key)
+    records = number_documents(shard.uri, Fields(**fields))
+    batches = _document_batches(records, shard.uri, tokenizer, set_aside, counts)
+    rows, documents_sha256 = tables.write_table_stream(
+        store, documents_key(pool, name), tables.DOCUMENT_SCHEMA, batches, BLOCK_ROWS
+    )
+    if rows == 0 and set_aside:
+        raise InputError(none_kept(shard.uri, [(one.reason, one.detail) for one in set_aside]))
+    if fingerprint(shard.uri) != shard.sha256:
+        raise InputError(f"{shard.uri}: expected the file that was scanned, found it changed while it was read")
+    aside = pa.Table.from_pylist([_set_aside_row(s) for s in set_aside], SET_ASIDE_SCHEMA)
+    aside_key = set_aside_key(pool, name)
+    _, aside_sha256 = tables.write_table_stream(store, aside_key, SET_ASIDE_SCHEMA, aside.to_batches(), BLOCK_ROWS)
+    manifest = ShardManifest(
+        shard=name,
+        input=InputFile(uri=shard.uri, sha256=shard.sha256, size_bytes=shard.size_bytes),
+        fields=fields,
+        tokenizer_sha256=tokenizer_sha256,
+        documents_sha256=documents_sha256,
+        documents_seal=tables.read_seal(store, documents_key(pool, name)),
+        set_aside_sha256=aside_sha256,
+        documents=rows,
+        tokens=counts["tokens"],
+        bytes=counts["bytes"],
+        set_aside={name.removeprefix(ASIDE): n for name, n in sorted(counts.items()) if name.startswith(ASIDE)},
+        fields_dropped={
+            name.removeprefix(DROPPED): n for name, n in sorted(counts.items()) if name.startswith(DROPPED)
+        },
+    )
+    write_manifest(store, shard_manifest_key(pool, name), manifest)
+    return name
+
+
+def read_shard(store: Store, pool: str, name: str) -> ShardManifest:
+    """Read the manifest of one of the pool's shards."""
+    return read_manifest(ShardManifest, store, shard_manifest_key(pool, name))
+
+
+def iter_documents(
+    store: Store, pool: str, name: str, columns: Sequence[str], batch_rows: int = BLOCK_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Read columns of a shard's documents in order, held against the shard's manifest."""
+    seal = read_shard(store, pool, name).documents_seal
+    yield from tables.iter_batches(store, documents_key(pool, name), columns, batch_rows, seal)
+
+
+def shard_name(shard: Shard, fields: dict[str, str], tokenizer_sha256: str) -> str:
+    """Name a shard by its file's stem and by all that determines its tables."""
+    file = shard.uri.rsplit("/", 1)[-1].split(".", 1)[0]
+    stem = "".join(c if c.isalnum() and c.isascii() else "_" for c in file)[:40]
+    return f"{stem}-{digest([shard.uri, shard.sha256, fields, tokenizer_sha256])[:12]}"
+
+
+def _document_batches(
+    records: Iterator[tuple[int, Document | SetAside]],
+    uri: str,
+    tokenizer: Any,
+    set_aside: list[SetAside],
+    counts: Counter[str],
+) -> Iterator[pa.RecordBatch]:
+    """Tokenize blocks of documents; what cannot be kept goes to `set_aside`, sums go to `counts`."""
+    block: list[tuple[int, Document]] = []
+    characters = 0
+    for line, record in records:
+        if isinstance(record, SetAside):
+            _put_aside(record, set_aside, counts)
+            continue
+        block.append((line, record))
+        characters += len(record.text)
+        if len(block) == BLOCK_ROWS or characters >= BLOCK_CHARACTERS:
+            yield tokenize_block(block, uri, tokenizer, set_aside, counts)
+            block, characters = [], 0
+    if block:
+        yield tokenize_block(block, uri, tokenizer, set_aside, counts)
+
+
+def _put_aside(record: SetAside, set_aside: list[SetAside], counts: Counter[str]) -> None:
+    """Count what is set aside by its reason, and keep the first `SET_ASIDE_RECORDS` for people to look at."""
+    counts[f"{ASIDE}{record.reason}"] += 1
+    if len(set_aside) < SET_ASIDE_RECORDS:
+        set_aside.append(record)
+
+
+def tokenize_block(
+    block: list[tuple[int, Document]], uri: str, tokenizer: Any, set_aside: list[SetAside], counts: Counter[str]
+) -> pa.RecordBatch:
+    """Turn documents and their lines into rows; what is too short goes to `set_aside`, sums go to `counts`."""
+    rows = []
+    token_ids = encode(tokenizer, [document.text for _, document in block])
+    for (line, document), ids in zip(block, token_ids, strict=True):
+        if len(ids) < MIN_TOKENS:
+            detail = f"expected at least {MIN_TOKENS} tokens, got {len(ids)}"
+            _put_aside(SetAside(uri, line, "too_short", detail, document.id), set_aside, counts)
+            continue
+        text = document.text.encode()
+        counts["tokens"] += len(ids)
+        counts["bytes"] += len(text)
+        counts.update(f"{DROPPED}{name}" for name in document.dropped)
+        rows.append(
+            {
+                "id": document.id,
+                "text": document.text,
+                "source": document.source,
+                "metadata": json.dumps(dict(document.metadata), sort_keys=True, ensure_ascii=False),
+                "n_tokens": len(ids),
+                "n_bytes": len(text),
+                "text_hash": hashlib.blake2b(text, digest_size=16).digest(),
+                "line": line,
+            }
+        )
+    return pa.RecordBatch.from_pylist(rows, tables.DOCUMENT_SCHEMA)
+
+
+def _set_aside_row(item: SetAside) -> dict[str, Any]:
+    return {"input": item.input, "line": item.line, "reason": item.reason, "detail": item.detail, "id": item.id}
+
+
+def find_duplicates(store: Store, pool: str, names: Sequence[str]) -> list[Duplicates]:
+    """Find documents whose text, or whose id, an earlier document of the pool has already.
+
+    Earlier means: in the order of the shards, then of their rows. Workers hash each shard once, then search the hashes
+    partition by partition: this process holds duplicates, not documents.
+
+    Returns:
+        For each shard the rows with a duplicate text and the rows with a duplicate id, int64, ascending, disjoint.
+    """
+    map_tasks(hash_shard, [(store, pool, name) for name in names], "hash", "shards")
+    starts = np.cumsum([0, *(read_shard(store, pool, name).documents for name in names)])
+    partitions = max(1, -(-int(starts[-1]) // PARTITION_DOCUMENTS))
+    items = [(store, pool, tuple(names), number, partitions) for number in range(partitions)]
+    found = map_tasks(find_repeats, items, "find duplicates", "partitions")
+    same_text, same_id = (np.sort(np.concatenate(indices)) for indices in zip(*found, strict=True))
+    same_id = np.setdiff1d(same_id, same_text, assume_unique=True)
+    cuts = [np.searchsorted(indices, starts) for indices in (same_text, same_id)]
+    return [
+        (
+            same_text[cuts[0][i] : cuts[0][i + 1]] - starts[i],
+            same_id[cuts[1][i] : cuts[1][i + 1]] - starts[i],
+        )
+        for i in range(len(names))
+    ]
+
+
+def hash_shard(store: Store, pool: str, name: str) -> None:
+    """Write the hashes of a shard's documents, [N, 3]: two of the text, one of the id; skip it where that is done."""
+    key = hashes_key(pool, name)
+    if store.exists(key):
+        return
+    blocks = [np.empty((0, 3), dtype=np.uint64)]
+    for batch in iter_documents(store, pool, name, ["id", "text_hash"]):
+        texts = np.frombuffer(b"".join(batch["text_hash"].to_pylist()), dtype=np.uint64).reshape(-1, 2)
+        ids = b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in batch["id"].to_pylist())
+        blocks.append(np.column_stack([texts, np.frombuffer(ids, dtype=np.uint64)]))
+    tables.write_array(store, key, np.concatenate(blocks))
+
+
+def find_repeats(
+    store: Store, pool: str, names: Sequence[str], number: int, partitions: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Find repeated texts and repeated ids among the hashes of one partition, on a worker.
+
+    Returns:
+        Numbers of documents, counted through all shards: those with an earlier one's text, those with its id.
+    """
+    found = []
+    for columns in (slice(0, 2), slice(2, 3)):
+        hashes, index, start = [], [], 0
+        for name in names:
+            shard = tables.read_array(store, hashes_key(pool, name))[:, columns]
+            own = np.flatnonzero(shard[:, 0] % np.uint64(partitions) == number)
+            hashes.append(shard[own])
+            index.append(own + start)
+            start += len(shard)
+        found.append(np.concatenate(index)[_repeats(np.concatenate(hashes))])
+    return found[0], found[1]
+
+
+def _repeats(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Mark every row of `values` [N, C] that equals an earlier row."""
+    order = np.lexsort(values.T)
+    mask = np.zeros(len(values), dtype=bool)
+    mask[order[1:]] = (values[order[1:]] == values[order[:-1]]).all(axis=1)
+    return mask

@@ -1,0 +1,183 @@
+"""Stage: the checkpoint whose data is chosen: loaded from its source, or made fresh from a sample of the pool."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerFast as FastTokenizer
+
+from quad_tasks.config.schema import FieldNames, FreshModelConfig, ModelConfig
+from quad_tasks.core.blocks import find_blocks
+from quad_tasks.core.lm import training
+from quad_tasks.core.lm.model import (
+    LlamaSize,
+    check_model,
+    encode,
+    fresh_llama,
+    pick_device,
+    train_tokenizer,
+)
+from quad_tasks.core.lm.source import dequantised, describe_gguf, is_gguf, load_source
+from quad_tasks.core.random_order import order_key
+from quad_tasks.core.seeds import Stream, make_generator
+from quad_tasks.records import Document, Shard
+from quad_tasks.runtime.check_checkpoint import check_checkpoint, check_values, model_tensors
+from quad_tasks.runtime.checkpoints import describe_checkpoint, save_checkpoint
+from quad_tasks.runtime.held_out import HeldOut
+from quad_tasks.runtime.progress import notice, progress, working
+from quad_tasks.runtime.tasks import map_tasks, stage_task
+from quad_tasks.storage.keys import manifest_key, model_folder
+from quad_tasks.storage.manifest import digest, write_manifest
+from quad_tasks.storage.readers import Fields, read_documents
+from quad_tasks.storage.store import Store
+
+FRESH = "fresh"
+Attention = Literal["joint", "split", "none"]
+SAMPLE_BYTES_PER_TOKEN = 4  # a little above what byte-level BPE needs for mixed text, so that the sample suffices
+SAMPLE_SHARDS = 256
+FRESH_STEP_TOKENS = 1024  # many small steps: a small model on a small sample learns more from them than from few large
+FRESH_WARMUP_SHARE = 0.05
+FRESH_WEIGHT_DECAY = 0.1
+
+
+@stage_task("prepare model")
+def prepare_model(
+    store: Store,
+    settings: ModelConfig,
+    attention: Attention,
+    fields: FieldNames,
+    seed: int,
+    device: str,
+    shards: list[Shard],
+    held_out: HeldOut | None = None,
+) -> str:
+    """Return the key of the starting checkpoint; a fresh model is trained where it is not there yet.
+
+    Args:
+        store: the workspace.
+        settings: the model's source, or the size and training of a fresh one.
+        attention: the blocks that factors will be fitted of.
+        fields: names of the records' fields.
+        seed: of the run.
+        device: a fresh model is trained on it.
+        shards: the pool's input files.
+        held_out: a fresh model is not trained on text that holds this; None: on any.
+
+    Raises:
+        ModelError: the source cannot be loaded, holds weights that are not finite, or does not fit
+            `model.window_tokens`.
+        UnsupportedLayer: the model has no block the influence engine supports.
+    """
+    if settings.source == FRESH:
+        contents = [[shard.uri, shard.sha256] for shard in shards]
+        known = held_out.identity(store) if held_out else ()
+        key = model_folder(digest([fresh_identity(settings, known), seed, contents]))
+        if not store.exists(manifest_key(key)):
+            texts = _sample_texts(store, fields, settings.fresh.train_tokens, seed, shards, held_out)
+            model, tokenizer = _make_fresh(settings.fresh, settings.window_tokens, texts, seed, device)
+            save_checkpoint(
+                store, key, model, tokenizer, describe_checkpoint(FRESH, "fresh byte-level BPE", model, tokenizer)
+            )
+        return key
+    check_checkpoint(settings.source, settings.window_tokens, attention)
+    model, tokenizer = load_source(settings.source)
+    find_blocks(model, attention)
+    check_model(model, tokenizer, settings.window_tokens)
+    check_values(settings.source, model_tensors(model))
+    described = describe_checkpoint(settings.source, settings.source, model, tokenizer)
+    identity = described.model_dump(include={"name", "architecture", "parameters", "weights_sha256", "tokenizer"})
+    key = model_folder(digest(identity))
+    if is_gguf(settings.source):
+        stored = describe_gguf(settings.source)
+        notice(f"{settings.source}: {describe_dequantised(stored)}")
+        if not store.exists(manifest_key(key)):
+            described = described.model_copy(update={"dequantised": dequantised(stored)})
+            save_checkpoint(store, key, model, tokenizer, described)
+        return key
+    write_manifest(store, manifest_key(key), described.model_copy(update={"source": settings.source}))
+    return key
+
+
+def describe_dequantised(stored: dict[str, int]) -> str:
+    """Say which of a GGUF file's tensors were dequantised, e.g. `210 tensors dequantised (210 of type Q4_1)`."""
+    changed = dequantised(stored)
+    kinds = ", ".join(f"{n} of type {kind}" for kind, n in sorted(changed.items(), key=lambda item: -item[1]))
+    kept = sum(stored.values()) - sum(changed.values())
+    return f"{sum(changed.values())} tensors dequantised ({kinds or 'none'}), {kept} taken as stored"
+
+
+def fresh_identity(settings: ModelConfig, held_out: tuple[str, ...]) -> list[Any]:
+    """Return what determines a fresh model beside pool and seed; `held_out` as `HeldOut.identity` returns it."""
+    return [training.METHOD, settings.fresh.model_dump(), settings.window_tokens, held_out]
+
+
+def _make_fresh(
+    settings: FreshModelConfig, window_tokens: int, texts: list[str], seed: int, device: str
+) -> tuple[PreTrainedModel, FastTokenizer]:
+    """Train a tokenizer and a small Llama on a sample of the pool's text."""
+    with working("train tokenizer"):
+        tokenizer = train_tokenizer(texts, settings.vocabulary)
+    documents, total = [], 0
+    for ids in encode(tokenizer, texts):
+        if total >= settings.train_tokens:
+            break
+        documents.append(ids)
+        total += len(ids)
+    size = LlamaSize(settings.width, settings.layers, settings.heads, settings.key_value_heads, settings.mlp_width)
+    model = fresh_llama(size, len(tokenizer), window_tokens, seed)
+    model.to(pick_device(device))
+    targets = training.count_targets(documents)
+    steps = training.count_steps(targets, FRESH_STEP_TOKENS)
+    schedule = training.Schedule(settings.learning_rate, FRESH_WARMUP_SHARE * steps, steps)
+    optimizer = training.make_optimizer(model, FRESH_WEIGHT_DECAY)
+    with progress("pretrain fresh model", targets, "tokens") as advance:
+        training.train(
+            model,
+            optimizer,
+            documents,
+            schedule,
+            steps_before=0,
+            window_tokens=window_tokens,
+            step_tokens=FRESH_STEP_TOKENS,
+            batch_tokens=FRESH_STEP_TOKENS,
+            generator=make_generator(seed, Stream.FRESH_MODEL_TRAINING),
+            progress=advance,
+        )
+    return model, tokenizer
+
+
+def _sample_texts(
+    store: Store, fields: FieldNames, train_tokens: int, seed: int, shards: list[Shard], held_out: HeldOut | None
+) -> list[str]:
+    """Draw texts from up to `SAMPLE_SHARDS` shards, each giving bytes in proportion to its file's size."""
+    generator = make_generator(seed, Stream.FRESH_MODEL_SAMPLE)
+    chosen = np.sort(generator.choice(len(shards), min(SAMPLE_SHARDS, len(shards)), replace=False))
+    files = [shards[i] for i in chosen]
+    wanted = SAMPLE_BYTES_PER_TOKEN * train_tokens
+    total = sum(shard.size_bytes for shard in files)
+    share = [int(wanted * s.size_bytes / total) + 1 for s in files]
+    items = [(s.uri, fields.model_dump(), seed, n, store, held_out) for s, n in zip(files, share, strict=True)]
+    drawn = [text for texts in map_tasks(sample_shard, items, "sample pool", "shards") for text in texts]
+    return [drawn[i] for i in generator.permutation(len(drawn))]
+
+
+def sample_shard(
+    uri: str, fields: dict[str, str], seed: int, n_bytes: int, store: Store, held_out: HeldOut | None
+) -> list[str]:
+    """Draw random documents of one input file until they hold `n_bytes` of UTF-8; leave out what holds held-out text.
+
+    Memory is that of one file's ids.
+    """
+    keyed = [(order_key(seed, r.id), len(r.text.encode())) for r in _documents(uri, fields)]
+    size, limit = 0, -1
+    for key, length in sorted(keyed):
+        if size >= n_bytes:
+            break
+        size, limit = size + length, key
+    texts = [r.text for r in _documents(uri, fields) if order_key(seed, r.id) <= limit]
+    return held_out.clean(store, texts) if held_out else texts
+
+
+def _documents(uri: str, fields: dict[str, str]) -> Iterator[Document]:
+    return (r for r in read_documents(uri, Fields(**fields)) if isinstance(r, Document))

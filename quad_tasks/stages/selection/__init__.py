@@ -1,0 +1,1 @@
+"""What follows the rounds: documents selected, trained on beside a random control, published."""

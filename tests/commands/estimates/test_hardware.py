@@ -1,0 +1,85 @@
+"""Planned memory follows from shape and workers; a device that is not here has rates that say what they rest on."""
+
+from dataclasses import replace
+
+import pytest
+from small_pool import small_config
+
+from quad_tasks.commands.estimates import hardware
+from quad_tasks.commands.estimates.hardware import PROCESS_BYTES, Device, describe_device, plan_memory, rates_on
+from quad_tasks.commands.estimates.probe import Rates, Shape, WorkerRates
+from quad_tasks.config.load import parse_config
+from quad_tasks.config.schema import ConfigError
+from quad_tasks.core.lm.flops import ModelSize
+
+SIZE = ModelSize(maps=0, reached=0, tracked=0, head=0, attention=0, attention_reached=0)  # of no use here
+SMOLLM2_135M = Shape(
+    parameters=134_515_008, forward_flops=2.7e8, factor_values=396_000_000, tracked=106_168_320, bytes_per_token=4.0,
+    dimension=128, width=576, covariance_bytes=1_159_000_000, factor_groups=5, activation_bytes=1_704_960, size=SIZE,
+)  # fmt: skip
+SHAPE = Shape(
+    parameters=10**9, forward_flops=2e9, factor_values=10**9, tracked=8 * 10**8, bytes_per_token=4.0, dimension=128,
+    width=2048, covariance_bytes=8 * 10**8, factor_groups=4, activation_bytes=4_000_000, size=SIZE,
+)  # fmt: skip
+HERE = Rates(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, WorkerRates(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0))
+
+
+def planned(tmp_path, **changes):
+    settings = {"model__source": "a/model", "model__dtype": "bfloat16", "training__frontier": [], **changes}
+    return plan_memory(parse_config(small_config(tmp_path, str(tmp_path), **settings), "plan"), SMOLLM2_135M)
+
+
+def test_a_model_of_135_million_parameters_and_two_workers_stay_under_ten_gigabytes(tmp_path):
+    memory = planned(tmp_path, compute__workers=2, model__window_tokens=256, model__batch_tokens=2048)
+    assert memory["most"] == max(memory["fit"], memory["bandit"], memory["train"])
+    assert 5e9 < memory["most"] < 10e9
+    activations = 629 * 1_704_960  # a gibibyte of them, though 2,048 tokens are configured
+    assert memory["train"] == PROCESS_BYTES + 2 * (PROCESS_BYTES + 16 * SMOLLM2_135M.parameters + activations)
+
+
+def test_more_workers_and_wider_numbers_take_more_and_a_training_alone_takes_one_worker(tmp_path):
+    two, four = (planned(tmp_path, compute__workers=n, training__seeds=2) for n in (2, 4))
+    assert all(four[stage] > two[stage] for stage in ("fit", "bandit", "train"))
+    assert planned(tmp_path, model__dtype="float32")["bandit"] > planned(tmp_path)["bandit"]
+    alone = planned(tmp_path, compute__workers=4, training__control=False)
+    assert alone["train"] == planned(tmp_path, compute__workers=1, training__control=False)["train"]
+
+
+def config_of(tmp_path, **changes):
+    return parse_config(small_config(tmp_path, str(tmp_path), **{"model__dtype": "bfloat16", **changes}), "plan")
+
+
+def test_a_model_s_rates_are_its_operations_over_the_share_of_the_device_and_others_stay(tmp_path, monkeypatch):
+    monkeypatch.setitem(hardware.DEVICES, "g1", Device(1e14, 10**11, {"score": {1e9: 0.5}}))
+    found = rates_on("g1", config_of(tmp_path), HERE, SHAPE)
+    assert found.workers.score_token == pytest.approx(3 * 2e9 / (1e14 * 0.5))
+    assert found.workers.train_token == found.pretrain_token == pytest.approx(3 * 2e9 / (1e14 * 0.28))
+    assert found.workers.fit_token == pytest.approx((4 * 2e9 + 4 * 1e9) / (1e14 * 0.05))
+    assert (found.workers.ingest_byte, found.workers.embed_byte) == (1.0, 3.0)
+    assert replace(found, pretrain_token=6.0, workers=HERE.workers) == HERE
+    slower = rates_on("g1", config_of(tmp_path, model__dtype="float32"), HERE, SHAPE)
+    assert slower.workers.score_token > found.workers.score_token
+
+
+def test_every_number_says_what_it_rests_on(monkeypatch):
+    monkeypatch.setitem(hardware.DEVICES, "g1", Device(1e14, 10**11, {"score": {1e9: 0.5}}))
+    described = describe_device("g1", 10**9)
+    assert described["bfloat16_flops"] == {"value": 1e14, "basis": "data sheet"}
+    assert described["share_of_data_sheet"]["score"] == {"value": 0.5, "basis": "measured"}
+    assert described["share_of_data_sheet"]["train"]["basis"] == "assumed"
+
+
+def test_a_measured_share_is_interpolated_in_the_logarithm_of_the_models_size():
+    device = Device(1e14, 10**11, {"score": {1e8: 0.1, 1e10: 0.5}})
+    sizes = {10**7: 0.1, 10**8: 0.1, 10**9: 0.3, 10**10: 0.5, 10**11: 0.5}
+    assert [device.share("score", n)[0] for n in sizes] == pytest.approx(list(sizes.values()))
+
+
+def test_an_unknown_device_and_one_that_is_too_small_are_refused_with_what_to_change(tmp_path, monkeypatch):
+    config = config_of(tmp_path)
+    with pytest.raises(ConfigError, match=r"--device: expected one of a100, h100, h200, l40s, found 'h101'"):
+        rates_on("h101", config, HERE, SHAPE)
+    monkeypatch.setitem(hardware.DEVICES, "g1", Device(1e14, 6 * 10**9, {}))
+    with pytest.raises(ConfigError, match=r"--device g1: expected a fit of at most 6,000,000,000 bytes, .*max_factor"):
+        rates_on("g1", config, HERE, SHAPE)
+    rates_on("h100", config, HERE, SHAPE)

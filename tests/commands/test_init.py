@@ -1,0 +1,91 @@
+"""`quad init`: fields are found under other names, what cannot be decided or read is said, nothing is overwritten."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from small_pool import topic_records, write_jsonl
+
+from quad_tasks.commands.init import write_config
+from quad_tasks.config.load import load_config
+from quad_tasks.config.schema import ConfigError
+
+
+def renamed(topic: str, n: int) -> list[dict[str, object]]:
+    return [{"uid": r["id"], "body": r["text"], "origin": topic} for r in topic_records(topic, n, seed=5)]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Three shards in three formats with other field names, a bad line in one."""
+    write_jsonl(tmp_path / "pool" / "a.jsonl", renamed("weather", 40), (b'{"uid": "cut',))
+    lines = b"\n".join(json.dumps(record).encode() for record in renamed("kitchen", 40))
+    (tmp_path / "pool" / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    pq.write_table(pa.Table.from_pylist(renamed("harbour", 40)), tmp_path / "pool" / "c.parquet")
+    return tmp_path
+
+
+def test_fields_are_found_under_other_names_and_the_configuration_loads(shards):
+    out = shards / "config.yaml"
+    result = write_config([f"{shards}/pool/*"], out, [f"{shards}/pool/c.parquet"])
+    assert result["fields"] == {"text": "body", "id": "uid", "source": "origin"}
+    assert result["pool"]["documents"] == 120
+    assert result["bad"] == {"invalid_json": 1}
+    config = load_config(out)
+    assert config.pool.fields.model_dump(include={"text", "id", "source"}) == result["fields"]
+    assert config.reference.fields.text == "body"
+    assert config.selection.budget_tokens < result["pool"]["tokens"]
+    assert config.training.batch_tokens <= config.selection.budget_tokens // 8
+    assert "#   body: text, in 100% of the records" in out.read_text()
+    assert out.read_text().startswith("# yaml-language-server: $schema=quad.schema.json\n")
+    assert (shards / "quad.schema.json").exists()
+
+
+def test_a_shard_that_breaks_off_is_reported_and_left_out(shards):
+    lines = b"\n".join(json.dumps(record).encode() for record in renamed("weather", 200))
+    (shards / "pool" / "d.jsonl.gz").write_bytes(gzip.compress(lines)[:-20])
+    result = write_config([f"{shards}/pool/*"], shards / "config.yaml")
+    assert [uri.rpartition("/")[2] for uri in result["broken"]] == ["d.jsonl.gz"]
+    inputs = load_config(shards / "config.yaml").pool.inputs
+    assert sorted(uri.rpartition("/")[2] for uri in inputs) == ["a.jsonl", "b.jsonl.gz", "c.parquet"]
+
+
+def test_what_could_not_be_decided_is_named(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"words": str(r["text"])} for r in topic_records("weather", 30, seed=6)])
+    result = write_config([str(tmp_path / "a.jsonl")], tmp_path / "config.yaml")
+    assert result["fields"] == {"text": "words"}
+    assert [line.split(":")[0] for line in result["undecided"]] == [
+        "pool.fields.id",
+        "pool.fields.source",
+        "reference.inputs",
+    ]
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["reference"]["inputs"] == ["reference.jsonl"]
+
+
+def test_a_file_that_is_there_is_not_overwritten(shards):
+    out = shards / "config.yaml"
+    out.write_text("mine")
+    with pytest.raises(ConfigError, match=r"config.yaml: expected no file, found one; give another with --out"):
+        write_config([f"{shards}/pool/*"], out)
+    assert out.read_text() == "mine"
+
+
+def test_records_without_text_are_named_with_what_they_hold(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"number": i} for i in range(5)])
+    with pytest.raises(
+        ConfigError, match=r"expected a field with text in most records, found number \(integer, 100%\)"
+    ):
+        write_config([str(tmp_path / "a.jsonl")], tmp_path / "config.yaml")
+
+
+def test_an_id_is_known_by_the_end_of_its_name_however_long_it_is(tmp_path):
+    records = [
+        {"doc_uid": f"crawl/{'page/' * 30}{i}", "body": r["text"], "country_code": "nz"}
+        for i, r in enumerate(topic_records("weather", 30, seed=6))
+    ]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    result = write_config([str(tmp_path / "a.jsonl")], tmp_path / "config.yaml")
+    assert (result["fields"]["id"], result["fields"]["text"]) == ("doc_uid", "body")

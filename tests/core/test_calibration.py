@@ -1,0 +1,145 @@
+"""A scorer is used where it ranks documents as exact scoring does; `auto` takes the cheapest that does."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from quad_tasks.core import calibration
+from quad_tasks.core.blocks import find_blocks
+from quad_tasks.core.calibration import calibrate
+from quad_tasks.core.ekfac import apply_inverse, fit_factors
+from quad_tasks.core.influence import reference_gradient, score_documents
+from quad_tasks.core.lm import flops
+from quad_tasks.core.lm.model import make_batches
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny.tiny_model("qwen2")
+
+
+@pytest.fixture(scope="module")
+def sample(tiny):
+    return [tiny.pad(tiny.random_documents([8] * 24, seed=3))]
+
+
+@pytest.fixture(scope="module")
+def direction(tiny, model):
+    factors = fit_factors(model, [tiny.pad(tiny.random_documents([9] * 6))], fisher="empirical")
+    reference = [tiny.pad(tiny.random_documents([8] * 4, seed=1))]
+    return apply_inverse(factors, reference_gradient(model, reference, find_blocks(model)))
+
+
+def sample_flops(model, reading):
+    return flops.document_flops(reading, np.full(24, 8), 8).sum()
+
+
+@pytest.mark.parametrize(("scorer", "setting"), [("exact", None), ("low_rank", "energy"), ("forward_only", "step")])
+def test_calibration_accepts_a_scorer_that_ranks_like_exact(tiny, model, scorer, setting):
+    factors = fit_factors(model, [tiny.pad(tiny.random_documents([9] * 6))], fisher="empirical")
+    reference = [tiny.pad(tiny.random_documents([8] * 4, seed=1))]
+    direction = apply_inverse(factors, reference_gradient(model, reference, find_blocks(model)))
+    sample = [tiny.pad(tiny.random_documents([8] * 24, seed=3))]
+    calibration = calibrate(model, sample, np.arange(24), {"": direction}, scorer, floor=0.99)
+    assert calibration.accepted
+    assert calibration.spearman >= 0.99
+    assert set(calibration.settings) == ({setting} - {None})
+    scores = score_documents(model, sample, direction, scorer, **calibration.settings).influence
+    exact = score_documents(model, sample, direction).influence
+    assert np.corrcoef(scores, exact)[0, 1] > 0.99
+
+
+def test_calibration_refuses_a_scorer_that_ranks_otherwise(tiny, model):
+    direction = tiny.random_direction(find_blocks(model))
+    sample = [tiny.pad(tiny.random_documents([8] * 24, seed=3))]
+    calibration = calibrate(model, sample, np.arange(24), {"": direction}, "forward_only", floor=1.01)
+    assert not calibration.accepted
+
+
+def test_calibration_ranks_documents_and_not_their_windows(tiny):
+    """Two long documents among short ones: their windows alone would outvote the documents."""
+    model = tiny.tiny_model("llama")
+    direction = tiny.random_direction(find_blocks(model))
+    documents = [d.tolist() for d in tiny.random_documents([5] * 10 + [200] * 4, seed=3)]
+    batches, owner = make_batches(documents, 8, 64)
+    found = calibrate(model, batches, owner, {"": direction}, "low_rank", floor=0.0)
+    approximate = score_documents(model, batches, direction, "low_rank", **found.settings)
+    exact = score_documents(model, batches, direction)
+    per_token = [
+        [rows.influence[owner == n].sum() / rows.n_tokens[owner == n].sum() for n in range(len(documents))]
+        for rows in (exact, approximate)
+    ]
+    assert found.spearman == pytest.approx(spearmanr(*per_token).statistic, abs=1e-12)
+    by_window = spearmanr(*(rows.influence / rows.n_tokens for rows in (exact, approximate))).statistic
+    assert found.spearman != pytest.approx(by_window, abs=1e-6)
+    assert found.settings == {"energy": 0.9}  # the coarsest: its ranks differ most
+
+
+def test_auto_takes_the_cheapest_of_all_settings_that_reach_the_floor(model, sample, direction):
+    kinds = ("low_rank", "forward_only")
+    each = [calibrate(model, sample, np.arange(24), {"": direction}, kind, 0.99) for kind in kinds]
+    found = calibrate(model, sample, np.arange(24), {"": direction}, "auto", 0.99)
+    best = min(each, key=lambda one: one.cost)
+    assert (found.scorer, found.settings, found.cost, found.accepted) == (best.scorer, best.settings, best.cost, True)
+    assert found.cost < 1
+
+
+def test_auto_along_many_directions_scores_by_gradient(tiny, model, sample, direction):
+    """Two forward passes a direction cost more than one backward pass for all."""
+    several = {name: direction for name in ("a", "b", "c", "d")}
+    found = calibrate(model, sample, np.arange(24), several, "auto", 0.99)
+    assert found.scorer == "low_rank"
+    assert {trial.scorer for trial in found.trials} == {"low_rank"}  # losses cost more than what was accepted
+
+
+def test_what_a_calibration_cost_is_what_it_tried(model, sample, direction):
+    size = flops.model_size(model, find_blocks(model))
+    exact = sample_flops(model, flops.exact_flops(size))
+    found = calibrate(model, sample, np.arange(24), {"": direction}, "forward_only", 1.01)
+    each = sample_flops(model, flops.forward_only_flops(size))
+    assert len(found.trials) == len(calibration.STEPS)
+    assert found.flops == pytest.approx(exact + 5 * each)
+    known = score_documents(model, sample, direction)
+    given = calibrate(model, sample, np.arange(24), {"": direction}, "forward_only", 0.99, None, known.influence / 7)
+    assert given.flops == pytest.approx(each)  # the exact scores were known, the first step did
+    assert given.cost == pytest.approx(each / exact)
+
+
+def test_nothing_is_tried_that_cannot_be_paid_for(model, sample, direction):
+    found = calibrate(model, sample, np.arange(24), {"": direction}, "auto", 0.99, None, np.ones(24), most_flops=1.0)
+    assert (found.trials, found.accepted, found.flops) == ((), False, 0.0)
+
+
+def test_auto_does_not_copy_weights_that_memory_has_no_room_for(model, sample, direction, monkeypatch):
+    monkeypatch.setattr(calibration, "_has_room_for_copies", lambda *_: False)
+    found = calibrate(model, sample, np.arange(24), {"": direction}, "auto", 0.99)
+    assert {trial.scorer for trial in found.trials} == {"low_rank"}
+
+
+def test_copies_are_counted_in_float32(model, sample, direction, monkeypatch):
+    """Twice the tracked weights; of a bfloat16 model all weights below the head too."""
+    kinds, size = {}, flops.model_size(model, find_blocks(model))
+    for name, one, values in (
+        ("float64", model, 8 * 2 * size.tracked),
+        ("bfloat16", copy.deepcopy(model).bfloat16(), 4 * (2 * size.tracked + size.maps + 23 * 16)),
+    ):
+        taken = calibration._sample(one, find_blocks(one), sample, np.arange(24), {"": direction}, None)
+        for free in (2 * values, 2 * values - 2):
+            monkeypatch.setattr(calibration.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+            kinds[name, free == 2 * values] = calibration._has_room_for_copies(taken)
+    assert kinds == {
+        ("float64", True): True,
+        ("float64", False): False,
+        ("bfloat16", True): True,
+        ("bfloat16", False): False,
+    }
+
+
+def test_a_rejected_calibration_names_the_setting_that_came_nearest(model, sample, direction):
+    found = calibrate(model, sample, np.arange(24), {"": direction}, "auto", 1.01)
+    assert not found.accepted
+    assert found.spearman == max(trial.spearman for trial in found.trials)
+    assert {trial.scorer for trial in found.trials} == {"forward_only", "low_rank"}

@@ -1,0 +1,131 @@
+"""What every command does alike: defaults of its process, one message and an exit code for an error, plain output."""
+
+import json
+import os
+import signal
+
+import pytest
+import typer
+
+from flows.cli.terminal import BAD_INPUT, DEFAULTS, FAILED, print_body, print_rows, session
+from quad_tasks.config.schema import ConfigError
+from quad_tasks.core.blocks import UnsupportedLayer
+from quad_tasks.core.lm.model import ModelError
+from quad_tasks.storage.errors import InvalidKey, StoreKeyError, StoreUnavailable, UnsupportedStore
+from quad_tasks.storage.manifest import DigestMismatch, ManifestMismatch
+from quad_tasks.storage.readers import InputError
+
+BLAMED_ON_INPUT = (
+    ConfigError, InputError, ModelError, UnsupportedLayer,
+    UnsupportedStore, InvalidKey, StoreKeyError, ManifestMismatch,
+)  # fmt: skip
+BLAMED_ON_THE_RUN = (StoreUnavailable, DigestMismatch, RuntimeError, OSError, MemoryError)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """An environment in which none of the defaults is set, restored afterwards."""
+    for name in (*DEFAULTS, "QUAD_QUIET"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("error", BLAMED_ON_INPUT)
+def test_bad_input_is_one_message_and_code_2(capsys, error):
+    with pytest.raises(typer.Exit) as ended, session(True, False):
+        raise error("pool.inputs: expected files, found none")
+    assert ended.value.exit_code == BAD_INPUT == 2
+    assert capsys.readouterr() == ("", "quad: pool.inputs: expected files, found none\n")
+
+
+@pytest.mark.parametrize("error", BLAMED_ON_THE_RUN)
+def test_any_other_error_is_one_message_and_code_1(capsys, error):
+    with pytest.raises(typer.Exit) as ended, session(True, False):
+        raise error("the disk went away")
+    assert ended.value.exit_code == FAILED == 1
+    assert capsys.readouterr().err == "quad: the disk went away\n"
+
+
+def test_an_error_without_a_message_is_named_by_its_kind(capsys):
+    with pytest.raises(typer.Exit), session(True, False):
+        raise ZeroDivisionError
+    assert capsys.readouterr().err == "quad: ZeroDivisionError\n"
+
+
+def test_debug_shows_the_error_itself_and_logs():
+    with pytest.raises(ConfigError, match="as it was raised"), session(True, True):
+        raise ConfigError("as it was raised")
+    assert {os.environ[name] for name in DEFAULTS if "LOGGING" in name} == {"INFO"}
+
+
+def test_an_exit_code_that_a_command_chose_stands(capsys):
+    with pytest.raises(typer.Exit) as ended, session(True, False):
+        raise typer.Exit(7)
+    assert ended.value.exit_code == 7
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interrupt_says_how_to_go_on(capsys):
+    with pytest.raises(typer.Exit) as ended, session(True, False):
+        raise KeyboardInterrupt
+    assert ended.value.exit_code == 1
+    assert "`quad resume` goes on from the last commit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("any")])
+def test_the_handler_of_sigterm_is_put_back_however_a_command_ends(error):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with session(True, False):
+            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+            if error:
+                raise error
+    except typer.Exit:
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_users_own_environment_goes_before_the_defaults(monkeypatch):
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "WARNING")
+    with session(False, False):
+        assert os.environ["PREFECT_LOGGING_LEVEL"] == "WARNING"
+        assert {n: os.environ[n] for n in DEFAULTS if n != "PREFECT_LOGGING_LEVEL"}.items() <= DEFAULTS.items()
+        assert "QUAD_QUIET" not in os.environ
+
+
+def test_quiet_is_told_to_the_progress_bars():
+    with session(True, False):
+        assert os.environ["QUAD_QUIET"] == "1"
+
+
+def test_a_body_is_a_line_a_key_with_values_in_one_column_and_is_never_cut(capsys):
+    path = "/a/" + "long/" * 60 + "path"
+    print_body({"documents_in": 1234567, "ok": True, "share": 0.25, "report": path}, False)
+    assert capsys.readouterr().out.splitlines() == [
+        "documents in  1,234,567",
+        "ok            True",
+        "share         0.25",
+        f"report        {path}",
+    ]
+
+
+def test_a_body_as_json_keeps_its_types(capsys):
+    body = {"documents_in": 1234567, "ok": True, "nested": {"a": [1, None]}}
+    print_body(body, True)
+    assert json.loads(capsys.readouterr().out) == body
+
+
+def test_an_empty_body_prints_nothing(capsys):
+    print_body({}, False)
+    assert capsys.readouterr().out == ""
+
+
+def test_rows_are_a_table_whose_brackets_are_text_and_whose_long_cells_are_whole(capsys):
+    long = "x" * 300
+    print_rows([{"trained_on": "[bold]a[/bold]", "n": 1}, {"trained_on": long, "n": 20}])
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert lines[0].split() == ["trained", "on", "n"]
+    assert "[bold]a[/bold]" in lines[1]
+    assert out.count("x") == 300
+    assert max(map(len, lines)) <= 160

@@ -1,0 +1,131 @@
+"""Each broken surrounding is one message with its name and what to do, and a whole one passes."""
+
+import os
+import socket
+import tempfile
+
+import pytest
+from s3_server import running_s3
+
+from quad_tasks.config.schema import ComputeConfig, ConfigError
+from quad_tasks.runtime import check_environment as environment
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    free = environment.shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _path: free)
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """A folder in which nothing can be made: root may write anywhere, so the system's answer is given for it."""
+
+    def refuse(*_arguments, **_options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(environment.tempfile, "TemporaryFile", refuse)
+
+
+def closed_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_whole_surroundings_pass_and_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert environment.check_directory() == os.getcwd()
+    assert environment.check_home() == str(tmp_path / "prefect")
+    assert environment.check_temporary() == tempfile.gettempdir()
+    assert environment.check_workspace(str(tmp_path / "a" / "b")) == str(tmp_path / "a" / "b")
+    assert environment.check_device(ComputeConfig(device="cpu")) == "cpu"
+    assert environment.check_prefect() == "a temporary server for each command"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deleted_working_directory_is_named(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match="working directory: expected one, found it deleted"):
+        environment.check_directory()
+
+
+def test_folders_that_cannot_be_written_are_named_with_their_variable(tmp_path, monkeypatch, read_only):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"PREFECT_HOME: .*found {tmp_path}: Permission denied: set PREFECT_HOME"):
+        environment.check_home()
+    with pytest.raises(ConfigError, match=f"workspace: .*found {tmp_path}: Permission denied"):
+        environment.check_workspace(str(tmp_path / "new"))
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch, full_disk):
+    with pytest.raises(ConfigError, match=r"TMPDIR: expected room on the disk of .*found 1,000 bytes free"):
+        environment.check_temporary()
+
+
+def test_no_folder_for_temporary_files_is_named(monkeypatch):
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(environment.tempfile, "gettempdir", none)
+    with pytest.raises(ConfigError, match="TMPDIR: expected a folder for temporary files with room, found none"):
+        environment.check_temporary()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    def none() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    monkeypatch.setattr(environment.Path, "home", none)
+    with pytest.raises(ConfigError, match="HOME: expected the user's folder, found none: set HOME"):
+        environment.check_home()
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"compute\.device: expected a GPU for 'cuda', found none"):
+        environment.check_device(ComputeConfig(device="cuda"))
+    assert environment.check_device(ComputeConfig(device="cuda", dask_address="tcp://elsewhere:1")) == "cuda"
+
+
+def test_a_scheduler_that_is_not_there_or_has_no_worker_is_named(monkeypatch, tmp_path):
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(environment, "ANSWER_S", 2.0)
+    nowhere = f"tcp://127.0.0.1:{closed_port()}"
+    with pytest.raises(ConfigError, match=f"compute.dask_address: expected a Dask scheduler at {nowhere}"):
+        environment.check_workers(ComputeConfig(dask_address=nowhere), str(tmp_path))
+    with LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as cluster:
+        with pytest.raises(ConfigError, match=r"compute\.dask_address: expected workers at .*, found none: start some"):
+            environment.check_workers(ComputeConfig(dask_address=cluster.scheduler_address), str(tmp_path))
+        cluster.scale(1)
+        cluster.wait_for_workers(1)
+        found = environment.check_workers(ComputeConfig(dask_address=cluster.scheduler_address), str(tmp_path))
+        assert found.startswith("1 workers at ")
+
+
+def test_workers_without_the_drivers_disk_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="workspace: expected a place that workers see too, found that b does not"):
+        environment._check_shared_disk(lambda _check, _path: {"a": True, "b": False}, str(tmp_path))
+
+
+def test_a_missing_bucket_is_named(monkeypatch):
+    monkeypatch.setattr(environment, "ANSWER_S", 60.0)  # on a busy machine
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    with running_s3() as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        with pytest.raises(ConfigError, match=r"workspace: expected a bucket .* at s3://none") as refused:
+            environment.check_workspace("s3://none/quad")
+        assert "planted-secret" not in str(refused.value)
+
+
+def test_a_named_prefect_server_that_does_not_answer_is_named(monkeypatch):
+    url = f"http://127.0.0.1:{closed_port()}/api"
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    with pytest.raises(ConfigError, match=f"PREFECT_API_URL: expected Prefect's server at {url}, found none"):
+        environment.check_prefect()

@@ -1,0 +1,101 @@
+"""A run needs no Prefect server to end: flows and tasks go on as plain functions where it does not answer."""
+
+import os
+import socket
+
+import httpx
+import pytest
+from prefect import Flow, Task
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from quad_tasks.runtime import prefect_runs
+from quad_tasks.runtime.prefect_runs import WITHOUT_PREFECT_VARIABLE, flow, go_on_without, make_task
+
+PASSWORD = "planted-horse"
+
+
+@pytest.fixture(autouse=True)
+def said(monkeypatch):
+    """What was said on the console; Prefect is asked again after the test."""
+    monkeypatch.setenv(WITHOUT_PREFECT_VARIABLE, "")
+    lines: list[str] = []
+    monkeypatch.setattr(prefect_runs, "notice", lines.append)
+    return lines
+
+
+@pytest.fixture
+def dead_server():
+    """The address of a server that is gone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return f"http://127.0.0.1:{port}/api"
+
+
+def square_flow(calls: list[int]) -> Flow:
+    def square(number: int) -> int:
+        calls.append(number)
+        return number**2
+
+    return flow(name="square", flow_run_name="{number}")(square)
+
+
+def test_a_flow_whose_server_is_gone_ends_all_the_same_and_says_which_server(dead_server, said):
+    calls: list[int] = []
+    with temporary_settings({PREFECT_API_URL: dead_server, PREFECT_CLIENT_MAX_RETRIES: 0}):
+        assert square_flow(calls)(3) == 9
+        assert square_flow(calls)(4) == 16
+    assert calls == [3, 4]
+    (line,) = said
+    assert line.startswith(f"Prefect's server at {dead_server} does not answer")
+    assert "the run goes on without it" in line
+    assert "start it again, or unset PREFECT_API_URL" in line
+
+
+@pytest.mark.slow
+def test_a_server_lost_in_the_middle_of_a_flow_does_not_end_it(prefect_server, dead_server, said):
+    calls: list[int] = []
+    inner = square_flow(calls)
+
+    def outer() -> int:
+        with temporary_settings({PREFECT_API_URL: dead_server, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            return inner(3) + inner(4)
+
+    assert flow(name="outer", flow_run_name="outer")(outer)() == 25
+    assert calls == [3, 4]
+    assert len(said) == 1
+
+
+def test_without_prefect_a_task_is_tried_again_for_what_passes_and_for_nothing_else(monkeypatch):
+    monkeypatch.setenv(WITHOUT_PREFECT_VARIABLE, "1")
+    errors = [ConnectionError("busy"), ConnectionError("busy")]
+
+    def work() -> str:
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    task: Task = make_task(work, "work", [0.0, 0.0], (ConnectionError,))
+    assert task() == "done"
+    errors += [ValueError("broken")]
+    with pytest.raises(ValueError, match="broken"):
+        task()
+    errors += [ConnectionError("busy")] * 3
+    with pytest.raises(ConnectionError, match="busy"):
+        task()
+
+
+def test_an_error_of_the_work_itself_is_not_taken_for_a_lost_server(said):
+    elsewhere = httpx.ConnectError("refused", request=httpx.Request("GET", "https://models.example/weights"))
+    for error in (ValueError("broken"), ConnectionRefusedError("refused"), elsewhere):
+        assert not go_on_without(error)
+    assert said == []
+    assert not os.environ[WITHOUT_PREFECT_VARIABLE]
+
+
+def test_what_is_said_of_a_server_shows_no_password(said):
+    with temporary_settings({PREFECT_API_URL: f"http://ada:{PASSWORD}@prefect.example/api"}):
+        request = httpx.Request("GET", "http://prefect.example/api/health")
+        assert go_on_without(httpx.ReadTimeout(f"http://ada:{PASSWORD}@prefect.example", request=request))
+    assert "***@prefect.example" in said[0]
+    assert PASSWORD not in said[0]

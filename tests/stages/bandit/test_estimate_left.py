@@ -1,0 +1,91 @@
+"""What a run estimates to be left to gain: where it is due, what it is made of, and that a stage may end by it."""
+
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from quad_tasks.core.selection.remaining import HeldOut, estimate_remaining
+from quad_tasks.records import Stage
+from quad_tasks.runtime.run import pinned_pool
+from quad_tasks.stages.bandit import estimate_left as module
+from quad_tasks.stages.bandit.estimate_left import FOLDS, predict_fold
+from quad_tasks.stages.bandit.ledger import mark_at_random, read_ledger, stage_scores
+from quad_tasks.stages.bandit.policy import round_settings
+from quad_tasks.stages.bandit.predict import FeatureSource, fit_scored, predict_positions
+from quad_tasks.stages.bandit.stopping import stop_reason, way_to_stop
+from quad_tasks.storage import rounds
+from quad_tasks.storage.store import open_store
+
+
+def committed(config, stage):
+    return rounds.list_rounds(open_store(config.workspace), config.run, stage)
+
+
+def stage_of(config, number=0):
+    direction = committed(config, number)[0].info.direction
+    return Stage(config.run, number, pinned_pool(open_store(config.workspace), config.run), "", direction)
+
+
+def stopping_at(config, left):
+    return config.model_copy(update={"bandit": config.bandit.model_copy(update={"stop_when_left": left})})
+
+
+def test_rounds_after_which_a_regression_is_due_say_what_is_left(small_run):
+    for number in range(2):
+        infos = [one.info for one in committed(small_run, number)]
+        first = infos[0].remaining
+        assert first is not None
+        assert 0 <= first.low <= first.left <= first.high <= 1
+        assert first.held_out >= 16
+        assert first.full_gain >= first.gain
+        assert len([info for info in infos if info.remaining]) <= len(infos)
+
+
+def test_what_is_left_follows_from_fits_without_the_held_out(small_run, monkeypatch):
+    """Each fold is predicted by a fit on all scored documents but its own."""
+    store, stage = open_store(small_run.workspace), stage_of(small_run)
+    ledger = read_ledger(store, stage, 1, small_run.bandit.discount)
+    scores = mark_at_random(store, stage.version, stage_scores(ledger, stage), ledger.state.cursor)
+    fold = np.arange(5)
+    unscored = np.flatnonzero(~ledger.scored_N)[:3]
+    found, of_unscored = predict_fold(store, stage.version, scores, fold, 7, unscored, FeatureSource())
+    others = scores.slice(5)
+    n_arms = int(scores["arm"].to_numpy().max()) + 1
+    predictor = fit_scored(store, stage.version, others, n_arms, np.random.default_rng(7))
+    expected = predict_positions(store, stage.version, predictor, scores["position"].to_numpy()[:5])
+    assert found == pytest.approx(expected)
+    assert of_unscored == pytest.approx(predict_positions(store, stage.version, predictor, unscored))
+    changed = scores["influence"].to_numpy().copy()
+    changed[:5] += 100
+    column = scores.schema.get_field_index("influence")
+    altered = scores.set_column(column, "influence", pa.array(changed))
+    assert predict_fold(store, stage.version, altered, fold, 7, unscored, FeatureSource())[0] == pytest.approx(found)
+    assert FOLDS > 1
+    assert module.estimate_remaining is estimate_remaining
+    assert HeldOut._fields == ("predicted_H", "measured_H", "n_tokens_H")
+
+
+def test_a_stage_ends_once_little_is_left(small_run):
+    store, stage = open_store(small_run.workspace), stage_of(small_run)
+    left = committed(small_run, 0)[0].info.remaining.left
+
+    def reason(share):
+        return stop_reason(store, stage, 1, round_settings(stopping_at(small_run, share), 0))
+
+    assert reason(min(1.0, left + 1e-6)) == "little_left"
+    assert reason(None) != "little_left"
+    if left > 0:
+        assert reason(left / 2) != "little_left"
+
+
+def test_the_bar_counts_to_the_nearest_stop(small_run):
+    store, stage = open_store(small_run.workspace), stage_of(small_run)
+    settings = round_settings(small_run, 0)
+    way = [way_to_stop(store, stage, number, settings) for number in range(len(committed(small_run, 0)) + 1)]
+    assert way[0] == 0
+    assert all(0 <= before <= after <= 1 for before, after in itertools.pairwise(way))
+    reason = stop_reason(store, stage, len(way) - 1, settings)
+    assert reason is not None
+    assert way[-1] > 0.9

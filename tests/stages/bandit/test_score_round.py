@@ -1,0 +1,36 @@
+"""A score that is not finite is reported with the document's id and file, never with its place in a chunk."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quad_tasks.core.influence import NotFinite
+from quad_tasks.records import Stage
+from quad_tasks.runtime.run import pinned_pool
+from quad_tasks.stages.bandit import score_round
+from quad_tasks.storage.positions import read_positions
+from quad_tasks.storage.rounds import read_round
+from quad_tasks.storage.store import open_store
+
+
+def test_a_score_that_is_not_finite_names_document_and_file(small_run, monkeypatch):
+    store = open_store(small_run.workspace)
+    version = pinned_pool(store, small_run.run)
+    direction = read_round(store, small_run.run, 0, 0).info.direction
+    positions = (5, 2, 9)
+    ids = read_positions(store, version, np.array(positions), ["id"])["id"].to_pylist()
+
+    def fail(_model, _batches, *_arguments, **_options):
+        raise NotFinite(0)
+
+    monkeypatch.setattr(score_round, "score_directions", fail)
+    stage = Stage(small_run.run, 0, version, "", direction)
+    with pytest.raises(FloatingPointError) as failed:
+        score_round.score_chunk(store, stage, positions, small_run.model_use(), {"scorer": "exact"})
+    message = str(failed.value)
+    assert message.endswith("expected a finite influence, got NaN or infinity")
+    (named,) = [one for one in ids if f"document {one!r} of " in message]
+    file = message.partition(" of ")[2].partition(": expected")[0]
+    assert json.dumps({"id": named})[1:-1] in Path(file).read_text()

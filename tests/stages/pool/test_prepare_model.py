@@ -1,0 +1,80 @@
+"""A model that cannot take the run's windows is refused, and a fresh one is not trained on held-out text."""
+
+import pytest
+import torch
+from small_pool import small_config
+from tiny_gguf import write_gguf
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from quad_tasks.config.load import parse_config
+from quad_tasks.core.lm import training
+from quad_tasks.core.lm.model import ModelError, train_tokenizer
+from quad_tasks.runtime.checkpoints import read_checkpoint, read_checkpoint_manifest
+from quad_tasks.runtime.held_out import HeldOut
+from quad_tasks.runtime.run import pinned_pool, pinned_reference, starting_checkpoint
+from quad_tasks.stages.influence.find_overlap import overlap_positions
+from quad_tasks.stages.pool.ingest import scan_inputs
+from quad_tasks.stages.pool.prepare_model import fresh_identity, prepare_model, sample_shard
+from quad_tasks.storage.keys import model_folder
+from quad_tasks.storage.manifest import digest
+from quad_tasks.storage.positions import read_positions
+from quad_tasks.storage.store import open_store
+
+
+def test_a_source_with_too_few_positions_for_the_window_is_refused(corpus, tmp_path):
+    source = tmp_path / "gpt2"
+    tokenizer = train_tokenizer(["the ship left the harbour"], 300)
+    shape = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16, "bos_token_id": 0, "eos_token_id": 0}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    changes = {"model__source": str(source), "model__window_tokens": 17}
+    config = parse_config(small_config(corpus, str(tmp_path / "workspace"), **changes), "short")
+    with pytest.raises(ModelError, match=r"model\.window_tokens: expected at most 16, .*gpt2 has learned, found 17"):
+        prepare_model.fn(
+            open_store(config.workspace), config.model, config.factors.attention, config.pool.fields, 0, "cpu", []
+        )
+
+
+def test_a_gguf_file_becomes_a_checkpoint_of_safetensors_that_says_what_was_dequantised(corpus, tmp_path):
+    pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    write_gguf(tmp_path / "tiny.gguf")
+    changes = {"model__source": str(tmp_path / "tiny.gguf")}
+    config = parse_config(small_config(corpus, str(tmp_path / "workspace"), **changes), "gguf")
+    store = open_store(config.workspace)
+    key = prepare_model.fn(store, config.model, config.factors.attention, config.pool.fields, 0, "cpu", [])
+    manifest = read_checkpoint_manifest(store, key)
+    assert manifest.dequantised == {"Q8_0": 6}
+    assert "model.safetensors" in manifest.files
+    (tmp_path / "tiny.gguf").unlink()  # the workspace holds all that is needed from here on
+    model, _ = read_checkpoint(store, key, "bfloat16", "cpu")
+    assert model.dtype == torch.bfloat16
+
+
+def held_out_by(run) -> tuple:
+    store = open_store(run.workspace)
+    return store, HeldOut(pinned_reference(store, run.run), run.heldout.overlap_words)
+
+
+def test_a_fresh_model_is_not_trained_on_held_out_text(leaking_run):
+    store, held_out = held_out_by(leaking_run)
+    aside = overlap_positions(store, leaking_run.run)
+    version = pinned_pool(store, leaking_run.run)
+    leaked = set(read_positions(store, version, aside, ["text"])["text"].to_pylist())
+    shards, fields = scan_inputs.fn(leaking_run.pool.inputs), leaking_run.pool.fields.model_dump()
+    everything, kept = (
+        {text for shard in shards for text in sample_shard(shard.uri, fields, 0, 10**9, store, one)}
+        for one in (None, held_out)
+    )
+    assert leaked
+    assert everything - kept == leaked
+    identity = fresh_identity(leaking_run.model, held_out.identity(store))
+    contents = [[shard.uri, shard.sha256] for shard in shards]
+    expected = model_folder(digest([identity, leaking_run.seed, contents]))
+    assert starting_checkpoint(store, version) == expected  # the run's own model is the one of that text
+
+
+def test_a_fresh_model_is_known_by_its_training_method(leaking_run, monkeypatch):
+    before = fresh_identity(leaking_run.model, ())
+    monkeypatch.setattr(training, "METHOD", training.METHOD + 1)
+    assert fresh_identity(leaking_run.model, ()) != before

@@ -1,0 +1,103 @@
+"""A training killed at any moment goes on from the state kept last, and ends with the weights of one that was not."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
+from quad_tasks.core.lm.training import Schedule, make_optimizer, train
+from quad_tasks.stages.selection import step_checkpoints
+from quad_tasks.stages.selection.step_checkpoints import keep_steps, resume_steps
+from quad_tasks.storage.keys import steps_key
+from quad_tasks.storage.store import open_store
+from quad_tasks.storage.tensors import save_tensors
+
+KEY = "runs/r/stage-00/trained/selected-0"
+DOCUMENTS = [[int(t) for t in np.random.default_rng(n).integers(0, 64, 8 + n)] for n in range(16)]
+STEP_TOKENS = 20
+TICK_S = 1.0
+"""A step takes so long, by the clock of these tests."""
+
+
+def begin():
+    model = fresh_llama(LlamaSize(width=16, layers=2, heads=2, key_value_heads=1, mlp_width=24), 64, 32, seed=0)
+    return model, make_optimizer(model, 0.01)
+
+
+def train_from(store, every_s, after=lambda record: None):
+    """Train from where the state kept last is; return the model, the record, and the steps taken here."""
+    model, optimizer = begin()
+    ticks = iter(np.arange(0, 10_000, TICK_S))
+    now = [0.0]
+    keep = keep_steps(store, KEY, model, optimizer, every_s, lambda: now[0])
+    taken = []
+
+    def after_step(record):
+        now[0] = next(ticks) + TICK_S
+        taken.append(record.steps)
+        keep(record)
+        after(record)
+
+    resumed = resume_steps(store, KEY, model, optimizer)
+    record = train(
+        model, optimizer, DOCUMENTS, Schedule(1e-2, 2, 40), 3, 16, STEP_TOKENS, 48, np.random.default_rng(5),
+        resumed=resumed, after_step=after_step,
+    )  # fmt: skip
+    return model, record, taken
+
+
+def same(model, other):
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 4, 7, 11])
+def test_a_training_killed_after_any_step_ends_with_the_same_weights(tmp_path, killed_after):
+    whole, record, steps = train_from(open_store(str(tmp_path / "whole")), every_s=1e9)
+    assert len(steps) == record.steps > 11
+    store = open_store(str(tmp_path / "killed"))
+    child = os.fork()
+    if child == 0:
+        train_from(
+            store, 3.0, lambda record: os.kill(os.getpid(), signal.SIGKILL) if record.steps == killed_after else 0
+        )
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    model, resumed, taken = train_from(store, 3.0)
+    assert resumed == record
+    assert same(model, whole)
+    assert taken[0] == killed_after // 3 * 3 + 1  # at most every_s of work is lost
+    assert killed_after - taken[0] + 1 < 3
+
+
+def test_a_training_killed_while_its_state_is_written_goes_on_from_the_one_before(tmp_path, monkeypatch):
+    whole, record, _ = train_from(open_store(str(tmp_path / "whole")), every_s=1e9)
+    store = open_store(str(tmp_path / "killed"))
+    child = os.fork()
+    if child == 0:
+        written = []
+
+        def die_the_second_time(store, key, *arguments):
+            written.append(key)
+            if len(written) == 2:
+                with store.spool(key) as path:
+                    path.write_bytes(b"half of a state")
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return save_tensors(store, key, *arguments)
+
+        monkeypatch.setattr(step_checkpoints, "save_tensors", die_the_second_time)
+        train_from(store, 3.0)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    model, resumed, taken = train_from(store, 3.0)
+    assert (resumed, taken[0]) == (record, 4)
+    assert same(model, whole)
+
+
+def test_nothing_kept_means_from_the_start(tmp_path):
+    store = open_store(str(tmp_path))
+    assert resume_steps(store, KEY, *begin()) is None
+    train_from(store, every_s=1e9)
+    assert not store.exists(steps_key(KEY))

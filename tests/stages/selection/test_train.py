@@ -1,0 +1,56 @@
+"""Chosen documents are tokenized block by block; the learning rate follows from the model where none is configured."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from small_pool import pool_version, small_config
+
+from quad_tasks.config.load import parse_config
+from quad_tasks.core.lm.model import encode, train_tokenizer
+from quad_tasks.manifests.pool import Part
+from quad_tasks.stages.selection import train
+from quad_tasks.stages.selection.train import FRESH_RATE, PRETRAINED_RATE, learning_schedule, training_run
+from quad_tasks.storage.manifest import write_manifest
+from quad_tasks.storage.store import open_store
+from quad_tasks.storage.tables import write_table_stream
+
+VERSION = "pools/p/v0001/manifest.json"
+
+
+@pytest.mark.parametrize("block_tokens", [1, 25, 10**6])
+def test_tokens_are_those_of_the_texts_in_arm_order_whatever_the_blocks(tmp_path, monkeypatch, block_tokens):
+    monkeypatch.setattr(train, "TOKENIZED_TOKENS", block_tokens)
+    texts = [f"text number {i} " + "word " * i for i in range(12)]
+    tokenizer = train_tokenizer(texts, 300)
+    store = open_store(str(tmp_path))
+    rows, sha256 = write_table_stream(store, "part", pa.schema([("text", pa.string())]), [pa.table({"text": texts})], 4)
+    write_manifest(store, VERSION, pool_version([Part(key="part", rows=rows, sha256=sha256)]))
+    blocks = []
+    read = train.read_positions
+    monkeypatch.setattr(train, "read_positions", lambda *a: blocks.append(len(a[2])) or read(*a))
+    wanted = np.array([7, 0, 11, 3])
+    expected = encode(tokenizer, [texts[i] for i in sorted(wanted)])
+    chosen = pa.table({"position": wanted, "n_tokens": [len(encode(tokenizer, [texts[i]])[0]) for i in wanted]})
+    found = train.read_tokens(store, VERSION, chosen, tokenizer)
+    assert [ids.tolist() for ids in found] == expected
+    assert {ids.dtype for ids in found} == {np.dtype(np.int32)}
+    assert max(blocks) == 1 if block_tokens == 1 else sum(blocks) == 4
+
+
+@pytest.mark.parametrize(
+    ("source", "configured", "rate"),
+    [
+        ("fresh", None, FRESH_RATE),
+        ("some/model", None, PRETRAINED_RATE),
+        ("some/model", 2e-5, 2e-5),
+        ("fresh", 1.0, 1.0),
+    ],
+)
+def test_a_pretrained_checkpoint_is_trained_at_a_lower_rate_unless_one_is_configured(
+    tmp_path, source, configured, rate
+):
+    changes = {"model__source": source, "training__learning_rate": configured}
+    run = training_run(parse_config(small_config(tmp_path, str(tmp_path), **changes), "rates"))
+    assert run.peak_rate == rate
+    assert learning_schedule(run).peak == rate
+    assert PRETRAINED_RATE < FRESH_RATE
