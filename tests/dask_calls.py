@@ -1,11 +1,24 @@
-"""Calls for Dask workers in processes of their own, which import them by name."""
+"""Calls for Dask workers in processes of their own, which import them by name, and a stranger's call at a scheduler."""
 
+import asyncio
 import os
 import signal
 import time
 from pathlib import Path
 
 from distributed import get_worker
+from distributed.comm import connect
+from distributed.security import Security
+
+
+def knock(address: str, security: Security, timeout_s: float = 3) -> None:
+    """Open and close a connection to a scheduler, as a client does first, without a client's threads."""
+
+    async def open_and_close() -> None:
+        connection = await connect(address, timeout=timeout_s, **security.get_connection_args("client"))
+        connection.abort()
+
+    asyncio.run(open_and_close())
 
 
 def square(number: int) -> int:

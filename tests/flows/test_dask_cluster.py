@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from dask_calls import knock
 from distributed import Client, LocalCluster, default_client
 from distributed.security import Security
 
@@ -66,9 +67,10 @@ def test_a_cluster_of_its_own_has_the_workers_and_threads_asked_for_and_ends_wit
         assert address.startswith("tls://127.0.0.1:")
         for stranger in (address, address.replace("tls", "tcp")):
             with pytest.raises((OSError, TypeError)):
-                Client(stranger, timeout=3, set_as_default=False)
+                knock(stranger, Security())
         with pytest.raises(OSError, match=r"[Tt]imed out|closed|TLS|handshake"):
-            Client(address, timeout=3, set_as_default=False, security=Security.temporary())
+            knock(address, Security.temporary())
+        knock(address, client.security)
     assert client.status == "closed"
     with pytest.raises(ProcessLookupError):
         os.kill(seen["pid"], 0)

@@ -14,6 +14,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from dask_calls import knock
 from distributed import Client, LocalCluster
 from distributed.security import Security
 from prefect.events.schemas.automations import AutomationCore
@@ -165,9 +166,8 @@ def test_dask_started_as_compose_does_takes_whoever_has_the_key_and_nobody_else(
         ):
             assert cluster.scheduler_address.startswith("tls://")
             assert client.submit(int, "3").result() == 3
-            stranger = Security.temporary()
             with pytest.raises(OSError, match=r".+"):
-                Client(cluster.scheduler_address, timeout=3, set_as_default=False, security=stranger)
+                knock(cluster.scheduler_address, Security.temporary())
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda m: f"{m['kind']}-{m['metadata']['name']}")
