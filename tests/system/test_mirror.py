@@ -17,7 +17,6 @@ UNTESTED_BY_NAME = {
     "quad_tasks/experiments/lab/plots.py",
     "quad_tasks/records.py",
     "quad_tasks/report/finished_run.py",
-    "quad_tasks/runtime/checkpoints.py",
     "quad_tasks/runtime/findings.py",
     "quad_tasks/runtime/prefect_plots.py",
     "quad_tasks/runtime/run.py",

@@ -21,10 +21,12 @@ from quad_tasks.manifests.influence import TrainingInfo
 from quad_tasks.manifests.run import DocumentLosses, Losses
 from quad_tasks.records import ModelUse, Stage
 from quad_tasks.runtime.checkpoints import (
+    keep_steps,
     load_checkpoint,
     read_checkpoint,
     read_checkpoint_manifest,
     restore_optimizer,
+    resume_steps,
     save_checkpoint,
     weights_sha256,
 )
@@ -35,7 +37,6 @@ from quad_tasks.stages.bandit.ledger import read_choice_table, selected_key
 from quad_tasks.stages.pool.prepare_model import FRESH
 from quad_tasks.stages.selection.random_control import draw_random_control
 from quad_tasks.stages.selection.select_documents import StageSelection, select_mixture
-from quad_tasks.stages.selection.step_checkpoints import keep_steps, resume_steps
 from quad_tasks.stages.selection.train_by_command import train_by_command
 from quad_tasks.storage.keys import losses_key, manifest_key, steps_key, trained_key, trainer_log_key
 from quad_tasks.storage.manifest import write_manifest
