@@ -14,6 +14,7 @@ from quad_tasks.core.lm import training
 from quad_tasks.core.lm.measurement import measure
 from quad_tasks.core.lm.model import LlamaSize, fresh_llama, split_windows
 from quad_tasks.core.lm.training import (
+    Processes,
     Schedule,
     activation_bytes,
     count_steps,
@@ -214,3 +215,19 @@ def test_a_pass_cut_to_its_memory_trains_alike(model, monkeypatch):
     assert train_once(whole, batch_tokens=48).padded_tokens > record.padded_tokens  # one sequence a pass has no padding
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, whole.get_parameter(name), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_parts_of_a_step_that_processes_take_sum_to_its_gradient(model, monkeypatch, count):
+    """What each process hands to the sum, added up here, is the gradient of one; without a pass it brings zeros."""
+    whole = copy.deepcopy(model)
+    padded = training._add_gradients(whole, DOCUMENTS[:5], 20, 16, False, Processes())
+    parts = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda gradient: parts[-1].append(gradient.clone()))
+    for rank in range(count):
+        parts.append([])
+        of_rank = training._add_gradients(copy.deepcopy(model), DOCUMENTS[:5], 20, 16, False, Processes(rank, count))
+        assert of_rank == padded
+    for parameter, *shares in zip(whole.parameters(), *parts, strict=True):
+        torch.testing.assert_close(sum(shares), parameter.grad, rtol=1e-5, atol=1e-8)
+    assert all(any(share.abs().max() > 0 for share in part) for part in parts)
