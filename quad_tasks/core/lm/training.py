@@ -151,7 +151,6 @@ def train(
     step_tokens: int,
     batch_tokens: int,
     generator: np.random.Generator,
-    progress: Callable[[int], object] | None = None,
     max_targets: int | None = None,
     rounded: bool = False,
     resumed: TrainingRecord | None = None,
@@ -173,14 +172,12 @@ def train(
         step_tokens: targets of an optimizer step.
         batch_tokens: of a pass at most, padding included, or `pass_tokens`: bounds the memory, not the result.
         generator: draws the order of the windows.
-        progress: called after each step with the step's targets.
         max_targets: targets to train on; what is left of the shuffled windows is not; None: all.
         rounded: whether a float32 model's products, but for the head's, may be computed from bfloat16 factors where
             the device is faster at it (`precision.product_dtype`); weights, gradients and optimizer stay in float32.
         resumed: steps that model and optimizer hold already, as `after_step` was last given them; None: none.
         after_step: called after each step with what the training took so far.
-        processes: that share the training: each is given the same arguments, holds the same weights and adds up the
-            gradients of its part of a step, which are then summed over all.
+        processes: that share the training, each given the same arguments: gradients of their passes are summed.
 
     Returns:
         Steps and tokens of this training, and where it leaves the schedule.
@@ -201,8 +198,6 @@ def train(
         padded = _add_gradients(model, sequences, step_tokens, batch_tokens, rounded, processes)
         _move_parameters(model, optimizer, schedule.rate(record.schedule_steps))
         record = record.after_step(count_targets(sequences), padded)
-        if progress is not None:
-            progress(count_targets(sequences))
         if after_step is not None:
             after_step(record)
     return record

@@ -144,8 +144,15 @@ def _make_fresh(
     schedule = training.Schedule(size.learning_rate, FRESH_WARMUP_SHARE * steps, steps)
     optimizer = training.make_optimizer(model, FRESH_WEIGHT_DECAY)
     resumed = resume_steps(store, key, model, optimizer)
+    keep, told = keep_steps(store, key, model, optimizer, checkpoint_every_s), 0
     with progress("pretrain fresh model", targets, "tokens") as advance:
-        advance(resumed.target_tokens if resumed else 0)
+
+        def after_step(record: training.TrainingRecord) -> None:
+            nonlocal told
+            advance(record.target_tokens - told)
+            told = record.target_tokens
+            keep(record)
+
         training.train(
             model,
             optimizer,
@@ -156,9 +163,8 @@ def _make_fresh(
             step_tokens=FRESH_STEP_TOKENS,
             batch_tokens=FRESH_STEP_TOKENS,
             generator=make_generator(seed, Stream.FRESH_MODEL_TRAINING),
-            progress=advance,
             resumed=resumed,
-            after_step=keep_steps(store, key, model, optimizer, checkpoint_every_s),
+            after_step=after_step,
         )
     return model, tokenizer
 

@@ -33,7 +33,7 @@ from quad_tasks.runtime.checkpoints import (
 )
 from quad_tasks.runtime.events import record_event
 from quad_tasks.runtime.held_out import read_reference, read_reference_table
-from quad_tasks.runtime.process_group import run_in_group
+from quad_tasks.runtime.processes.process_group import run_in_group
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.bandit.ledger import read_choice_table, selected_key

@@ -25,25 +25,26 @@ from quad_tasks.core.lm.training import (
 )
 
 
-def train_once(model, documents=DOCUMENTS, steps_before=0, seed=0, step_tokens=20, batch_tokens=48, progress=None):
+def train_once(model, documents=DOCUMENTS, steps_before=0, seed=0, step_tokens=20, batch_tokens=48, after_step=None):
     optimizer = make_optimizer(model, 0.01)
     schedule = Schedule(1e-2, 2, 12)
     generator = np.random.default_rng(seed)
     return train(
-        model, optimizer, documents, schedule, steps_before, 16, step_tokens, batch_tokens, generator, progress
-    )
+        model, optimizer, documents, schedule, steps_before, 16, step_tokens, batch_tokens, generator,
+        after_step=after_step,
+    )  # fmt: skip
 
 
 def test_training_lowers_the_loss_counts_every_target_and_ends_in_eval_mode(model):
     before, targets = measure(model, DOCUMENTS, 16, 64)
     seen = []
-    record = train_once(model, steps_before=3, progress=seen.append)
+    record = train_once(model, steps_before=3, after_step=lambda record: seen.append(record.target_tokens))
     after, _ = measure(model, DOCUMENTS, 16, 64)
     assert after < before
     assert record.target_tokens == targets == TARGETS
     assert record.steps == len(seen) == count_steps(count_targets(DOCUMENTS), 20)
     assert record.schedule_steps == 3 + record.steps
-    assert seen == [20] * (TARGETS // 20) + [TARGETS % 20]
+    assert np.diff(seen, prepend=0).tolist() == [20] * (TARGETS // 20) + [TARGETS % 20]
     assert record.padded_tokens >= record.target_tokens
     assert not model.training
 
@@ -183,7 +184,7 @@ def test_a_second_stage_goes_on_where_the_first_left_the_schedule(model):
         generator = np.random.default_rng(0)
         record = train(
             model, optimizer, part, schedule, done, 16, 20, 48, generator,
-            lambda _: rates.append(optimizer.param_groups[0]["lr"]),
+            after_step=lambda _: rates.append(optimizer.param_groups[0]["lr"]),
         )  # fmt: skip
         done = record.schedule_steps
     assert done == sum(count_steps(count_targets(part), 20) for part in (DOCUMENTS[:6], DOCUMENTS[6:]))

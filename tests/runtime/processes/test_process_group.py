@@ -4,9 +4,9 @@ import pytest
 import torch
 from process_calls import fail_in_second
 
-from quad_tasks.runtime import process_group
-from quad_tasks.runtime.child_process import ChildFailed
-from quad_tasks.runtime.process_group import run_in_group
+from quad_tasks.runtime.processes import process_group
+from quad_tasks.runtime.processes.child_process import ChildFailed
+from quad_tasks.runtime.processes.process_group import run_in_group
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ import torch.multiprocessing
 
 from quad_tasks.core.lm.model import pick_device
 from quad_tasks.core.lm.training import Processes
-from quad_tasks.runtime.child_process import ChildFailed, run_child
+from quad_tasks.runtime.processes.child_process import ChildFailed, run_child
 
 Argument = TypeVar("Argument")
 CALL, MEETING = "call.pickle", "meeting"
