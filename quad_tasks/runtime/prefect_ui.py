@@ -48,6 +48,8 @@ def show_round(stage: Stage, number: int, info: RoundInfo, pulls: Sequence[Mappi
         info: of its manifest.
         pulls: rows of its pulls table.
     """
+    if not _is_shown():
+        return
     title = f"Stage {stage.number}, round {number}" + (" (random pilot)" if info.kind == "pilot" else "")
     lines = [
         f"## {title}",
@@ -59,10 +61,14 @@ def show_round(stage: Stage, number: int, info: RoundInfo, pulls: Sequence[Mappi
         _list(info.findings),
     ]
     _markdown(f"{stage.run}-rounds", lines, title)
-    if TaskRunContext.get():
-        description = f"Arms pulled in stage {stage.number}, round {number}."
-        rows = [{title: _cell(pull.get(name)) for name, title in ARM_COLUMNS.items()} for pull in _best_first(pulls)]
-        _send(create_table_artifact, rows, f"{stage.run}-arms", description)
+    description = f"Arms pulled in stage {stage.number}, round {number}."
+    rows = [{title: _cell(pull.get(name)) for name, title in ARM_COLUMNS.items()} for pull in _best_first(pulls)]
+    _send(create_table_artifact, rows, f"{stage.run}-arms", description)
+
+
+def _is_shown() -> bool:
+    """Say whether there is a task beside which to show something: drawings cost more than a small round."""
+    return TaskRunContext.get() is not None and not without_prefect()
 
 
 def _remaining(info: RoundInfo) -> str:
@@ -89,6 +95,8 @@ def show_stage(stage: Stage, chosen: Choice, rounds: Sequence[RoundInfo]) -> Non
         chosen: its `selected.json`.
         rounds: the info of its rounds' manifests, in order.
     """
+    if not _is_shown():
+        return
     title = f"Stage {stage.number}: selection"
     lines = [
         f"## {title}",
@@ -123,6 +131,8 @@ def show_report(report: Mapping[str, Any], page: str) -> None:
         report: `report.json`.
         page: URI of the page.
     """
+    if not _is_shown():
+        return
     title = f"Run {report['run']}"
     rows = ["| stage | before | random | selected |", "| --- | --- | --- | --- |"]
     for stage in report["stages"]:
@@ -212,8 +222,7 @@ def _plot_losses(stage: Mapping[str, Any]) -> str:
 
 
 def _markdown(name: str, paragraphs: Iterable[str], description: str) -> None:
-    if TaskRunContext.get():
-        _send(create_markdown_artifact, "\n\n".join(p for p in paragraphs if p), name, description)
+    _send(create_markdown_artifact, "\n\n".join(p for p in paragraphs if p), name, description)
 
 
 def _send(create: Callable[..., Any], content: Any, name: str, description: str) -> None:

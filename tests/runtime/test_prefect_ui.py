@@ -16,7 +16,9 @@ from quad_tasks.manifests.run import Choice
 from quad_tasks.records import Finding, Stage
 from quad_tasks.runtime import prefect_ui
 from quad_tasks.runtime.prefect_plots import bars
+from quad_tasks.runtime.prefect_runs import WITHOUT_PREFECT_VARIABLE
 from quad_tasks.runtime.run import pinned_pool
+from quad_tasks.storage.rounds import count_rounds
 from quad_tasks.storage.store import open_store
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -33,7 +35,13 @@ INFO = round_info(
 )
 
 
-def test_outside_a_flow_nothing_is_sent(monkeypatch):
+@pytest.fixture(autouse=True)
+def _recorded(monkeypatch):
+    monkeypatch.setenv(WITHOUT_PREFECT_VARIABLE, "")
+
+
+def test_outside_a_flow_nothing_is_drawn_or_sent(monkeypatch):
+    monkeypatch.setattr(prefect_ui, "bars", lambda *a, **k: 1 / 0)
     monkeypatch.setattr(prefect_ui, "create_markdown_artifact", lambda *a, **k: 1 / 0)
     monkeypatch.setattr(prefect_ui, "create_table_artifact", lambda *a, **k: 1 / 0)
     prefect_ui.show_round(Stage("run", 0, "", "", ""), 3, INFO, [{"arm": 1, "reward": 0.5, "n_targets": 9}])
@@ -125,13 +133,6 @@ def test_hostile_words_stay_text():
     assert '<script>"&$x^2$' in labels(drawings(drawn)[0])
 
 
-def test_a_run_leaves_its_rounds_its_selection_and_its_report(small_run):
-    found = httpx.post(f"{PREFECT_API_URL.value()}/artifacts/filter", json={"limit": 200}).json()
-    keys = [artifact["key"] for artifact in found]
-    assert {"small-rounds", "small-arms", "small-selection", "small-report"} <= set(keys)
-    assert keys.count("small-rounds") >= 6
-
-
 @pytest.fixture
 def asset_events(monkeypatch):
     """Events of assets that Prefect is told of: name, resource, what it is related to, payload."""
@@ -178,20 +179,26 @@ def test_an_asset_that_prefect_does_not_take_ends_nothing(prefect_server, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_assets_of_a_run_lead_from_pool_to_report(asset_events, dask_client, prefect_server, corpus, tmp_path):
-    config = parse_config(small_config(corpus, str(tmp_path), training__stages=1), "assets")
+def test_a_run_leaves_its_artifacts_and_assets_that_lead_from_pool_to_report(
+    asset_events, dask_client, prefect_server, corpus, tmp_path
+):
+    config = parse_config(small_config(corpus, str(tmp_path), run="assets", training__stages=1), "assets")
     select_data(config)
     (pool, factors, selection, report) = made = [key for event, key, _, _ in asset_events if event.startswith("mat")]
     root = f"file://{tmp_path}"
-    version = pinned_pool(open_store(str(tmp_path)), "small")
-    assert (pool, selection) == (f"{root}/{version}", f"{root}/runs/small/selection")
+    version = pinned_pool(open_store(str(tmp_path)), "assets")
+    assert (pool, selection) == (f"{root}/{version}", f"{root}/runs/assets/selection")
     assert factors.startswith(f"{root}/factors/")
-    assert report == f"{root}/runs/small/report/index.html"
+    assert report == f"{root}/runs/assets/report/index.html"
     assert {key: sorted(others) for event, key, others, _ in asset_events if event.startswith("mat")} == {
         pool: ["quad"],
         factors: sorted([pool, "quad"]),
         selection: sorted([pool, factors, "quad"]),
         report: sorted([selection, "quad"]),
     }
+    found = httpx.post(f"{PREFECT_API_URL.value()}/artifacts/filter", json={"limit": 200}).json()
+    keys = [artifact["key"] for artifact in found]
+    assert {"assets-rounds", "assets-arms", "assets-selection", "assets-report"} <= set(keys)
+    assert keys.count("assets-rounds") == count_rounds(open_store(str(tmp_path)), "assets", 0) > 1
     select_data(config)
     assert [key for event, key, _, _ in asset_events if event.startswith("mat")] == [*made, report]
