@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("QUAD_QUIET", "1")
+os.environ["QUAD_WITHOUT_PREFECT"] = "1"  # a recorded run takes twice as long; a test that asks for the server has it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
@@ -57,6 +58,13 @@ def prefect_server():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _flows_recorded_where_asked(request, monkeypatch):
+    """Flows and tasks are plain functions in a test that does not ask for `prefect_server` itself."""
+    if "prefect_server" in request.fixturenames:
+        monkeypatch.setenv("QUAD_WITHOUT_PREFECT", "")
+
+
 @pytest.fixture(scope="session")
 def dask_client():
     """A Dask cluster inside this process, the default client of every flow."""
@@ -71,13 +79,22 @@ def dask_client():
         yield client
 
 
+@pytest.fixture
+def one_process(monkeypatch):
+    """`quad plan` measures a worker in this process: one of its own takes seconds to start and counts the same."""
+    from quad_tasks.commands.estimates import probe
+
+    monkeypatch.setattr(probe, "LEAST_S", 0.0)
+    monkeypatch.setattr(probe, "_at_once", lambda measure, processes, *given: measure(*given))
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="session")
-def small_run(prefect_server, dask_client, corpus, tmp_path_factory):
+def small_run(dask_client, corpus, tmp_path_factory):
     """The configuration of a finished run of two stages."""
     from flows.select_data import select_data
     from quad_tasks.config.load import parse_config

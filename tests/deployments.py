@@ -32,6 +32,7 @@ def running_ui(folder: Path, config: Path) -> Iterator[str]:
         "QUAD_BIN": str(BIN),
         "QUAD_CONFIG": str(config),
         "PREFECT_HOME": str(folder / "prefect"),
+        "QUAD_WITHOUT_PREFECT": "",
         "PREFECT_PORT": str(port),
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
         "PREFECT_WORKER_QUERY_SECONDS": "2",

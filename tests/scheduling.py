@@ -14,10 +14,14 @@ from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTBED = "tiny_testbed"
+SERVER = "prefect_server"
+LEAKING = "leaking_run"
+DEAR = {SERVER, TESTBED, LEAKING}
+"""Session fixtures that a quick run does without."""
 BENCHMARKS = "benchmarks"
 """The folder of which a quick run may leave out everything."""
-SHARED = ("small_run", TESTBED)
-"""Session fixtures of half a minute each."""
+SHARED = (SERVER, LEAKING, "small_run", TESTBED)
+"""Session fixtures of many seconds each; a file is of the first that it asks for."""
 
 
 class LoadFileOrFixture(LoadScopeScheduling):
@@ -49,14 +53,14 @@ def longest_first(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def quick(items: list[pytest.Function]) -> list[pytest.Function]:
-    """Return the tests that are neither slow nor of the testbed; of a parametrized one the first and the last case.
+    """Return the tests that are neither slow nor of a dear fixture; of a parametrized one the first and the last case.
 
     Raises:
         pytest.UsageError: a folder of tests would be left out as a whole.
     """
     cases: dict[tuple[Path, str], list[pytest.Function]] = {}
     for item in items:
-        if not item.get_closest_marker("slow") and TESTBED not in item.fixturenames:
+        if not item.get_closest_marker("slow") and DEAR.isdisjoint(item.fixturenames):
             cases.setdefault((item.path, item.originalname), []).append(item)
     kept = [item for found in cases.values() for item in (found[:1] + found[-1:] if len(found) > 1 else found)]
     asked = {str(item.path.parent) for item in items if item.path.parent.name != BENCHMARKS}

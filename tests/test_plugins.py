@@ -179,7 +179,7 @@ def test_a_name_that_is_taken_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_is_driven_by_a_strangers_embedder_and_policy(toy, prefect_server, dask_client, corpus, tmp_path):
+def test_a_run_is_driven_by_a_strangers_embedder_and_policy(toy, dask_client, corpus, tmp_path):
     from flows.select_data import select_data
 
     changes = {"embedding__method": "letters", "bandit__preset": "fewest-first", "training__stages": 1}

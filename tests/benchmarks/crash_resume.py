@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,36 +66,47 @@ def main() -> None:
         directory = Path(arguments.directory or temporary)
         write_corpus(directory / "corpus")
         generator = random.Random(arguments.seed)
-        calm, n_objects = live(directory, "calm", [], generator)
-        disturbed: list[Outcome] = []
-        while (left := arguments.kills - sum(o.kills for o in disturbed)) > 0:
-            moments = sorted(generator.sample(range(n_objects), min(left, n_objects)))
-            disturbed.append(live(directory, f"disturbed-{len(disturbed)}", moments, generator)[0])
-    body = {
-        "kills": sum(o.kills for o in disturbed),
-        "identical": all(o.digests == calm.digests for o in disturbed),
-        "rescored_rounds": sum(o.rescored_rounds for o in disturbed),
-        "restarted_rounds": sum(o.restarted_rounds for o in disturbed),
-        "runs": len(disturbed),
-        "rounds": sum("/round-" in key for key in calm.digests),
-        "seconds": round(time.monotonic() - started),
-        "killed_after": [key for o in disturbed for key in o.killed_after],
-    }
+        live(directory, "calm", directory / "corpus", [], generator, WORKERS)
+        calm = directory / "calm" / "workspace"
+        body = disturb(directory, directory / "corpus", calm, arguments.kills, generator, WORKERS)
+    body["seconds"] = round(time.monotonic() - started)
     print(json.dumps(body, indent=1) if arguments.json else "\n".join(f"{k}: {v}" for k, v in body.items()))
     if not (body["identical"] and body["rescored_rounds"] == 0):
         sys.exit(1)
 
 
-def live(directory: Path, name: str, moments: list[int], generator: random.Random) -> tuple[Outcome, int]:
-    """Run to the end in a workspace of its own, killed at each moment; return the outcome and the objects seen."""
+def disturb(
+    directory: Path, corpus: Path, calm: Path, kills: int, generator: random.Random, workers: Sequence[int]
+) -> dict[str, Any]:
+    """Kill runs so often, as many as it takes, and compare what they end as with a calm run's workspace."""
+    expected, n_objects = digests_of(calm), len(_keys(calm))
+    disturbed: list[Outcome] = []
+    while (left := kills - sum(o.kills for o in disturbed)) > 0:
+        moments = sorted(generator.sample(range(n_objects), min(left, n_objects)))
+        disturbed.append(live(directory, f"disturbed-{len(disturbed)}", corpus, moments, generator, workers))
+    return {
+        "kills": sum(o.kills for o in disturbed),
+        "identical": all(o.digests == expected for o in disturbed),
+        "rescored_rounds": sum(o.rescored_rounds for o in disturbed),
+        "restarted_rounds": sum(o.restarted_rounds for o in disturbed),
+        "runs": len(disturbed),
+        "rounds": sum("/round-" in key for key in expected),
+        "killed_after": [key for o in disturbed for key in o.killed_after],
+    }
+
+
+def live(
+    directory: Path, name: str, corpus: Path, moments: list[int], generator: random.Random, numbers: Sequence[int]
+) -> Outcome:
+    """Run to the end in a workspace of its own, killed at each moment, with these numbers of workers in turn."""
     workspace, logs = directory / name / "workspace", directory / name / "log"
     config = directory / name / "config.yaml"
     config.parent.mkdir(parents=True)
-    config.write_text(yaml.safe_dump(small_config(directory / "corpus", str(workspace))))
-    environment = {**os.environ, "PREFECT_HOME": str(directory / name / "prefect")}
+    config.write_text(yaml.safe_dump(small_config(corpus, str(workspace))))
+    environment = {**os.environ, "PREFECT_HOME": str(directory / name / "prefect"), "QUAD_WITHOUT_PREFECT": ""}
     seen: set[str] = set()
     killed_after: list[str] = []
-    workers = itertools.cycle(WORKERS)
+    workers = itertools.cycle(numbers)
     pending: Iterator[int] = iter(moments)
     while True:
         moment = next(pending, None)
@@ -111,7 +122,7 @@ def live(directory: Path, name: str, moments: list[int], generator: random.Rando
         raise SystemExit(f"quad run ended with {process.returncode}:\n{logs.read_text()[-4000:]}")
     restarted, rescored = rounds_begun_again(Path(environment["PREFECT_HOME"]), workspace)
     digests = digests_of(workspace)
-    return Outcome(len(killed_after), digests, restarted, rescored, killed_after), len(seen)
+    return Outcome(len(killed_after), digests, restarted, rescored, killed_after)
 
 
 def start(config: Path, workers: int, environment: dict[str, str], logs: Path) -> subprocess.Popen[bytes]:

@@ -21,12 +21,7 @@ def short_probe(monkeypatch):
     monkeypatch.setattr(probe, "LEAST_S", 0.0)
 
 
-@pytest.fixture
-def one_process(monkeypatch):
-    """Measure a worker in this process: one of its own takes seconds to start and counts the same."""
-    monkeypatch.setattr(probe, "_at_once", lambda measure, processes, *given: measure(*given))
-
-
+@pytest.mark.slow
 def test_a_plan_counts_what_the_run_counted(small_run):
     planned = plan_run(small_run, price_per_hour=3.0)
     store = open_store(small_run.workspace)
@@ -94,6 +89,6 @@ def test_a_workspace_that_is_a_file_is_named(corpus, tmp_path):
         plan_run(parse_config(small_config(corpus, str(tmp_path / "file" / "workspace")), "test"))
 
 
-def test_a_plan_leaves_no_trace_in_a_local_workspace(corpus, tmp_path):
+def test_a_plan_leaves_no_trace_in_a_local_workspace(corpus, tmp_path, one_process):
     plan_run(parse_config(small_config(corpus, str(tmp_path / "workspace")), "test"))
     assert not (tmp_path / "workspace").exists()

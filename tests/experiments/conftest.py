@@ -60,7 +60,7 @@ def tiny_config(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_testbed(tiny_config, tmp_path_factory, dask_client, prefect_server):
+def tiny_testbed(tiny_config, tmp_path_factory, dask_client):
     """The testbed those texts make, in a workspace of its own."""
     workspace = str(tmp_path_factory.mktemp("testbed"))
     return open_testbed(workspace, build_testbeds(workspace, tiny_config, TINY)[0])

@@ -35,7 +35,7 @@ def test_a_claim_that_fails_is_said_to_fail_and_by_how_much():
     assert [row[""] for row in rows] == ["fails by 0.250", "holds"]
 
 
-def test_the_command_writes_one_result_however_often_it_runs(prefect_server, dask_client, tmp_path, monkeypatch):
+def test_the_command_writes_one_result_however_often_it_runs(dask_client, tmp_path, monkeypatch):
     monkeypatch.setattr(bandit, "list_games", lambda quick: [BOUNDED, SMOOTH])
     command = ["experiment", "bandit", "--workspace", str(tmp_path), "--quick", "--quiet"]
     first, second = (CliRunner().invoke(app, [*command, "--json"]) for _ in range(2))
@@ -51,7 +51,7 @@ def test_the_command_writes_one_result_however_often_it_runs(prefect_server, das
         assert policy in printed
 
 
-def test_an_unknown_experiment_is_refused_with_the_known_ones(prefect_server, dask_client, tmp_path):
+def test_an_unknown_experiment_is_refused_with_the_known_ones(dask_client, tmp_path):
     result = CliRunner().invoke(app, ["experiment", "bandits", "--workspace", str(tmp_path)])
     assert result.exit_code == 2
     assert f"expected one of {', '.join(EXPERIMENTS)}, found 'bandits'" in result.stderr

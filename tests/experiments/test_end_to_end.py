@@ -25,7 +25,7 @@ def test_the_command_names_every_experiment():
     assert list(EXPERIMENTS) == NAMED.removesuffix(".").replace(" or ", ", ").split(", ")
 
 
-def test_a_configured_pool_is_run_and_reported(tiny_config, dask_client, prefect_server, tmp_path, monkeypatch):
+def test_a_configured_pool_is_run_and_reported(tiny_config, dask_client, tmp_path, monkeypatch):
     monkeypatch.setattr(end_to_end, "SMALL", TINY)
     config = tmp_path / "config.yaml"
     settings = tiny_config.model_copy(update={"model": MODEL, "workspace": str(tmp_path / "workspace")})

@@ -76,7 +76,7 @@ def refresh_all(corpus: Path, config: RunConfig) -> tuple[list[str], list[dict[s
 
 
 @pytest.fixture(scope="module")
-def history(prefect_server, dask_client, tmp_path_factory):
+def history(dask_client, tmp_path_factory):
     directory = tmp_path_factory.mktemp("history")
     corpus = write_corpus(directory / "corpus")
     config = pool_config(corpus, directory / "workspace")
@@ -141,7 +141,7 @@ def test_a_documents_token_features_are_those_of_every_version_that_holds_it(his
         assert {i: by_id[0][i] for i in common} == {i: later[i] for i in common}
 
 
-def test_another_checkpoint_of_the_same_tokenizer_has_a_version_of_its_own(prefect_server, dask_client, tmp_path):
+def test_another_checkpoint_of_the_same_tokenizer_has_a_version_of_its_own(dask_client, tmp_path):
     corpus, versions = write_corpus(tmp_path / "corpus"), []
     tokenizer = train_tokenizer([" ".join(TOPICS.values())], 320)
     for seed in (1, 2):
@@ -226,7 +226,7 @@ def test_the_same_history_gives_the_same_bytes_in_another_workspace(history, tmp
 
 
 @pytest.mark.slow
-def test_an_interrupted_refresh_leaves_the_last_version_current(prefect_server, dask_client, tmp_path, monkeypatch):
+def test_an_interrupted_refresh_leaves_the_last_version_current(dask_client, tmp_path, monkeypatch):
     corpus = write_corpus(tmp_path / "corpus")
     config = pool_config(corpus, tmp_path / "workspace")
     first = refresh_pool(config)
@@ -246,7 +246,7 @@ def test_an_interrupted_refresh_leaves_the_last_version_current(prefect_server, 
 
 
 @pytest.mark.slow
-def test_drift_past_the_threshold_fits_embedder_and_centroids_anew(prefect_server, dask_client, tmp_path):
+def test_drift_past_the_threshold_fits_embedder_and_centroids_anew(dask_client, tmp_path):
     corpus = write_corpus(tmp_path / "corpus")
     config = pool_config(corpus, tmp_path / "workspace")
     store = open_store(config.workspace)
@@ -261,7 +261,7 @@ def test_drift_past_the_threshold_fits_embedder_and_centroids_anew(prefect_serve
     assert second["drift"]["drift"] == 0
 
 
-def test_a_shard_without_a_usable_document_is_refused_by_name(prefect_server, dask_client, tmp_path):
+def test_a_shard_without_a_usable_document_is_refused_by_name(dask_client, tmp_path):
     corpus = write_corpus(tmp_path / "corpus")
     config = pool_config(corpus, tmp_path / "workspace")
     write_jsonl(corpus / "pool" / "bad.jsonl", [{"id": "a", "other": "no text"}])
@@ -270,7 +270,7 @@ def test_a_shard_without_a_usable_document_is_refused_by_name(prefect_server, da
 
 
 @pytest.mark.slow
-def test_another_recipe_starts_a_history_of_its_own(prefect_server, dask_client, tmp_path):
+def test_another_recipe_starts_a_history_of_its_own(dask_client, tmp_path):
     corpus = write_corpus(tmp_path / "corpus")
     first, second = (
         stored(open_store(str(tmp_path / "workspace")), refresh_pool(config))

@@ -38,7 +38,7 @@ def test_every_experiment_says_what_it_shows_and_the_command_names_it(name):
 
 @pytest.mark.parametrize(("given", "expected"), [("given", "given"), (None, "configured")])
 def test_a_result_is_kept_where_the_call_says_else_where_the_configuration_does(
-    prefect_server, dask_client, tmp_path, monkeypatch, given, expected
+    dask_client, tmp_path, monkeypatch, given, expected
 ):
     seen = []
 

@@ -213,11 +213,12 @@ def save_tiny_gpt2(directory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "stories260K"])
-def test_a_checkpoint_from_a_path_is_selected_for_and_named(prefect_server, dask_client, corpus, tmp_path, kind):
+def test_a_checkpoint_from_a_path_is_selected_for_and_named(dask_client, corpus, tmp_path, kind):
     source = save_tiny_gpt2(tmp_path / "gpt2") if kind == "gpt2" else STORIES
     if not source.exists():
         pytest.skip(f"{source} is not there")
-    changes = {"model__source": str(source), "training__stages": 1}
+    changes = {"model__source": str(source)}
+    changes |= {"training__stages": 1, "training__control": False, "training__frontier": []}
     config = parse_config(small_config(corpus, str(tmp_path / "workspace"), **changes), kind)
     select_data(config)
     assert verify_run(config)["balanced"]

@@ -9,7 +9,7 @@ from flows.cli.app import app
 
 
 @pytest.fixture(scope="module")
-def found(prefect_server, dask_client, tmp_path_factory):
+def found(dask_client, tmp_path_factory):
     """What the command printed as JSON."""
     workspace = tmp_path_factory.mktemp("workspace")
     result = CliRunner().invoke(app, ["experiment", "selfcheck", "--workspace", str(workspace), "--quiet", "--json"])

@@ -10,7 +10,7 @@ from quad_tasks.storage.store import open_store
 
 
 @pytest.fixture
-def prepare(prefect_server, dask_client, corpus, tmp_path):
+def prepare(dask_client, corpus, tmp_path):
     """Write reference tables with some changes to the configuration; return the store and their key."""
 
     def prepare(**changes):

@@ -31,7 +31,7 @@ def leaking_corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def leaking_run(prefect_server, dask_client, leaking_corpus, tmp_path_factory):
+def leaking_run(dask_client, leaking_corpus, tmp_path_factory):
     """The configuration of a finished run on it; the measured part is a share of the reference."""
     from flows.select_data import select_data
     from quad_tasks.config.load import parse_config

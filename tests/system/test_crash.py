@@ -2,25 +2,21 @@
 
 import json
 import os
-import subprocess
-import sys
+import random
 from pathlib import Path
 
 import pytest
+from benchmarks.crash_resume import disturb
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "crash_resume.py"
 KILLS, SEED = "QUAD_CRASH_KILLS", "QUAD_CRASH_SEED"
 """Environment variables for more kills, or others."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_killed_run_resumed_with_other_workers_ends_as_the_calm_one(tmp_path):
-    kills, seed = os.environ.get(KILLS, "2"), os.environ.get(SEED, "0")
-    command = [sys.executable, str(BENCHMARK), "--kills", kills, "--seed", seed, "--json", "--directory", str(tmp_path)]
-    done = subprocess.run(command, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(done.stdout)
+def test_a_killed_run_resumed_with_other_workers_ends_as_the_calm_one(small_run, corpus, tmp_path):
+    kills, generator = int(os.environ.get(KILLS, "2")), random.Random(int(os.environ.get(SEED, "0")))
+    result = disturb(tmp_path, corpus, Path(small_run.workspace), kills, generator, workers=(1, 2))
     print(json.dumps(result))
-    assert (result["kills"], result["identical"], result["rescored_rounds"]) == (int(kills), True, 0)
+    assert (result["kills"], result["identical"], result["rescored_rounds"]) == (kills, True, 0)
     assert result["restarted_rounds"] <= result["kills"]

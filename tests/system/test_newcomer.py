@@ -18,7 +18,7 @@ def renamed(records):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, one_process):
     """Three shards of a newcomer's, the last one cut off, a reference and a held-out domain."""
     (tmp_path / "crawl").mkdir()
     for topic in ("weather", "kitchen", "harbour"):
@@ -30,7 +30,6 @@ def folder(tmp_path, monkeypatch):
         lines = "\n".join(json.dumps(record) for record in renamed(topic_records(topic, 24, seed=2)))
         (tmp_path / f"{name}.jsonl").write_text(lines)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("quad_tasks.commands.estimates.probe.LEAST_S", 0.0)
     return tmp_path
 
 
@@ -41,7 +40,7 @@ def quad(*arguments):
 
 
 @pytest.mark.slow
-def test_own_files_under_own_names_become_a_dataset_that_opens(prefect_server, dask_client, folder):
+def test_own_files_under_own_names_become_a_dataset_that_opens(dask_client, folder):
     from datasets import load_dataset
 
     said = quad("init", "crawl/*", "--reference", "wanted.jsonl", "--heldout", "aside.jsonl")

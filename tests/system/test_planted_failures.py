@@ -76,7 +76,7 @@ def topics(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def findings(prefect_server, dask_client, topics, tmp_path_factory):
+def findings(dask_client, topics, tmp_path_factory):
     """Run a configuration in the shared workspace and return its findings by signature."""
     workspace = str(tmp_path_factory.mktemp("planted"))
 

@@ -60,9 +60,10 @@ def race(corpus, tmp_path_factory):
     return Race(folder, tuple(_finished(process, folder, n) for n, process in enumerate(started)), listening)
 
 
-def _start(folder: Path, number: int, *arguments: str) -> subprocess.Popen[bytes]:
+def _start(folder: Path, number: int, *arguments: str, recorded: bool = True) -> subprocess.Popen[bytes]:
     command = [str(Path(sys.executable).with_name("quad")), *arguments]
     environment = {**os.environ, **SECRETS, "PREFECT_HOME": str(folder / f"prefect-{number}"), "QUAD_QUIET": ""}
+    environment |= {"QUAD_WITHOUT_PREFECT": "" if recorded else "1"}
     environment.pop("PREFECT_API_URL", None)
     with (folder / f"stdout-{number}").open("wb") as stdout, (folder / f"stderr-{number}").open("wb") as stderr:
         return subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr)
@@ -107,8 +108,9 @@ def test_of_two_refreshes_of_one_pool_the_second_waits_and_finds_the_work_done(c
     started = []
     for number in range(2):
         config = tmp_path / f"config-{number}.yaml"
-        config.write_text(yaml.safe_dump(small_config(corpus, str(tmp_path / "workspace"), run=f"run-{number}")))
-        started.append(_start(tmp_path, number, "pool", "refresh", str(config), "--json"))
+        changes = {"run": f"run-{number}", "compute__workers": 1}
+        config.write_text(yaml.safe_dump(small_config(corpus, str(tmp_path / "workspace"), **changes)))
+        started.append(_start(tmp_path, number, "pool", "refresh", str(config), "--json", recorded=False))
     for process in started:
         process.wait(timeout=TIMEOUT_S)
     both = [_finished(process, tmp_path, number) for number, process in enumerate(started)]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from scheduling import longest_first, quick, scope_of
 
-APP, STORE = "tests/flows/cli/test_app.py", "tests/storage/test_store.py"
+APP, RUN = "tests/flows/cli/test_app.py", "tests/flows/test_select_data.py"
+STORE = "tests/storage/test_store.py"
 
 
 def item(file, name, case="", slow=False, fixtures=()):
@@ -25,8 +26,9 @@ def names(items):
     return [item.nodeid.rpartition("::")[2] for item in items]
 
 
-def test_files_that_ask_for_the_finished_run_share_a_worker_and_others_keep_to_their_file():
-    assert scope_of(f"{APP}::test_a") == scope_of("tests/commands/test_inspect.py::test_b[x::y]") == "small_run"
+def test_files_that_ask_for_the_finished_run_or_a_server_share_a_worker_and_others_keep_to_their_file():
+    assert scope_of(f"{RUN}::test_a") == scope_of("tests/commands/test_inspect.py::test_b[x::y]") == "small_run"
+    assert scope_of(f"{APP}::test_a") == scope_of("tests/system/test_infra.py::test_b") == "prefect_server"
     assert scope_of(f"{STORE}::test_a[s3]") == STORE
 
 
@@ -37,10 +39,12 @@ def test_slow_files_come_first_then_shared_ones_then_the_largest():
     assert names(longest_first(items)) == ["test_crash", "test_app", "test_1", "test_2", "test_few"]
 
 
-def test_a_quick_run_keeps_the_first_and_the_last_case_and_nothing_slow_or_of_the_testbed():
+def test_a_quick_run_keeps_the_first_and_the_last_case_and_nothing_slow_or_of_a_dear_fixture():
     items = [item(STORE, "test_many", f"[{n}]") for n in range(5)] + [
         item(STORE, "test_one"),
         item(STORE, "s", slow=True),
+        item(STORE, "t", fixtures=("tmp_path", "tiny_testbed")),
+        item(STORE, "u", fixtures=("prefect_server",)),
     ]
     assert names(quick(items)) == ["test_many[0]", "test_many[4]", "test_one"]
 

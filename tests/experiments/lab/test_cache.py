@@ -14,7 +14,7 @@ def squared(workspace: str, key: str, number: int) -> int:
     return number**2
 
 
-def test_only_what_is_missing_is_computed(tmp_path, dask_client, prefect_server):
+def test_only_what_is_missing_is_computed(tmp_path, dask_client):
     items = [(str(tmp_path), "lab", number) for number in (3, 5, 3)]
     assert map_cached(squared, items, "square", "numbers") == [9, 25, 9]
     assert map_cached(squared, [*items, (str(tmp_path), "lab", 7)], "square", "numbers") == [9, 25, 9, 49]
@@ -26,7 +26,7 @@ def test_only_what_is_missing_is_computed(tmp_path, dask_client, prefect_server)
     }
 
 
-def test_what_another_training_method_computed_is_computed_again(tmp_path, dask_client, prefect_server, monkeypatch):
+def test_what_another_training_method_computed_is_computed_again(tmp_path, dask_client, monkeypatch):
     items = [(str(tmp_path), "lab", 3)]
     map_cached(squared, items, "square", "numbers")
     monkeypatch.setattr(cache, "METHOD", cache.METHOD + 1)
@@ -45,7 +45,7 @@ def powers(workspace: str, key: str, number: int) -> list[Powers]:
     return [Powers(number**2, number**3 / 7, None if number % 2 else "even")]
 
 
-def test_dataclasses_read_back_as_they_were(tmp_path, dask_client, prefect_server):
+def test_dataclasses_read_back_as_they_were(tmp_path, dask_client):
     items = [(str(tmp_path), "lab", number) for number in (3, 4)]
     expected = [powers(*item) for item in items]
     assert map_cached(powers, items, "power", "numbers") == expected

@@ -92,21 +92,21 @@ def test_an_input_that_cannot_work_is_one_message_and_no_pool_version(
         ("reference", "reference.inputs: expected documents"),
     ],
 )
-def test_inputs_without_a_usable_document_are_named(prefect_server, dask_client, config_file, tmp_path, which, message):
+def test_inputs_without_a_usable_document_are_named(dask_client, config_file, tmp_path, which, message):
     empty = write_jsonl(tmp_path / "empty.jsonl", [{"id": "a", "other": "no text"}])
     result = invoke("run", config_file(**{f"{which}__inputs": [str(empty)]}), "--quiet")
     assert result.exit_code == 2, result.stderr
     assert message in result.stderr
 
 
-def test_an_unreadable_file_is_named(prefect_server, dask_client, config_file, tmp_path):
+def test_an_unreadable_file_is_named(dask_client, config_file, tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(b"\x1f\x8b\x08\x00 not gzip")
     result = invoke("run", config_file(pool__inputs=[str(tmp_path / "cut.jsonl.gz")]), "--quiet")
     assert result.exit_code == 2, result.stderr
     assert "cut.jsonl.gz" in result.stderr
 
 
-def test_a_model_without_supported_blocks_is_named(prefect_server, dask_client, config_file, tmp_path):
+def test_a_model_without_supported_blocks_is_named(dask_client, config_file, tmp_path):
     from transformers import BloomConfig, BloomForCausalLM
 
     from quad_tasks.core.lm.model import train_tokenizer
@@ -130,16 +130,14 @@ def test_a_resume_takes_other_workers_but_no_other_configuration(small_run):
     assert load_run(small_run.workspace, "small", ["compute.workers=5"]).compute.workers == 5
 
 
-def test_a_dry_run_prints_the_plan_and_spends_nothing(config_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("quad_tasks.commands.estimates.probe.LEAST_S", 0.0)
+def test_a_dry_run_prints_the_plan_and_spends_nothing(config_file, tmp_path, one_process):
     result = invoke("run", config_file(), "--dry-run", "--json")
     assert result.exit_code == 0, result.stderr
     assert {stage["stage"] for stage in json.loads(result.stdout)["stages"]} >= {"model", "bandit", "train"}
     assert not (tmp_path / "workspace").exists()
 
 
-def test_init_writes_a_configuration_that_plans(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("quad_tasks.commands.estimates.probe.LEAST_S", 0.0)
+def test_init_writes_a_configuration_that_plans(corpus, tmp_path, one_process):
     out = str(tmp_path / "config.yaml")
     result = invoke("init", f"{corpus}/pool/*.jsonl", "--reference", f"{corpus}/reference/*.jsonl", "--out", out)
     assert result.exit_code == 0, result.stderr
@@ -192,9 +190,7 @@ def test_a_pool_is_shown_with_what_was_set_aside_and_its_arms(small_run):
 
 
 @pytest.mark.slow
-def test_a_run_may_be_made_in_parts_and_ends_as_a_whole_one(
-    prefect_server, dask_client, config_file, small_run, tmp_path
-):
+def test_a_run_may_be_made_in_parts_and_ends_as_a_whole_one(dask_client, config_file, small_run, tmp_path):
     path = config_file()
     fitted = json.loads(invoke("influence", "fit", path, "--json", "--quiet").stdout)
     assert fitted["direction"].startswith("factors/")

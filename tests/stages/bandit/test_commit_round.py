@@ -1,6 +1,7 @@
 """What the bandit's stage makes of a configuration and of the ledger."""
 
 import dataclasses
+import inspect
 import math
 
 import numpy as np
@@ -182,22 +183,26 @@ def test_every_arm_is_visited_first_only_where_the_pilot_could_reach_each():
     assert configured(arms=1000).policy.prior_pulls > 0
 
 
-def test_propagation_changes_what_unpulled_arms_are_known_by(prefect_server, dask_client, corpus, tmp_path):
+def test_propagation_changes_what_unpulled_arms_are_known_by(dask_client, corpus, tmp_path):
     body = small_config(corpus, str(tmp_path), bandit__propagation="weights", training__stages=1)
     config = parse_config(body, "spread")
-    select_data(config)
+    select_data(config, until="bandit")
     state = state_of(config, Stage(config.run, 0, version_of(config), "", ""), 1)
     assert state.pulls.sum() > state.cursor.sum() / pull_sizes(config.bandit).random_documents
 
 
-def test_a_state_is_the_last_word_of_the_rounds_before_it_however_many_there_are(small_run):
+def test_a_state_is_the_last_word_of_the_rounds_before_it_and_reading_them_does_not_recurse(small_run, monkeypatch):
     stage = Stage("long", 0, version_of(small_run), "", "")
     config = small_run.model_copy(update={"run": "long"})
     store = open_store(small_run.workspace)
-    arms, n_rounds = (
-        load_arms(store, stage.version).num_rows,
-        1100,
-    )  # more than Python's recursion limit
+    arms, n_rounds, depths = load_arms(store, stage.version).num_rows, 40, set()
+    read_round = rounds.read_round
+
+    def read(*which):
+        depths.add(len(inspect.stack(0)))
+        return read_round(*which)
+
+    monkeypatch.setattr(rounds, "read_round", read)
     for number in range(n_rounds):
         row = {"arm": number % arms, "cursor": 1, "pulls": float(number), "reward_sum": -float(number)}
         info = round_info(reward_moments=(number, 0.0, 0.0), accepted_tokens=1, direction="")
@@ -205,12 +210,13 @@ def test_a_state_is_the_last_word_of_the_rounds_before_it_however_many_there_are
         rounds.commit_round(store, "long", 0, number, tables, info)
     last = np.array([max(n for n in range(n_rounds) if n % arms == arm) for arm in range(arms)])
     state = state_of(config, stage, n_rounds)
+    assert len(depths) == 1
     assert state.round == n_rounds
     assert np.array_equal(state.pulls, last)
     assert np.array_equal(state.reward_sum, -last)
     assert state.reward_moments[0] == n_rounds - 1
     assert state_of(config, stage, 3).pulls.max() == 2
-    assert reason_of(config, stage, 100) is None
+    assert reason_of(config, stage, n_rounds) is None
 
 
 def test_a_stage_stops_when_its_rounds_accepted_tokens_hold_the_oversampled_budget(small_run):

@@ -41,17 +41,12 @@ def configured(corpus, inputs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(prefect_server, dask_client, configured, inputs):
+def config(dask_client, configured, inputs):
     """A finished run with both sets."""
     sets = {name: {"inputs": [uri], "weight": WEIGHTS[name]} for name, uri in inputs.items()}
     finished = configured("both", {"sets": sets})
     select_data(finished)
     return finished
-
-
-def direction_of(config):
-    store = open_store(config.workspace)
-    return load_directions(store, rounds.read_round(store, config.run, 0, 0).info.direction)
 
 
 def test_influence_is_the_mean_of_each_sets_by_weight(config):
@@ -63,12 +58,12 @@ def test_influence_is_the_mean_of_each_sets_by_weight(config):
 
 
 def test_each_set_has_the_direction_of_a_run_with_it_alone(config, configured, inputs):
-    directions, shares = direction_of(config)
+    store = open_store(config.workspace)
+    directions, shares = load_directions(store, rounds.read_round(store, config.run, 0, 0).info.direction)
     assert shares == SHARES
     for name, uri in inputs.items():
-        alone = configured(f"only-{name}", {"inputs": [uri]})
-        select_data(alone)
-        (direction,), share = (list(part.values()) for part in direction_of(alone))
+        fitted = select_data(configured(f"only-{name}", {"inputs": [uri]}), until="fit")
+        (direction,), share = (list(part.values()) for part in load_directions(store, fitted))
         assert share == [1.0]
         for block, tensor in direction.items():
             np.testing.assert_allclose(
@@ -98,7 +93,7 @@ def test_an_approximate_scorer_is_gated_by_the_mean_of_all_sets(configured, inpu
     sets = {name: {"inputs": [uri]} for name, uri in inputs.items()}
     approximate = {"bandit__scorer": "low_rank", "bandit__scorer_floor": 0.9, "bandit__calibration_documents": 16}
     config = configured("low-rank", {"sets": sets}, **approximate)
-    select_data(config)
+    select_data(config, until="bandit")
     store = open_store(config.workspace)
     assert rounds.read_round(store, config.run, 0, 0).info.calibration.accepted
     manifest = rounds.read_round(store, config.run, 0, 1)

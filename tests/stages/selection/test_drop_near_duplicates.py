@@ -24,7 +24,7 @@ def jaccard(a: str, b: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def copied(prefect_server, dask_client, tmp_path_factory):
+def copied(dask_client, tmp_path_factory):
     """A finished run on a pool in which two thirds of the documents have an edited copy; half its budget is general."""
     directory = write_corpus(tmp_path_factory.mktemp("copied"))
     for topic in TOPICS:

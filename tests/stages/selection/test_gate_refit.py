@@ -79,10 +79,11 @@ def test_both_trials_start_from_the_stages_checkpoint(small_run):
         assert loss != pytest.approx(nats / targets, rel=1e-6)
 
 
-def test_without_refits_one_direction_ranks_every_stage(prefect_server, dask_client, corpus, tmp_path):
+def test_without_refits_one_direction_ranks_every_stage(dask_client, corpus, tmp_path):
     from flows.select_data import select_data
 
-    config = parse_config(small_config(corpus, str(tmp_path), training__refit="never"), "never")
+    changes = {"training__refit": "never", "training__control": False, "training__frontier": []}
+    config = parse_config(small_config(corpus, str(tmp_path), **changes), "never")
     select_data(config)
     store = open_store(str(tmp_path))
     used = {stored(store, stage_key(config, n, "selected.json"))["direction"] for n in range(2)}

@@ -185,7 +185,7 @@ def test_a_trainer_that_fails_hangs_or_leaves_nothing_ends_the_stage_with_its_lo
 
 @pytest.mark.slow
 def test_a_run_with_the_transformers_example_chooses_alike_and_lowers_the_reference_loss(
-    prefect_server, dask_client, corpus, small_run, tmp_path
+    dask_client, corpus, small_run, tmp_path
 ):
     pytest.importorskip("accelerate")
     from flows.select_data import select_data
@@ -210,7 +210,7 @@ def test_a_run_with_the_transformers_example_chooses_alike_and_lowers_the_refere
     assert str(EXAMPLE) in log
     assert any("loss" in line for line in log.splitlines()[1:])
     builtin = parse_config({**config.model_dump(mode="json"), "run": "builtin", "training": {"stages": 1}}, "builtin")
-    select_data(builtin)
+    select_data(builtin, until="bandit")
     keys = [choice_table_key(selected_key(Stage(run, 0, "", "", ""))) for run in ("commanded", "builtin")]
     chosen = [read_table(store, key, ["position"])["position"].to_pylist() for key in keys]
     assert chosen[0] == chosen[1]
