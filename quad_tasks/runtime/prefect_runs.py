@@ -16,7 +16,7 @@ from prefect import Flow, Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
 
 from quad_tasks.runtime.progress import notice
 from quad_tasks.storage.errors import redact
@@ -25,6 +25,8 @@ WITHOUT_PREFECT_VARIABLE = "QUAD_WITHOUT_PREFECT"
 """Environment variable: where it is set, flows and tasks are plain functions, and no server is started or asked."""
 UNREACHABLE = ("Failed to reach API at", "Timed out while attempting to connect to ephemeral Prefect API server")
 """How Prefect's own errors begin where it hides what its client raised."""
+SILENT_S, POLL_S = 30, 0.5
+"""Seconds that the temporary server may take before it is said that it is waited for, and between two questions."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SERVER_FAULT_STATUS = 500
 
@@ -93,6 +95,7 @@ def _recorded(
 ) -> Any:
     if not without_prefect():
         try:
+            await_temporary_server()
             return recorded(*args, **kwargs)
         except Exception as error:
             if not go_on_without(error):
@@ -103,6 +106,49 @@ def _recorded(
 def without_prefect() -> bool:
     """Say whether flows and tasks run as plain functions in this process."""
     return bool(os.environ.get(WITHOUT_PREFECT_VARIABLE))
+
+
+def await_temporary_server() -> None:
+    """Start Prefect's temporary server where none is named, and wait for it while its process lives.
+
+    Prefect itself gives up after a time, which a busy machine needs for the server's imports alone.
+
+    Raises:
+        RuntimeError: its process ended.
+    """
+    if PREFECT_API_URL.value() or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    if server.running:
+        return
+    try:
+        server.start(timeout=SILENT_S)
+        return
+    except (RuntimeError, httpx.TransportError):
+        process = server.server_process
+        if process is None:
+            raise
+    began = said = time.monotonic() - SILENT_S
+    while not _is_healthy(server.api_url):
+        if process.poll() is not None:
+            raise RuntimeError(f"{UNREACHABLE[1]}: its process ended with exit code {process.returncode}")
+        if time.monotonic() - said >= SILENT_S:
+            said = time.monotonic()
+            notice(
+                f"waiting for the temporary Prefect server, process {process.pid}, which has not answered for "
+                f"{said - began:.0f} s: the machine is busy; with {WITHOUT_PREFECT_VARIABLE}=1 no server is started"
+            )
+        time.sleep(POLL_S)
+    server.running = True
+
+
+def _is_healthy(api_url: str) -> bool:
+    try:
+        return httpx.get(f"{api_url}/health", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 def go_on_without(error: Exception) -> bool:

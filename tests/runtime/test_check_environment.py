@@ -129,3 +129,14 @@ def test_a_named_prefect_server_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", url)
     with pytest.raises(ConfigError, match=f"PREFECT_API_URL: expected Prefect's server at {url}, found none"):
         environment.check_prefect()
+
+
+def test_a_database_of_prefects_that_has_grown_is_said_with_how_to_prune_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with (tmp_path / "prefect.db").open("wb") as file:
+        file.truncate(300 * 2**20)
+    found = environment.check_home()
+    assert found.startswith(
+        f"{tmp_path}; {tmp_path}/prefect.db has grown to 300 MB: `prefect server database reset -y`"
+    )
+    assert "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED=events,flow_runs prefect server start" in found

@@ -6,10 +6,21 @@ import socket
 import httpx
 import pytest
 from prefect import Flow, Task
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_SERVER_EPHEMERAL_ENABLED,
+    temporary_settings,
+)
 
 from quad_tasks.runtime import prefect_runs
-from quad_tasks.runtime.prefect_runs import WITHOUT_PREFECT_VARIABLE, flow, go_on_without, make_task
+from quad_tasks.runtime.prefect_runs import (
+    WITHOUT_PREFECT_VARIABLE,
+    await_temporary_server,
+    flow,
+    go_on_without,
+    make_task,
+)
 
 PASSWORD = "planted-horse"
 
@@ -99,3 +110,62 @@ def test_what_is_said_of_a_server_shows_no_password(said):
         assert go_on_without(httpx.ReadTimeout(f"http://ada:{PASSWORD}@prefect.example", request=request))
     assert "***@prefect.example" in said[0]
     assert PASSWORD not in said[0]
+
+
+class SlowServer:
+    """Prefect's temporary server on a busy machine: it is not there in time, and answers when it was asked thrice."""
+
+    running = False
+    pid, returncode = 4321, None
+
+    def __init__(self) -> None:
+        self.server_process, self.asked, self.api_url = self, 0, "http://127.0.0.1:1/api"
+
+    def start(self, timeout: int) -> None:
+        raise RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server.")
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def answer(self, url: str, **_options: object) -> httpx.Response:
+        assert url == f"{self.api_url}/health"
+        self.asked += 1
+        if self.asked == 1:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200 if self.asked > 3 else 503)
+
+
+@pytest.fixture
+def slow_server(monkeypatch):
+    server = SlowServer()
+    monkeypatch.setattr("prefect.server.api.server.SubprocessASGIServer", lambda: server)
+    monkeypatch.setattr(prefect_runs.httpx, "get", server.answer)
+    monkeypatch.setattr(prefect_runs, "SILENT_S", 0)
+    monkeypatch.setattr(prefect_runs, "POLL_S", 0)
+    with temporary_settings({PREFECT_SERVER_EPHEMERAL_ENABLED: True}, restore_defaults={PREFECT_API_URL}):
+        yield server
+
+
+def test_a_temporary_server_that_is_slow_is_waited_for_while_its_process_lives(slow_server, said):
+    await_temporary_server()
+    assert (slow_server.running, slow_server.asked) == (True, 4)
+    assert len(said) == 3
+    assert said[0].startswith("waiting for the temporary Prefect server, process 4321, which has not answered for 0 s")
+    await_temporary_server()
+    assert slow_server.asked == 4
+
+
+def test_a_temporary_server_whose_process_ended_is_gone_on_without(slow_server, said):
+    slow_server.returncode = 1
+    calls: list[int] = []
+    assert square_flow(calls)(3) == 9
+    assert calls == [3]
+    (line,) = said
+    assert "the temporary Prefect server of this process does not answer" in line
+    assert "its process ended with exit code 1" in line
+
+
+def test_no_temporary_server_is_started_beside_one_that_is_named(slow_server, dead_server):
+    with temporary_settings({PREFECT_API_URL: dead_server}):
+        await_temporary_server()
+    assert (slow_server.running, slow_server.asked) == (False, 0)

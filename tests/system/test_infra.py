@@ -58,12 +58,25 @@ def job_of(pool: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
+def is_fixed(image: str) -> bool:
+    """Say whether an image is named by a tag that is not `latest`, with or without a digest."""
+    found = re.fullmatch(r"[\w./-]+:([\w.-]+)(@sha256:[0-9a-f]{64})?", image)
+    return found is not None and found[1] != "latest"
+
+
+def test_an_image_may_be_pinned_by_its_digest():
+    digest = "0123456789abcdef" * 4
+    assert is_fixed("postgres:16-alpine")
+    assert is_fixed(f"postgres:16-alpine@sha256:{digest}")
+    loose = ("postgres", "postgres:latest", f"postgres:latest@sha256:{digest}", f"postgres:16@sha256:{digest[1:]}")
+    assert [image for image in loose if is_fixed(image)] == []
+
+
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_an_image_is_built_from_a_fixed_base_with_pinned_packages_and_does_not_run_as_root(kind):
     text = (INFRA / f"Dockerfile.{kind}").read_text()
     (base,) = re.findall(r"^FROM (\S+)$", text, re.MULTILINE)
-    assert re.fullmatch(r"[\w./-]+:[\w.-]+", base)
-    assert not base.endswith(":latest")
+    assert is_fixed(base)
     assert "-c constraints.txt" in text
     assert text.index("\nUSER 10001\n") > text.rindex("\nRUN ")
     copied = [name for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for name in line.split()[:-1]]
@@ -101,8 +114,7 @@ def test_compose_keeps_to_its_specification_and_the_check_bites():
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_has_a_fixed_image_and_what_it_depends_on(name):
     service = SERVICES[name]
-    assert re.fullmatch(r"[\w./-]+:[\w.-]+", service["image"])
-    assert not service["image"].endswith(":latest")
+    assert is_fixed(service["image"])
     assert set(service.get("depends_on", ())) <= set(SERVICES)
     if "build" in service:
         assert (INFRA / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
