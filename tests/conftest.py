@@ -1,6 +1,7 @@
 """Shared by all tests: quiet settings, one Prefect server and Dask cluster a session, and one small finished run."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("QUAD_QUIET", "1")
 os.environ["QUAD_WITHOUT_PREFECT"] = "1"  # a recorded run takes twice as long; a test that asks for the server has it
@@ -21,6 +22,12 @@ settings.register_profile("quad", deadline=None)
 settings.load_profile("quad")
 
 
+TESTS = Path(__file__).parent
+WAITING = [TESTS / folder for folder in ("flows", "runtime", "storage", "system")]
+"""Of tests that wait for servers, workers and browsers, any of which is late where the machine stalls. Such a test is
+tried once more; the summary shows what its first try met."""
+
+
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="Leave out slow tests, and most cases of parametrized ones.")
 
@@ -29,6 +36,9 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     if config.getoption("quick"):
         items[:] = quick(items)
+    for item in items:
+        if any(folder in item.path.parents for folder in WAITING):
+            item.add_marker(pytest.mark.flaky(reruns=1))
     if hasattr(config, "workerinput"):
         items[:] = longest_first(items)
 
