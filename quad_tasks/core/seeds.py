@@ -45,6 +45,11 @@ def make_generator(seed: int, stream: Stream, *indices: int) -> np.random.Genera
     return np.random.default_rng([seed, stream, *indices])
 
 
+def draw_seed(generator: np.random.Generator) -> int:
+    """Draw the seed of an order by hash (`random_order.uniform_hash`), 63 bits."""
+    return int(generator.integers(2**63))
+
+
 def label_seed(seed: int, position: int) -> int:
     """Return the seed of the labels sampled for the document at `position`, hashed from both; 63 bits.
 

@@ -112,14 +112,9 @@ def shuffled_piece_key(tables: str, shard: str, piece: int) -> str:
     return f"{shuffle_folder(tables)}/{shard}-{piece:05d}.parquet"
 
 
-def piece_record_key(tables: str, shard: str, piece: int) -> str:
-    """Return the key of the record that a piece is finished."""
-    return f"{shuffle_folder(tables)}/{shard}-{piece:05d}.safetensors"
-
-
-def group_record_key(tables: str, group: int) -> str:
-    """Return the key of the record that a group of parts is finished."""
-    return f"{shuffle_folder(tables)}/groups/{group:05d}.safetensors"
+def piece_ranges_key(tables: str, shard: str, piece: int) -> str:
+    """Return the key of the rows that each group of parts takes of a piece."""
+    return f"{shuffle_folder(tables)}/{shard}-{piece:05d}.npy"
 
 
 def layout_groups_key(tables: str) -> str:
@@ -261,6 +256,11 @@ def predictions_folder(run: str, stage: int) -> str:
 def prediction_folder(run: str, stage: int, round: int) -> str:
     """Return the folder of the pool's predictions by what was scored before a round."""
     return f"{predictions_folder(run, stage)}/{round:05d}"
+
+
+def rankings_folder(run: str, stage: int, name: str) -> str:
+    """Return the folder of the rankings of the pool that a choice is made from, deleted once it is made."""
+    return f"{stage_folder(run, stage)}/rankings/{name}"
 
 
 def choice_key(run: str, stage: int, name: str) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quad_tasks.core.seeds import Stream, label_seed, make_generator
+from quad_tasks.core.seeds import Stream, draw_seed, label_seed, make_generator
 
 SEEDS = (0, 1, 2, 1000, 2**31, 2**32 - 1)
 N_INDICES = {
@@ -62,3 +62,9 @@ def test_torch_draws_other_labels_for_another_seed():
 def test_a_stream_is_the_same_every_time():
     first, again = (make_generator(3, Stream.ROUND, 1, 2).integers(0, 1000, 5) for _ in range(2))
     assert np.array_equal(first, again)
+
+
+def test_seeds_of_orders_are_drawn_by_their_stream():
+    drawn = {draw_seed(make_generator(seed, Stream.RANDOM_CONTROL, 0, n)) for seed in range(20) for n in range(5)}
+    assert len(drawn) == 100
+    assert all(0 <= seed < 2**63 for seed in drawn)

@@ -1,5 +1,7 @@
 """Select documents for a token budget: rank the eligible ones, then fill the budget in that order.
 
+This is the selection of a pool that fits in memory, and the standard of the one block by block (`ranking.py`).
+
 Owns the budget's exactness: a selection never exceeds it, and no eligible document that was left out would still fit,
 so the shortfall is less than one document. Refuses to score or predict: influence per target token comes measured
 (`core.influence`) or predicted (`prediction.py`). Influence > 0: training on it lowers the reference loss.
@@ -21,17 +23,18 @@ Shape suffixes: N candidates, K arms, D embedding, B documents selected.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from quad_tasks.core.group_sums import group_sums
+from quad_tasks.core.random_order import systematic_places, uniform_hash
+from quad_tasks.core.seeds import draw_seed
 from quad_tasks.core.selection.redundancy import select_diverse
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-Ids = npt.NDArray[Any]
+Ids = npt.NDArray[np.int64]
 Mode = Literal["instance", "cluster", "predicted"]
 
 FindNearDuplicates = Callable[[Ids], Ids]
@@ -48,7 +51,7 @@ class Candidates:
     """Documents that may be selected, as parallel arrays.
 
     Attributes:
-        id: [N] unique and ordered: names, or positions.
+        id: [N] int64, unique: positions.
         arm: [N] int32.
         n_tokens: [N] int64, > 0, in the run's tokenizer.
         influence: [N] float64 per target token, measured or predicted; NaN where neither.
@@ -114,7 +117,7 @@ def select(
         budget_tokens: most tokens to select, >= 0.
         settings: threshold, mode, shares and penalty.
         arm_mean_K: [K] mean influence of each arm, NaN where unknown; needed in mode `cluster`.
-        generator: draws the uniform part; needed where there is one.
+        generator: draws the seed of the uniform part's order, by which ids are hashed; needed where there is one.
         find_near_duplicates: near-duplicates it reports are left out, and others take their place; None: all may stay.
         read_embeddings: needed for a `redundancy` above 0.
 
@@ -141,7 +144,7 @@ def select(
     rest = np.setdiff1d(np.arange(len(candidates.id)), targeted, assume_unique=True)
     uniform = _fill_without_duplicates(
         candidates.id,
-        proportional_order(rest, candidates.n_tokens, candidates.arm, generator),
+        _proportional_order(candidates, rest, draw_seed(generator)),
         budget_tokens - int(candidates.n_tokens[targeted].sum()),
         lambda order, tokens: fill_budget(order, candidates.n_tokens, tokens),
         find_near_duplicates,
@@ -177,37 +180,6 @@ def rank(candidates: Candidates, threshold: float, mode: Mode = "instance", arm_
     return np.concatenate((scored_order, _by_arm_mean(candidates, threshold, arm_mean_K)))
 
 
-def proportional_order(
-    rows: Int64, n_tokens_N: Int64, arm_N: npt.NDArray[np.int32], generator: np.random.Generator
-) -> Int64:
-    """Order rows at random so that every prefix holds each arm in proportion to its tokens (systematic sampling).
-
-    Inside an arm the order is random. A row's position is the share of its arm's tokens that precede it, plus a random
-    offset within the row itself, one offset per arm: so small arms come up as often as they should.
-
-    Args:
-        rows: [M] rows to order.
-        n_tokens_N: [N] tokens of each row, > 0.
-        arm_N: [N] arm of each row.
-        generator: draws the orders and the offsets.
-
-    Returns:
-        [M] the same rows.
-    """
-    # Shuffle, then group by arm (A arms present): [M]
-    shuffled = generator.permutation(rows)
-    grouped = shuffled[np.argsort(arm_N[shuffled], kind="stable")]
-    _, first_A, arm_M = np.unique(arm_N[grouped], return_index=True, return_inverse=True)
-    # Tokens before each row inside its arm, and each arm's total: [M], [A]
-    tokens_M = n_tokens_N[grouped]
-    before_M = np.cumsum(tokens_M) - tokens_M
-    total_A = group_sums(tokens_M, arm_M, len(first_A))
-    # Position in [0, 1) of each row in its arm, with the arm's random offset: [M]
-    offset_A = generator.random(len(first_A))
-    position_M = (before_M - before_M[first_A][arm_M] + offset_A[arm_M] * tokens_M) / total_A[arm_M]
-    return grouped[np.argsort(position_M, kind="stable")]
-
-
 def random_control(
     n_tokens_N: Int64,
     budget_tokens: int,
@@ -220,7 +192,7 @@ def random_control(
     Args:
         n_tokens_N: [N] tokens of each document, > 0.
         budget_tokens: most tokens to select, >= 0.
-        generator: draws the order.
+        generator: draws the seed of the order, by which row numbers are hashed.
         rows: those that may be drawn; None: all.
         find_near_duplicates: as for `select`, of row numbers.
 
@@ -233,7 +205,7 @@ def random_control(
     everything = np.arange(len(n_tokens_N))
     return _fill_without_duplicates(
         everything,
-        generator.permutation(everything if rows is None else rows),
+        _random_order(everything if rows is None else rows, draw_seed(generator)),
         budget_tokens,
         lambda order, tokens: fill_budget(order, n_tokens_N, tokens),
         find_near_duplicates,
@@ -361,6 +333,16 @@ def _fill_without_duplicates(
         if not np.isin(id_N[selected], duplicates).any():
             return selected
         order = order[~np.isin(id_N[order], duplicates)]
+
+
+def _random_order(rows: Int64, seed: int) -> Int64:
+    return rows[np.lexsort((rows, -uniform_hash(seed, rows)))]
+
+
+def _proportional_order(candidates: Candidates, rows: Int64, seed: int) -> Int64:
+    """Order rows at random so that every prefix holds each arm in proportion to its tokens."""
+    id_M = candidates.id[rows]
+    return rows[np.lexsort((id_M, systematic_places(id_M, candidates.n_tokens[rows], candidates.arm[rows], seed)))]
 
 
 def _by_influence(candidates: Candidates, eligible_N: npt.NDArray[np.bool_]) -> Int64:

@@ -12,7 +12,8 @@ lack a part of the held-out documents differ (the grouped jackknife).
 V is the mean influence per token of a selection of the budget's tokens: of the best by what is measured and predicted,
 of the best by true influence, of all. Near-duplicates and a general share are left out of all three alike.
 
-Shape suffixes: N documents, U unscored ones, S those that refits predict, H held-out ones, F refits, B draws.
+Shape suffixes: M scored documents, U unscored ones that stand for all, N both, S those that refits predict, H held-out
+ones, F refits, B draws.
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ ALIKE = 24
 LEAST_HELD_OUT = 16
 MOST_DOCUMENTS = 20_000
 """Unscored documents that are drawn for; of more, a sample stands for all."""
+SHUFFLED_DOCUMENTS = 2**20
+"""Most documents that are shuffled for the sample; of more, numbers are drawn until so many differ."""
 REFITTED_DOCUMENTS = 2_000
 """Of these, the best predicted: what refits predict of them is compared, since the others are selected by none."""
 LEAST_ERROR = 1e-3
@@ -73,74 +76,76 @@ class HeldOut(NamedTuple):
     n_tokens_H: Int64
 
 
+class Scored(NamedTuple):
+    """Scored documents that may be selected, [M] each: measured influence per token, tokens > 0."""
+
+    measured_M: Float64
+    n_tokens_M: Int64
+
+
 class Unscored(NamedTuple):
-    """Unscored documents that are drawn for, as rows of the pool, and what refits predict of the best predicted ones.
+    """Unscored documents that stand for all, and what refits predict of the best predicted ones.
 
     Attributes:
-        rows_U: [U] ascending.
-        refitted_S: [S] those that refits predict, ascending.
+        predicted_U: [U] what the regression predicts.
+        n_tokens_U: [U] tokens, > 0.
+        all_tokens: of all unscored documents that may be selected.
+        refitted_S: [S] rows of those that refits predict, ascending.
         refits_FS: [F, S] predicted influence by fits without a part of the held-out documents each; F may be 0.
     """
 
-    rows_U: Int64
+    predicted_U: Float64
+    n_tokens_U: Int64
+    all_tokens: int
     refitted_S: Int64
     refits_FS: Float64
 
 
-def sample_unscored(measured_N: Float64, predicted_N: Float64, generator: np.random.Generator) -> tuple[Int64, Int64]:
-    """Draw the unscored documents that stand for all, and choose those that refits are to predict.
+def sample_unscored(n_unscored: int, generator: np.random.Generator) -> Int64:
+    """Draw which of so many unscored documents stand for all: their numbers, ascending, [U]."""
+    if n_unscored <= SHUFFLED_DOCUMENTS:
+        drawn: Int64 = np.sort(generator.permutation(n_unscored)[:MOST_DOCUMENTS])
+        return drawn
+    return np.sort(generator.choice(n_unscored, MOST_DOCUMENTS, replace=False))
 
-    Args:
-        measured_N: [N] influence per token, NaN where not scored.
-        predicted_N: [N] predicted influence.
-        generator: draws the sample.
 
-    Returns:
-        Rows of the sample and of its best predicted documents, ascending.
-    """
-    rows_U = np.sort(generator.permutation(np.flatnonzero(np.isnan(measured_N)))[:MOST_DOCUMENTS])
-    best = np.argsort(-predicted_N[rows_U], kind="stable")[:REFITTED_DOCUMENTS]
-    return rows_U, rows_U[np.sort(best)]
+def choose_refitted(predicted_U: Float64) -> Int64:
+    """Choose the unscored documents that refits are to predict, the best predicted ones: rows, ascending, [S]."""
+    return np.sort(np.argsort(-predicted_U, kind="stable")[:REFITTED_DOCUMENTS])
 
 
 def estimate_remaining(
-    measured_N: Float64,
-    predicted_N: Float64,
-    n_tokens_N: Int64,
+    scored: Scored,
+    unscored: Unscored,
     budget_tokens: int,
     held_out: HeldOut,
-    unscored: Unscored,
     generator: np.random.Generator,
 ) -> Remaining | None:
     """Estimate what scoring everything would add to a selection.
 
     Args:
-        measured_N: [N] influence per token of the documents that may be selected, NaN where not scored.
-        predicted_N: [N] what the regression predicts.
-        n_tokens_N: [N] tokens, > 0.
+        scored: documents that are scored and may be selected.
+        unscored: documents that are drawn for, and what refits predict of them.
         budget_tokens: tokens of the selection.
         held_out: documents drawn at random, predicted by fits without them.
-        unscored: documents that are drawn for (`sample_unscored`), and what refits predict of them.
         generator: draws errors and refits.
 
     Returns:
         The estimate; None where fewer than `LEAST_HELD_OUT` errors are known or the budget takes everything.
     """
-    scored_N = ~np.isnan(measured_N)
-    if len(held_out.measured_H) < LEAST_HELD_OUT or budget_tokens >= n_tokens_N.sum():
+    n_scored, all_tokens = len(scored.measured_M), int(scored.n_tokens_M.sum()) + unscored.all_tokens
+    if len(held_out.measured_H) < LEAST_HELD_OUT or budget_tokens >= all_tokens:
         return None
     # Documents drawn for: all that are scored, and a sample of the others that weighs as much as they do: [N]
-    scored, sample = np.flatnonzero(scored_N), unscored.rows_U
-    rows, n_scored = np.concatenate([scored, sample]), len(scored)
-    weight_N = n_tokens_N[rows].astype(np.float64)
-    weight_N[n_scored:] *= n_tokens_N[~scored_N].sum() / max(1.0, weight_N[n_scored:].sum())
-    known_N = np.where(scored_N, measured_N, predicted_N)[rows]
+    weight_N = np.concatenate([scored.n_tokens_M, unscored.n_tokens_U]).astype(np.float64)
+    weight_N[n_scored:] *= unscored.all_tokens / max(1.0, weight_N[n_scored:].sum())
+    known_N = np.concatenate([scored.measured_M, unscored.predicted_U])
     # Influence in every draw: [B, N]
     drawn_BN = np.repeat(known_N[None], DRAWS, axis=0)
-    drawn_BN[:, n_scored:] += _draw_errors(known_N[n_scored:], n_tokens_N[sample], held_out, generator)
+    drawn_BN[:, n_scored:] += _draw_errors(unscored.predicted_U, unscored.n_tokens_U, held_out, generator)
     # The estimate, from errors of single documents; how far it may be off, from those of the fit as well: [B]
     found = _compare(drawn_BN, known_N, weight_N, budget_tokens)
-    drawn_BN[:, n_scored + np.searchsorted(sample, unscored.refitted_S)] += _draw_refits(unscored, generator)
+    drawn_BN[:, n_scored + unscored.refitted_S] += _draw_refits(unscored, generator)
     shared_B = _compare(drawn_BN, known_N, weight_N, budget_tokens).left_B
     left = float(found.left_B.mean())
     ends = np.quantile(shared_B, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - shared_B.mean()

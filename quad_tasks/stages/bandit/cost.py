@@ -4,7 +4,7 @@ Everything that is read of the pool with a model counts: the pilot, rounds, docu
 calibration, hidden states, and an embedding by the model. What full scoring needs as well does not: factors and
 direction. Costs follow from token counts and the model's shape (`core.lm.flops`): they are known before they are spent.
 
-Shape suffixes: N documents of the pool.
+Shape suffixes: N documents, L distinct lengths.
 """
 
 import functools
@@ -28,6 +28,7 @@ from quad_tasks.storage.store import Store
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
+COUNTED_ROWS = 2**20
 DEFAULT_COST_SHARE = 0.1
 """Of scoring the whole pool exactly, where a regression ranks the rest: beyond it a pilot's gained little."""
 
@@ -114,40 +115,69 @@ def scorer_flops(size: ModelSize, scorer: Mapping[str, Any], directions: int) ->
     return flops.contracted_flops(size, scorer.get("numbers", directions * size.tracked))
 
 
-def scoring_costs(store: Store, version: str, reading: Reading, scorer: Mapping[str, Any]) -> Float64:
-    """Count what scoring each of a pool version's documents takes, [N]."""
-    by = tuple(sorted((name, value) for name, value in scorer.items() if name in ("scorer", "numbers")))
-    return _scoring_costs(store, version, reading, by)
+def scoring_costs(store: Store, version: str, reading: Reading, scorer: Mapping[str, Any], positions: Int64) -> Float64:
+    """Count what scoring the documents of a pool version at `positions` takes, [N]."""
+    return _length_costs(store, version, reading, scorer, load_token_counts(store, version)[positions])
+
+
+def _length_costs(
+    store: Store, version: str, reading: Reading, scorer: Mapping[str, Any], n_tokens_N: npt.NDArray[np.integer]
+) -> Float64:
+    window = scorer_flops(read_size(store, version, reading.attention), scorer, reading.directions)
+    return flops.document_flops(window, n_tokens_N.astype(np.int64), reading.window_tokens)
 
 
 @functools.lru_cache(maxsize=2)
-def _scoring_costs(store: Store, version: str, reading: Reading, by: tuple[tuple[str, Any], ...]) -> Float64:
-    window = scorer_flops(read_size(store, version, reading.attention), dict(by), reading.directions)
-    return flops.document_flops(window, load_token_counts(store, version), reading.window_tokens)
+def count_lengths(store: Store, version: str) -> tuple[Int64, Int64]:
+    """Count a pool version's documents by their tokens: [L] ascending tokens, and [L] documents of so many."""
+    counts_N = load_token_counts(store, version)
+    pieces = [counts_N[first : first + COUNTED_ROWS] for first in range(0, len(counts_N), COUNTED_ROWS)]
+    found = [np.unique(piece, return_counts=True) for piece in pieces]
+    lengths, where = np.unique(np.concatenate([one for one, _ in found]), return_inverse=True)
+    documents = np.zeros(len(lengths), dtype=np.int64)
+    np.add.at(documents, where, np.concatenate([number for _, number in found]))
+    return lengths.astype(np.int64), documents
+
+
+def cheapest_unscored(
+    store: Store, version: str, reading: Reading, scorer: Mapping[str, Any], scored_S: Int64
+) -> float:
+    """Count what scoring the cheapest document takes that was not scored; infinite where all were."""
+    lengths, documents = count_lengths(store, version)
+    scored = np.searchsorted(lengths, load_token_counts(store, version)[scored_S])
+    left = lengths[documents > np.bincount(scored, minlength=len(lengths))]
+    return float(_length_costs(store, version, reading, scorer, left).min(initial=np.inf))
 
 
 @functools.lru_cache(maxsize=2)
 def pool_cost(store: Store, version: str, reading: Reading) -> float:
     """Count what scoring a whole pool version exactly takes."""
-    return float(_scoring_costs(store, version, reading, (("scorer", "exact"),)).sum())
+    lengths, documents = count_lengths(store, version)
+    return float((_length_costs(store, version, reading, {"scorer": "exact"}, lengths) * documents).sum())
 
 
 @functools.lru_cache(maxsize=2)
 def reading_cost(store: Store, version: str, reading: Reading) -> float:
     """Count what is read of a whole pool version before anything is scored."""
-    size, n_tokens = read_size(store, version, reading.attention), load_token_counts(store, version)
-    return whole_pool_reading(size, n_tokens, reading)
+    return whole_pool_reading(read_size(store, version, reading.attention), *count_lengths(store, version), reading)
 
 
-def whole_pool_reading(size: ModelSize, n_tokens: Int64, reading: Reading) -> float:
-    """Count what reading documents of so many tokens takes for hidden states and for an embedding by the model."""
-    cost = 0.0
+def whole_pool_reading(size: ModelSize, n_tokens_L: Int64, documents_L: Int64, reading: Reading) -> float:
+    """Count what reading documents takes for hidden states and for an embedding by the model.
+
+    Args:
+        size: of the model.
+        n_tokens_L: [L] tokens of a document.
+        documents_L: [L] documents that have so many.
+        reading: how documents are read.
+    """
+    cost_L = np.zeros(len(n_tokens_L))
     if reading.states:
-        cost += float(flops.document_flops(flops.forward_flops(size), n_tokens, reading.window_tokens).sum())
+        cost_L += flops.document_flops(flops.forward_flops(size), n_tokens_L, reading.window_tokens)
     if reading.embedded_tokens is not None:
-        read, longest = np.minimum(n_tokens, reading.embedded_tokens), reading.embedded_tokens + 1
-        cost += float(flops.document_flops(flops.forward_flops(size, head=False), read, longest).sum())
-    return cost
+        read_L, longest = np.minimum(n_tokens_L, reading.embedded_tokens), reading.embedded_tokens + 1
+        cost_L += flops.document_flops(flops.forward_flops(size, head=False), read_L, longest)
+    return float((cost_L * documents_L).sum())
 
 
 def cost_limit(cap: CostCap | None, pool: float, read_before: float, stage_share: float) -> float:
@@ -185,7 +215,7 @@ def round_cost(
         scorer: that scored them.
         calibration: done in the round, if any.
     """
-    scoring = float(scoring_costs(store, version, reading, scorer)[positions].sum())
+    scoring = float(scoring_costs(store, version, reading, scorer, positions).sum())
     calibrating = calibration.flops if calibration else 0.0
     read = reading_cost(store, version, reading)
     return RoundCost(

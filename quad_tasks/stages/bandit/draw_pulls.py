@@ -10,7 +10,7 @@ be good.
 Shape suffixes: K arms, C documents that are closed, S documents scored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,18 +56,34 @@ class OpenDocuments:
     scored_S: Int64
 
 
+def closed_positions(store: Store, stage: Stage) -> Int64:
+    """List what a stage may not select, ascending: documents an earlier stage chose, or that hold held-out text."""
+    chosen = read_chosen(store, stage.run, stage.number)["position"].to_numpy()
+    return np.union1d(chosen, overlap_positions(store, stage.run))
+
+
+def nth_open(closed_C: Int64, number_N: Int64) -> Int64:
+    """Return the positions of the documents that so many open ones precede, [N].
+
+    Args:
+        closed_C: [C] positions that are not open, ascending.
+        number_N: [N] numbers among the open documents, from 0.
+    """
+    open_before_C = closed_C - np.arange(len(closed_C))
+    positions: Int64 = number_N + np.searchsorted(open_before_C, number_N, side="right")
+    return positions
+
+
 def find_open_documents(store: Store, stage: Stage, ledger: LedgerState) -> OpenDocuments:
     """Find the documents that are open to a stage."""
-    scored = np.flatnonzero(ledger.scored_N)
-    along_another = np.setdiff1d(scored, stage_scores(ledger, stage)["position"].to_numpy())
-    chosen = read_chosen(store, stage.run, stage.number)["position"].to_numpy()
+    along_another = np.setdiff1d(ledger.scored_S, stage_scores(ledger, stage)["position"].to_numpy())
     first_K = load_arms(store, stage.version)["position"].to_numpy()
     return OpenDocuments(
         first_K=first_K,
         cursor_K=ledger.state.cursor,
         end_K=first_K + ledger.state.n_documents,
-        closed_C=np.union1d(np.union1d(along_another, chosen), overlap_positions(store, stage.run)),
-        scored_S=scored,
+        closed_C=np.union1d(along_another, closed_positions(store, stage)),
+        scored_S=ledger.scored_S,
     )
 
 
@@ -90,8 +106,7 @@ def draw_next(documents: OpenDocuments, arm: int, n_open: int) -> Draw:
     if wanted >= before_end:
         return Draw(arm, cursor, end - start)
     # The pull ends after the open document of that number: so many open ones, and the closed ones among them
-    open_before_C = documents.closed_C - np.arange(len(documents.closed_C))
-    return Draw(arm, cursor, wanted + int(np.searchsorted(open_before_C, wanted - 1, side="right")) - start)
+    return Draw(arm, cursor, int(nth_open(documents.closed_C, np.array([wanted - 1]))[0]) + 1 - start)
 
 
 def covered_positions(first_K: Int64, draw: Draw) -> Int64:
@@ -112,14 +127,16 @@ def unscored_positions(documents: OpenDocuments, draw: Draw) -> Int64:
     return unscored
 
 
-def cut_draws(documents: OpenDocuments, draws: Sequence[Draw], room: Room, cost_N: Float64) -> tuple[list[Draw], Room]:
+def cut_draws(
+    documents: OpenDocuments, draws: Sequence[Draw], room: Room, costs: Callable[[Int64], Float64]
+) -> tuple[list[Draw], Room]:
     """Cut draws, earlier ones last, so that what all of them have to score fits a room.
 
     Args:
         documents: what may be drawn.
         draws: in the order in which they may spend.
         room: documents and FLOPs that may be spent.
-        cost_N: [N] FLOPs of scoring each document.
+        costs: returns the FLOPs of scoring the documents at positions.
 
     Returns:
         The draws that cover anything, and the room they leave.
@@ -127,11 +144,12 @@ def cut_draws(documents: OpenDocuments, draws: Sequence[Draw], room: Room, cost_
     kept = []
     for draw in draws:
         asked = unscored_positions(documents, draw)
-        fitting = int(np.searchsorted(np.cumsum(cost_N[asked]), room.flops, side="right"))
+        cost_M = costs(asked)
+        fitting = int(np.searchsorted(np.cumsum(cost_M), room.flops, side="right"))
         n = min(len(asked), room.documents, fitting)
         if n < len(asked):
             draw = draw._replace(n_documents=int(asked[n] - documents.first_K[draw.arm]) - draw.cursor)
         if draw.n_documents > 0:
             kept.append(draw)
-        room = Room(room.documents - n, room.flops - float(cost_N[asked[:n]].sum()))
+        room = Room(room.documents - n, room.flops - float(cost_M[:n].sum()))
     return kept, room

@@ -14,18 +14,28 @@ from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.core.selection.remaining import (
     LEAST_HELD_OUT,
     HeldOut,
+    Scored,
     Unscored,
+    choose_refitted,
     estimate_remaining,
     sample_unscored,
 )
 from quad_tasks.manifests.run import LeftToGain
 from quad_tasks.records import BanditState, Stage
 from quad_tasks.runtime.tasks import map_tasks
-from quad_tasks.stages.bandit.ledger import REFIT_GROWTH, LedgerState, load_token_counts, mark_at_random, stage_scores
+from quad_tasks.stages.bandit.draw_pulls import closed_positions, nth_open
+from quad_tasks.stages.bandit.ledger import (
+    REFIT_GROWTH,
+    LedgerState,
+    count_tokens_without,
+    mark_at_random,
+    stage_scores,
+)
 from quad_tasks.stages.bandit.plan_round import predicted_pool, targeted_tokens
 from quad_tasks.stages.bandit.policy import RoundSettings
+from quad_tasks.stages.bandit.pool_prediction import read_values
 from quad_tasks.stages.bandit.predict import FeatureSource, feature_source, fit_scored, predict_block
-from quad_tasks.storage import tables
+from quad_tasks.storage.positions import read_positions
 from quad_tasks.storage.store import Store
 
 FOLDS = 5
@@ -63,12 +73,9 @@ def estimate_left(
     at_random = np.flatnonzero(scores["at_random"].to_numpy(zero_copy_only=False))
     if not (settings.predicts and due) or len(at_random) < LEAST_HELD_OUT:
         return None
-    scored_N = ledger.scored_N.copy()
-    scored_N[table["position"].to_numpy()] = True
     fitted = replace(
         ledger,
         state=after,
-        scored_N=scored_N,
         direction=stage.direction,
         scores=[known],
         fitted_round=number + 1,
@@ -76,18 +83,27 @@ def estimate_left(
         fitted_cursor=after.cursor,
     )
     blocks = predicted_pool(store, stage, settings, fitted).blocks
-    influence = np.concatenate([tables.read_array(store, block.key)[0] for block in blocks])
-    measured = np.full(len(influence), np.nan)
-    measured[known["position"].to_numpy()] = known["influence"].to_numpy()
-    open_N = np.flatnonzero(~np.isnan(influence))
+    scored, shut = _scored_and_shut(store, stage, known)
     generator = make_generator(settings.seed, Stream.REMAINING, stage.number, number)
-    rows_U, refitted_S = sample_unscored(measured[open_N], influence[open_N], generator)
-    held_out, refits_FS = _hold_out(store, stage, settings, scores, at_random, open_N[refitted_S], generator)
-    unscored = Unscored(rows_U, refitted_S, refits_FS)
-    budget, n_tokens_N = targeted_tokens(store, stage, settings), load_token_counts(store, stage.version)[open_N]
-    known_N = measured[open_N], influence[open_N], n_tokens_N
-    found = estimate_remaining(*known_N, budget, held_out, unscored, generator)
+    n_unscored = ledger.n_documents - len(shut)
+    positions_U = nth_open(shut, sample_unscored(n_unscored, generator))
+    predicted_U = read_values(store, blocks, positions_U)
+    refitted_S = choose_refitted(predicted_U)
+    held_out, refits_FS = _hold_out(store, stage, settings, scores, at_random, positions_U[refitted_S], generator)
+    n_tokens_U = read_positions(store, stage.version, positions_U, ["n_tokens"])["n_tokens"].to_numpy().astype(np.int64)
+    all_tokens = count_tokens_without(store, stage.version, shut)
+    unscored = Unscored(predicted_U, n_tokens_U, all_tokens, refitted_S, refits_FS)
+    found = estimate_remaining(scored, unscored, targeted_tokens(store, stage, settings), held_out, generator)
     return LeftToGain(**asdict(found)) if found else None
+
+
+def _scored_and_shut(store: Store, stage: Stage, known: pa.Table) -> tuple[Scored, npt.NDArray[np.int64]]:
+    """Return the scored documents that may be selected, in the order of positions, and what is no open unscored one."""
+    closed, position = closed_positions(store, stage), known["position"].to_numpy()
+    rows = np.argsort(position)
+    rows = rows[~np.isin(position[rows], closed)]
+    scored = Scored(known["influence"].to_numpy()[rows], known["n_tokens"].to_numpy()[rows])
+    return scored, np.union1d(closed, position)
 
 
 def _hold_out(

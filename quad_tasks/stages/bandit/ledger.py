@@ -14,13 +14,14 @@ import pyarrow as pa
 
 from quad_tasks.core import bandit, carry_over
 from quad_tasks.core.random_order import drawn_at_random
+from quad_tasks.core.selection.ranking import arms_at
 from quad_tasks.manifests.run import Choice
 from quad_tasks.records import BanditState, Stage
 from quad_tasks.storage import rounds
 from quad_tasks.storage.keys import arm_index_key, choice_key, choice_manifest_key, choice_table_key
 from quad_tasks.storage.manifest import read_manifest
 from quad_tasks.storage.pool_versions import read_version
-from quad_tasks.storage.positions import read_column, read_table
+from quad_tasks.storage.positions import read_part, read_positions, read_table
 from quad_tasks.storage.store import Store
 
 SCORE_SCHEMA = pa.schema(
@@ -51,7 +52,7 @@ class LedgerState:
 
     Attributes:
         state: the arms before the next round.
-        scored_N: [N] bool by position: scored in any round of any stage.
+        scored_S: [S] positions of the documents scored in any round of any stage, ascending.
         stage: the stage it is in.
         round: the next round to read.
         direction: what the stage's scores were measured against; empty before its first round.
@@ -68,7 +69,7 @@ class LedgerState:
     """
 
     state: BanditState
-    scored_N: npt.NDArray[np.bool_]
+    scored_S: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     stage: int = 0
     round: int = 0
     direction: str = ""
@@ -82,6 +83,11 @@ class LedgerState:
     fitted_documents: int = 0
     fitted_cursor: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     pulled: list[npt.NDArray[np.int64]] = field(default_factory=list)
+
+    @property
+    def n_documents(self) -> int:
+        """Documents of the pool version."""
+        return int(self.state.n_documents.sum())
 
 
 def read_ledger(store: Store, stage: Stage, number: int, discount: float) -> LedgerState:
@@ -151,8 +157,7 @@ def read_cursors(store: Store, run: str, version: str, stages: int, direction: s
 
 @functools.lru_cache(maxsize=1)
 def _open_ledger(store: Store, run: str, version: str) -> LedgerState:
-    n_documents = load_arms(store, version)["n_documents"].to_numpy()
-    return LedgerState(bandit.initial_state(n_documents), np.zeros(int(n_documents.sum()), dtype=np.bool_))
+    return LedgerState(bandit.initial_state(load_arms(store, version)["n_documents"].to_numpy()))
 
 
 def _read_rounds(store: Store, run: str, ledger: LedgerState, end: int) -> None:
@@ -184,7 +189,7 @@ def _add_scores(ledger: LedgerState, direction: str, scores: pa.Table) -> None:
     if direction != ledger.direction:
         ledger.direction, ledger.scores = direction, []
     ledger.scores.append(scores.select(SCORE_SCHEMA.names))
-    ledger.scored_N[scores["position"].to_numpy()] = True
+    ledger.scored_S = np.union1d(ledger.scored_S, scores["position"].to_numpy())
 
 
 @functools.lru_cache(maxsize=2)
@@ -198,10 +203,36 @@ def load_arms(store: Store, version: str) -> pa.Table:
     return table.append_column("position", pa.array(position))
 
 
+def find_arms(store: Store, version: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Find where the arms with documents begin: [A] ascending positions, and the [A] arms that begin there."""
+    arms = load_arms(store, version)
+    filled = np.flatnonzero(arms["n_documents"].to_numpy())
+    start = arms["position"].to_numpy()[filled]
+    order = np.argsort(start)
+    return start[order], arms["arm"].to_numpy()[filled[order]].astype(np.int64)
+
+
+def arms_of(store: Store, version: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Return the arms of the documents at positions, [N]."""
+    start_A, arm_A = find_arms(store, version)
+    return arm_A[arms_at(start_A, positions)].astype(np.int32)
+
+
+def count_tokens_without(store: Store, version: str, positions: npt.NDArray[np.int64]) -> int:
+    """Count the tokens of a pool version without those of some documents."""
+    left_out = read_positions(store, version, positions, ["n_tokens"])["n_tokens"].to_numpy()
+    return int(load_arms(store, version)["n_tokens"].to_numpy().sum()) - int(left_out.sum(dtype=np.int64))
+
+
 @functools.lru_cache(maxsize=1)
-def load_token_counts(store: Store, version: str) -> npt.NDArray[np.int64]:
-    """Load the tokens of every document of a pool version, [N] by position."""
-    return read_column(store, version, "n_tokens").astype(np.int64)
+def load_token_counts(store: Store, version: str) -> npt.NDArray[np.int32]:
+    """Load the tokens of every document of a pool version, [N] by position: 4 bytes a document."""
+    pool, first = read_version(store, version), 0
+    counts_N = np.empty(pool.documents, dtype=np.int32)
+    for part in pool.parts:
+        counts_N[first : first + part.rows] = read_part(store, part, ["n_tokens"])["n_tokens"].to_numpy()
+        first += part.rows
+    return counts_N
 
 
 CHOSEN_SCHEMA = pa.schema(

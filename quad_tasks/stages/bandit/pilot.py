@@ -54,11 +54,11 @@ def calibrate_scorer(
     pilot = pa.concat_tables(scores[: len(plan.chunks)]).select(["position", "influence"])
     generator = make_generator(settings.seed, Stream.CALIBRATION, stage.number)
     sample = pilot.take(generator.permutation(len(pilot))[: bandit.calibration_documents])
-    exact_N = scoring_costs(store, stage.version, settings.reading, EXACT)
+    known = store, stage.version, settings.reading, EXACT
     ledger = read_ledger(store, stage, 0, bandit.discount)
-    room = find_room(store, stage, settings, ledger).flops - float(exact_N[plan.positions()].sum())
+    room = find_room(store, stage, settings, ledger).flops - float(scoring_costs(*known, plan.positions()).sum())
     size = read_size(store, stage.version, settings.reading.attention)
-    sample_flops = float(exact_N[sample["position"].to_numpy()].sum())
+    sample_flops = float(scoring_costs(*known, sample["position"].to_numpy()).sum())
     if not _is_worth_trying(bandit.scorer, size, settings.reading, sample_flops, room):
         reason = f"scored exactly, since trying {bandit.scorer} would cost more than it can save"
         found = Calibration(

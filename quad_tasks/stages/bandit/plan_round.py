@@ -8,7 +8,7 @@ few are scored again along the next stage's direction, to tell how stale influen
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from quad_tasks.stages.bandit.cost import Room, cost_limit, pool_cost, reading_c
 from quad_tasks.stages.bandit.draw_pulls import (
     Draw,
     OpenDocuments,
+    closed_positions,
     count_open,
     covered_positions,
     cut_draws,
@@ -43,13 +44,13 @@ from quad_tasks.stages.bandit.ledger import (
 from quad_tasks.stages.bandit.policy import ROUNDING, RoundSettings, scored_limit
 from quad_tasks.stages.bandit.pool_prediction import PoolPrediction, draw_nearest, predict_pool
 from quad_tasks.stages.bandit.predict import feature_source, fit_scored
-from quad_tasks.stages.influence.find_overlap import overlap_positions
 from quad_tasks.storage import rounds
 from quad_tasks.storage.keys import prediction_folder, predictions_folder
 from quad_tasks.storage.positions import column_vectors
 from quad_tasks.storage.store import Store
 
 Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 
 EXACT: Mapping[str, Any] = {"scorer": "exact"}
 FEWEST_SCORED = 2
@@ -98,22 +99,22 @@ def plan_round(store: Store, stage: Stage, number: int, settings: RoundSettings)
     room = find_room(store, stage, settings, ledger)
     documents = find_open_documents(store, stage, ledger)
     if number == 0:
-        cost_N = scoring_costs(store, stage.version, settings.reading, EXACT)
-        sizes = _pilot_sizes(store, stage, settings, room, cost_N, _is_refitted(stage, ledger))
-        return _plan_pilot(stage, ledger, documents, room, cost_N, sizes, generator)
+        costs = functools.partial(scoring_costs, store, stage.version, settings.reading, EXACT)
+        sizes = _pilot_sizes(store, stage, settings, room, ledger.n_documents, _is_refitted(stage, ledger))
+        return _plan_pilot(stage, ledger, documents, room, costs, sizes, generator)
     scorer = read_scorer(store, stage, settings)
-    cost_N = scoring_costs(store, stage.version, settings.reading, scorer)
+    costs = functools.partial(scoring_costs, store, stage.version, settings.reading, scorer)
     chosen = bandit.choose_arms(ledger.state, settings.policy, generator, _arm_features(store, stage.version))
     draws = [draw_next(documents, arm, settings.pull.random_documents) for arm in chosen.tolist()]
     n_pulled = sum(len(unscored_positions(documents, draw)) for draw in draws)
-    kept, left = cut_draws(documents, draws, room, cost_N)
+    kept, left = cut_draws(documents, draws, room, costs)
     draws = sorted(kept)
     chunks = [unscored_positions(documents, draw) for draw in draws]
     pulled = np.concatenate([np.empty(0, np.int64), *(covered_positions(documents.first_K, draw) for draw in draws)])
     n_active = len(chosen) * (settings.pull.documents_per_pull - settings.pull.random_documents)
     n_active = min(n_active, left.documents)
     nearest = _draw_active(store, stage, settings, ledger, pulled, n_active)
-    fitting = _fitting(nearest, cost_N, left.flops)[:n_active]
+    fitting = _fitting(nearest, costs(nearest), left.flops)[:n_active]
     cut = math.isfinite(room.flops) and sum(map(len, chunks)) < n_pulled
     cut |= len(fitting) < min(len(nearest), n_active)
     size = settings.pull.documents_per_pull
@@ -123,7 +124,7 @@ def plan_round(store: Store, stage: Stage, number: int, settings: RoundSettings)
 
 def find_room(store: Store, stage: Stage, settings: RoundSettings, ledger: LedgerState) -> Room:
     """Find what a stage may still spend: documents, and FLOPs."""
-    documents = scored_limit(settings, len(ledger.scored_N)) - int(np.count_nonzero(ledger.scored_N))
+    documents = scored_limit(settings, ledger.n_documents) - len(ledger.scored_S)
     if settings.cost_cap is None:
         return Room(documents, math.inf)
     known = (store, stage.version, settings.reading)
@@ -133,7 +134,7 @@ def find_room(store: Store, stage: Stage, settings: RoundSettings, ledger: Ledge
 
 
 def _pilot_sizes(
-    store: Store, stage: Stage, settings: RoundSettings, room: Room, cost_N: Float64, refitted: bool
+    store: Store, stage: Stage, settings: RoundSettings, room: Room, n_documents: int, refitted: bool
 ) -> tuple[int, int]:
     """Return how many documents a pilot draws, and how many it may score again.
 
@@ -143,14 +144,15 @@ def _pilot_sizes(
     if room.documents < FEWEST_SCORED:
         raise ConfigError(
             f"bandit.max_scored_share: expected to leave stage {stage.number} at least {FEWEST_SCORED} of "
-            f"{len(cost_N)} documents to score, got {room.documents}"
+            f"{n_documents} documents to score, got {room.documents}"
         )
     if math.isinf(room.flops):
         n_pilot = max(FEWEST_SCORED, math.ceil(room.documents / 2))
         return min(settings.bandit.pilot_documents, n_pilot), RESCORED_DOCUMENTS
-    payable = math.floor(room.flops / float(cost_N.mean()) + ROUNDING)
+    pool = pool_cost(store, stage.version, settings.reading)
+    payable = math.floor(room.flops / (pool / n_documents) + ROUNDING)
     if payable < FEWEST_SCORED:
-        read = reading_cost(store, stage.version, settings.reading) / pool_cost(store, stage.version, settings.reading)
+        read = reading_cost(store, stage.version, settings.reading) / pool
         raise ConfigError(
             f"bandit.max_cost_share: expected to leave stage {stage.number} the cost of scoring at least "
             f"{FEWEST_SCORED} documents, got that of {max(0, payable)}; hidden states and embeddings of the whole pool "
@@ -187,7 +189,7 @@ def _plan_pilot(
     ledger: LedgerState,
     documents: OpenDocuments,
     room: Room,
-    cost_N: Float64,
+    costs: Callable[[Int64], Float64],
     sizes: tuple[int, int],
     generator: np.random.Generator,
 ) -> Plan:
@@ -198,12 +200,11 @@ def _plan_pilot(
     (n_pilot, n_rescored), left = sizes, count_open(documents)
     count = generator.multivariate_hypergeometric(left, min(n_pilot, int(left.sum())), method="marginals")
     draws = [draw_next(documents, arm, int(count[arm])) for arm in np.flatnonzero(count).tolist()]
-    draws, _ = cut_draws(documents, draws, room, cost_N)
+    draws, _ = cut_draws(documents, draws, room, costs)
     chunks = [unscored_positions(documents, draw) for draw in draws]
     rescored = _draw_rescored(stage, ledger, n_rescored, generator)
     if not draws and not len(stage_scores(ledger, stage)):
-        scored = np.flatnonzero(ledger.scored_N)
-        chunks = [generator.choice(scored, min(n_pilot, len(scored)), replace=False)]
+        chunks = [generator.choice(ledger.scored_S, min(n_pilot, len(ledger.scored_S)), replace=False)]
     return Plan(draws, _chunks(chunks), rescored)
 
 
@@ -222,17 +223,17 @@ def _draw_active(
     """List the pool's unscored documents predicted nearest the cut, nearest first, several times as many as wanted."""
     if n_active <= 0:
         return np.empty(0, dtype=np.int64)
-    excluded = np.union1d(np.flatnonzero(ledger.scored_N), pulled)
+    excluded = np.union1d(ledger.scored_S, pulled)
     return draw_nearest(store, predicted_pool(store, stage, settings, ledger), excluded, NEAREST_TRIED * n_active)
 
 
-def _fitting(positions: npt.NDArray[np.int64], cost_N: Float64, flops: float) -> npt.NDArray[np.int64]:
+def _fitting(positions: Int64, cost_N: Float64, flops: float) -> Int64:
     """Keep, in order, each position whose cost still fits."""
     kept = []
-    for position in positions.tolist():
-        if cost_N[position] <= flops:
+    for position, cost in zip(positions.tolist(), cost_N.tolist(), strict=True):
+        if cost <= flops:
             kept.append(position)
-            flops -= float(cost_N[position])
+            flops -= cost
     return np.array(kept, dtype=np.int64)
 
 
@@ -269,16 +270,15 @@ def _predict_pool(store: Store, stage: Stage, settings: RoundSettings, ledger: L
     n_arms = len(ledger.state.n_documents)
     features = feature_source(store, stage.version, settings.bandit.features, settings.use)
     predictor = fit_scored(store, stage.version, scores, n_arms, generator, features)
-    taken = read_chosen(store, stage.run, stage.number)
     return predict_pool(
         store,
         stage.version,
         prediction_folder(stage.run, stage.number, ledger.fitted_round),
-        len(ledger.scored_N),
+        ledger.n_documents,
         predictor,
         features,
         (scores["position"].to_numpy(), scores["influence"].to_numpy()),
-        np.union1d(taken["position"].to_numpy(), overlap_positions(store, stage.run)),
+        closed_positions(store, stage),
         targeted_tokens(store, stage, settings),
     )
 

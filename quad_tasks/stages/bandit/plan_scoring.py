@@ -65,7 +65,7 @@ def plan_choosing(config: RunConfig, documents: int, tokens: int, size: ModelSiz
         return documents * float(flops.document_flops(way, length, window)[0])
 
     whole = of_pool(flops.exact_flops(size, reading.directions))
-    read = documents * whole_pool_reading(size, length, reading)
+    read = documents * whole_pool_reading(size, length, np.ones(1, dtype=np.int64), reading)
     most = None if cap is None else cost_limit(cap, whole, read, 1.0) / whole
     if cap is not None and most is not None and most * whole <= read:
         raise ConfigError(

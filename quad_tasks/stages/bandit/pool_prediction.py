@@ -1,13 +1,14 @@
 """The prediction of a whole pool, kept in the workspace block by block: where a selection would end, what lies near it.
 
 A block of positions is predicted by a worker, which writes influence and tokens; the driving process asks the blocks
-for sums and for the few documents it draws, and holds no array over the pool. The cut is found by radix search: each
-pass fixes 16 more bits of it, by the tokens of the predictions that share the bits before. What it gives equals
-`prediction.selection_cut` and `prediction.nearest_to_cut` on all predictions at once, to the bit, whatever the blocks.
+for sums and for the few documents it draws, and holds no array over the pool. The cut is found by radix search
+(`core.selection.ranking`). What it gives equals `prediction.selection_cut` and `prediction.nearest_to_cut` on all
+predictions at once, to the bit, whatever the blocks.
 
-Shape suffixes: N documents, B documents of a block, U distinct values.
+Shape suffixes: N documents, B documents of a block, A arms with documents.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from quad_tasks.core.selection import prediction
+from quad_tasks.core.selection import prediction, ranking
+from quad_tasks.core.selection.ranking import Rows
 from quad_tasks.runtime.tasks import map_tasks
 from quad_tasks.stages.bandit.predict import FeatureSource, predict_block
 from quad_tasks.storage import tables
@@ -24,14 +26,11 @@ from quad_tasks.storage.store import Store
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-UInt64 = npt.NDArray[np.uint64]
 
 BLOCK_DOCUMENTS = 2**17
 """Documents of a block: 2 MiB of predictions."""
 READ_DOCUMENTS = 8192
 """Documents whose features are in a worker's memory at once."""
-DIGIT_BITS, KEY_BITS = 16, 64
-SIGN = np.uint64(2**63)
 OFFERED = 8
 """Times the documents asked for that blocks offer at once, so that most rounds ask none."""
 
@@ -42,6 +41,13 @@ class Block(NamedTuple):
     key: str
     first: int
     end: int
+
+
+class Written(NamedTuple):
+    """What a block holds: documents with a value, and how many were predicted."""
+
+    open: int
+    predicted: int
 
 
 class Edge(NamedTuple):
@@ -101,17 +107,55 @@ def predict_pool(
         closed: positions of documents that may not be selected.
         budget_tokens: of the selection.
     """
+    blocks, written = write_predictions(store, version, folder, n_documents, predictor, features, known, closed)
+    cut = find_cut(store, blocks, budget_tokens) if sum(each.open for each in written) else float("nan")
+    return PoolPrediction(blocks, cut)
+
+
+def write_predictions(
+    store: Store,
+    version: str,
+    folder: str,
+    n_documents: int,
+    predictor: prediction.Predictor,
+    features: FeatureSource,
+    known: tuple[Int64, Float64],
+    closed: Int64,
+    asked: tuple[Int64, Int64] | None = None,
+) -> tuple[list[Block], list[Written]]:
+    """Write the predictions of a pool version, block by block over Dask; return the blocks and what each holds.
+
+    Args:
+        store: the workspace.
+        version: key of the pool version.
+        folder: where the blocks are kept.
+        n_documents: of the version.
+        predictor: a fitted regression.
+        features: what is read of a document.
+        known: [M] positions of documents whose influence was measured, and [M] that.
+        closed: positions of documents that may not be selected.
+        asked: [A] first positions and [A] ends of ascending ranges: of these alone the documents are predicted that are
+            neither known nor closed, the others are NaN; None: all are predicted.
+    """
     order = np.argsort(known[0])
     position, influence, shut = known[0][order], known[1][order], np.sort(closed)
-    blocks, items = [], []
-    for number, first in enumerate(range(0, n_documents, BLOCK_DOCUMENTS)):
-        block = Block(f"{folder}/block-{number:06d}.npy", first, min(first + BLOCK_DOCUMENTS, n_documents))
+    blocks = cut_blocks(folder, n_documents)
+    items = []
+    for block in blocks:
         own = slice(*np.searchsorted(position, [block.first, block.end]))
-        items.append((store, version, block, features, position[own], influence[own], _within(shut, block)))
-        blocks.append(block)
-    counts: list[int] = _map(write_block, items, "predict", shared=[predictor])
-    cut = find_cut(store, blocks, budget_tokens) if sum(counts) else float("nan")
-    return PoolPrediction(blocks, cut)
+        ranges = None if asked is None else _clip_ranges(*asked, block)
+        items.append((store, version, block, features, position[own], influence[own], within(shut, block), ranges))
+    return blocks, map_blocks(write_block, items, "predict", shared=[predictor])
+
+
+def cut_blocks(folder: str, n_documents: int) -> list[Block]:
+    """Cut a pool's positions into blocks of `BLOCK_DOCUMENTS`, kept in a folder."""
+    return name_blocks(folder, [*range(0, n_documents, BLOCK_DOCUMENTS), n_documents])
+
+
+def name_blocks(folder: str, bounds: Sequence[int]) -> list[Block]:
+    """Name the blocks between ascending positions, kept in a folder."""
+    return [Block(f"{folder}/block-{n:06d}.npy", *bound) for n, bound in enumerate(itertools.pairwise(bounds))]
 
 
 def write_block(
@@ -123,18 +167,50 @@ def write_block(
     known_position: Int64,
     known_influence: Float64,
     closed: Int64,
-) -> int:
-    """Write a block's [2, B] influence, NaN where closed, and tokens, on a worker; return how many are open."""
-    rows = np.empty((2, block.end - block.first))
+    ranges: Int64 | None = None,
+) -> Written:
+    """Write a block's [2, B] influence, NaN where closed or not asked for, and tokens, on a worker."""
+    rows, predicted = np.full((2, block.end - block.first), np.nan), 0
+    asked_B = np.full(rows.shape[1], ranges is None)
+    if ranges is not None:
+        for first, end in (ranges - block.first).tolist():
+            asked_B[first:end] = True
+        asked_B[np.concatenate([known_position, closed]) - block.first] = False
     for first in range(block.first, block.end, READ_DOCUMENTS):
         positions = np.arange(first, min(first + READ_DOCUMENTS, block.end))
-        here = slice(first - block.first, first - block.first + len(positions))
-        rows[0, here] = predict_block(predictor, store, version, positions, features)
-        rows[1, here] = read_positions(store, version, positions, ["n_tokens"])["n_tokens"].to_numpy()
+        asked = positions[asked_B[positions - block.first]]
+        if len(asked):
+            rows[0, asked - block.first] = predict_block(predictor, store, version, asked, features)
+        rows[1, positions - block.first] = read_positions(store, version, positions, ["n_tokens"])[
+            "n_tokens"
+        ].to_numpy()
+        predicted += len(asked)
     rows[0, known_position - block.first] = known_influence
     rows[0, closed - block.first] = np.nan
     tables.write_array(store, block.key, rows)
-    return int(np.count_nonzero(~np.isnan(rows[0])))
+    return Written(open=int(np.count_nonzero(~np.isnan(rows[0]))), predicted=predicted)
+
+
+def read_rows(store: Store, block: Block) -> Rows:
+    """Read a block; what is closed or was not predicted is NaN."""
+    value_B, tokens_B = tables.read_array(store, block.key)
+    return Rows(np.arange(block.first, block.end), value_B, tokens_B.astype(np.int64))
+
+
+def read_values(store: Store, blocks: Sequence[Block], positions: Int64) -> Float64:
+    """Read the values of documents in blocks, [N], NaN where they have none."""
+    order = np.argsort(positions, kind="stable")
+    asked = [(block, own) for block in blocks if len(own := within(positions[order], block))]
+    pieces = map_blocks(values_at, [(store, *one) for one in asked], "read predictions") if asked else []
+    values = np.empty(len(positions))
+    values[order] = np.concatenate([np.empty(0), *pieces])
+    return values
+
+
+def values_at(store: Store, block: Block, positions: Int64) -> Float64:
+    """Read a block's values at positions, on a worker."""
+    values: Float64 = read_rows(store, block).value_B[positions - block.first]
+    return values
 
 
 def find_cut(store: Store, blocks: Sequence[Block], budget_tokens: int) -> float:
@@ -142,32 +218,25 @@ def find_cut(store: Store, blocks: Sequence[Block], budget_tokens: int) -> float
 
     It equals `prediction.selection_cut` of all the blocks' open documents.
     """
-    prefix, left = 0, budget_tokens
-    for bits in range(0, KEY_BITS, DIGIT_BITS):
-        items = [(store, block, prefix, bits) for block in blocks]
-        digits, tokens = _merge(_map(count_tokens, items, "find the cut"))
-        # Best first: the first digit whose documents do not all fit, or the last one where all do
-        filled = np.cumsum(tokens[::-1])
-        index = min(int(np.searchsorted(filled, left, side="right")), len(digits) - 1)
-        left -= int(filled[index - 1]) if index else 0
-        prefix = prefix << DIGIT_BITS | int(digits[::-1][index])
-    value = _value_of(prefix)
-    edges: list[Edge] = _map(find_edge, [(store, block, value) for block in blocks], "find the cut")
+
+    def count(prefix: int, bits: int) -> list[ranking.Digits]:
+        return map_blocks(count_tokens, [(store, block, prefix, bits) for block in blocks], "find the cut")
+
+    found = ranking.find_last_value(count, budget_tokens)
+    if found is None:
+        return float("nan")
+    value, left = found
+    edges: list[Edge] = map_blocks(find_edge, [(store, block, value) for block in blocks], "find the cut")
     first = min((edge for edge in edges if edge.position >= 0), key=lambda edge: edge.position)
     above = min(edge.above for edge in edges)
     return value if first.tokens <= left or np.isinf(above) else above
 
 
-def count_tokens(store: Store, block: Block, prefix: int, bits: int) -> tuple[Int64, Int64]:
-    """Sum a block's tokens by influence's next digit, of documents whose first `bits` bits are `prefix`; [U], [U]."""
-    influence_B, tokens_B = _open_rows(store, block)
-    key_B = _keys(influence_B)
-    if bits:
-        chosen = key_B >> np.uint64(KEY_BITS - bits) == np.uint64(prefix)
-        key_B, tokens_B = key_B[chosen], tokens_B[chosen]
-    digit_B = key_B >> np.uint64(KEY_BITS - bits - DIGIT_BITS) & np.uint64(2**DIGIT_BITS - 1)
-    digits, where = np.unique(digit_B.astype(np.int64), return_inverse=True)
-    return digits, np.bincount(where, weights=tokens_B, minlength=len(digits)).astype(np.int64)
+def count_tokens(store: Store, block: Block, prefix: int, bits: int) -> ranking.Digits:
+    """Sum a block's tokens by influence's next digit, of open documents whose first `bits` bits are `prefix`."""
+    rows = read_rows(store, block)
+    is_open = ~np.isnan(rows.value_B)
+    return ranking.count_digits(ranking.take_rows(rows, is_open), prefix, bits)
 
 
 def find_edge(store: Store, block: Block, value: float) -> Edge:
@@ -195,8 +264,8 @@ def draw_nearest(store: Store, predicted: PoolPrediction, excluded: Int64, n_doc
     grown = bool(np.isin(predicted.excluded, excluded).all())  # else what is free again was not offered
     if not grown or (len(left) < n_documents and not predicted.complete):
         n_offered, shut = OFFERED * n_documents, np.sort(excluded)
-        items = [(store, block, predicted.cut, n_offered, _within(shut, block)) for block in predicted.blocks]
-        offers = _map(offer_nearest, items, "find documents near the cut")
+        items = [(store, block, predicted.cut, n_offered, within(shut, block)) for block in predicted.blocks]
+        offers = map_blocks(offer_nearest, items, "find documents near the cut")
         positions, distances = (np.concatenate(column) for column in zip(*offers, strict=True))
         predicted.offered = positions[np.lexsort((positions, distances))][:n_offered]
         whole = all(len(own) < n_offered for own, _ in offers)  # else a block may have more
@@ -214,40 +283,20 @@ def offer_nearest(store: Store, block: Block, cut: float, n_documents: int, excl
     return block.first + rows, np.abs(influence_B[rows] - cut)
 
 
-def _map(task: Any, items: Sequence[tuple[Any, ...]], label: str, shared: Sequence[Any] = ()) -> list[Any]:
+def map_blocks(task: Any, items: Sequence[tuple[Any, ...]], label: str, shared: Sequence[Any] = ()) -> list[Any]:
     """Call a task for every block on the Dask cluster; one block is no work to spread."""
     if len(items) == 1:
         return [task(*shared, *items[0])]
     return map_tasks(task, items, label, "blocks", shared=shared)
 
 
-def _merge(counts: Sequence[tuple[Int64, Int64]]) -> tuple[Int64, Int64]:
-    """Add up tokens by digit over blocks: ascending digits, and the tokens of each."""
-    digits, where = np.unique(np.concatenate([digits for digits, _ in counts]), return_inverse=True)
-    tokens = np.zeros(len(digits), dtype=np.int64)
-    np.add.at(tokens, where, np.concatenate([tokens for _, tokens in counts]))
-    return digits, tokens
-
-
-def _open_rows(store: Store, block: Block) -> tuple[Float64, Float64]:
-    """Read the influence and the tokens of a block's open documents."""
-    influence_B, tokens_B = tables.read_array(store, block.key)
-    is_open = ~np.isnan(influence_B)
-    return influence_B[is_open], tokens_B[is_open]
-
-
-def _keys(influence_B: Float64) -> UInt64:
-    """Map influence to integers in the same order."""
-    bits = (influence_B + 0.0).view(np.uint64)  # of -0.0, 0.0: they are equal
-    return np.where(bits & SIGN, ~bits, bits | SIGN)
-
-
-def _value_of(key: int) -> float:
-    """Return the influence of a key."""
-    bits = np.array([key], dtype=np.uint64)
-    return float(np.where(bits & SIGN, bits ^ SIGN, ~bits).view(np.float64)[0])
-
-
-def _within(ascending: Int64, block: Block) -> Int64:
+def within(ascending: Int64, block: Block) -> Int64:
+    """Return the positions that lie in a block, of ascending ones."""
     first, end = np.searchsorted(ascending, [block.first, block.end])
     return ascending[first:end]
+
+
+def _clip_ranges(first_A: Int64, end_A: Int64, block: Block) -> Int64:
+    """Return the parts of ascending ranges of positions that lie in a block, [A, 2]."""
+    own = slice(np.searchsorted(end_A, block.first, side="right"), np.searchsorted(first_A, block.end))
+    return np.clip(np.stack([first_A[own], end_A[own]], axis=1), block.first, block.end)

@@ -6,7 +6,7 @@ import numpy as np
 
 from quad_tasks.records import Stage
 from quad_tasks.runtime.progress import notice
-from quad_tasks.stages.bandit.cost import scoring_costs
+from quad_tasks.stages.bandit.cost import cheapest_unscored
 from quad_tasks.stages.bandit.ledger import LedgerState, read_ledger, selected_key
 from quad_tasks.stages.bandit.plan_round import find_room, read_scorer
 from quad_tasks.stages.bandit.policy import RoundSettings, scored_limit
@@ -50,7 +50,7 @@ def stop_reason(store: Store, stage: Stage, number: int, settings: RoundSettings
         return "little_left"
     if number >= settings.bandit.max_rounds:
         return "max_rounds"
-    if np.count_nonzero(ledger.scored_N) >= scored_limit(settings, len(ledger.scored_N)):
+    if len(ledger.scored_S) >= scored_limit(settings, ledger.n_documents):
         return "max_scored"
     return "max_cost" if ledger.cut or not _can_pay(store, stage, settings, ledger) else None
 
@@ -58,10 +58,9 @@ def stop_reason(store: Store, stage: Stage, number: int, settings: RoundSettings
 def way_to_stop(store: Store, stage: Stage, number: int, settings: RoundSettings) -> float:
     """Compute how far a stage is on the way to whichever of its stops is nearest, in [0, 1]."""
     ledger, bandit = read_ledger(store, stage, number, settings.bandit.discount), settings.bandit
-    n_scored = int(np.count_nonzero(ledger.scored_N))
     drawn, there = int(ledger.state.cursor.sum()), int(ledger.state.n_documents.sum())
     done = [(ledger.accepted_tokens, settings.wanted_tokens), (number, bandit.max_rounds), (drawn, there)]
-    done.append((n_scored, scored_limit(settings, len(ledger.scored_N))))
+    done.append((len(ledger.scored_S), scored_limit(settings, ledger.n_documents)))
     shares = [part / whole for part, whole in done if whole > 0]
     if settings.cost_cap is not None:
         left = max(0.0, find_room(store, stage, settings, ledger).flops)
@@ -76,6 +75,6 @@ def _can_pay(store: Store, stage: Stage, settings: RoundSettings, ledger: Ledger
     """Tell whether the stage can pay for the cheapest document that was not scored."""
     if settings.cost_cap is None:
         return True
-    cost_N = scoring_costs(store, stage.version, settings.reading, read_scorer(store, stage, settings))
-    cheapest = float(cost_N[~ledger.scored_N].min(initial=np.inf))
+    scorer = read_scorer(store, stage, settings)
+    cheapest = cheapest_unscored(store, stage.version, settings.reading, scorer, ledger.scored_S)
     return cheapest <= find_room(store, stage, settings, ledger).flops

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from quad_tasks.config.schema import SelectionConfig
 from quad_tasks.core.selection import minhash, near_duplicates
 from quad_tasks.runtime.tasks import map_tasks
+from quad_tasks.stages.bandit.ledger import arms_of
 from quad_tasks.storage.positions import column_vectors, read_positions
 from quad_tasks.storage.store import Store
 
@@ -29,7 +30,6 @@ class NearDuplicateSearch:
         store: the workspace.
         version: key of the pool version.
         settings: the similarities at which documents are near-duplicates.
-        arm_N: [N] arm of every document of the version, by position.
         before: positions taken before; they are never left out, and near-duplicates of them are.
         dropped: near-duplicates found so far, by position.
     """
@@ -37,7 +37,6 @@ class NearDuplicateSearch:
     store: Store
     version: str
     settings: SelectionConfig
-    arm_N: npt.NDArray[np.int32]
     before: Int64
     dropped: list[int] = field(default_factory=list)
     _vectors: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -56,7 +55,8 @@ class NearDuplicateSearch:
         if self.settings.near_duplicate_cosine is not None:
             left = np.flatnonzero(~alike_N)
             vectors_ND, cosine = self._embedded(looked), self.settings.near_duplicate_cosine
-            alike_N |= near_duplicates.near_duplicates_by_embedding(vectors_ND, self.arm_N[looked], left, cosine)
+            arm_N = arms_of(self.store, self.version, looked)
+            alike_N |= near_duplicates.near_duplicates_by_embedding(vectors_ND, arm_N, left, cosine)
         found = looked[len(self.before) :][alike_N[len(self.before) :]]
         self.dropped += found.tolist()
         return found

@@ -1,23 +1,24 @@
 """Stage: draw the random control, the selection's counterfactual: what it could have taken, drawn by chance."""
 
-from quad_tasks.core.seeds import Stream, make_generator
-from quad_tasks.core.selection import fill_budget
+from quad_tasks.core.seeds import Stream, draw_seed, make_generator
 from quad_tasks.manifests.run import Choice
 from quad_tasks.records import Stage
 from quad_tasks.runtime.run import check_run_lease
 from quad_tasks.runtime.tasks import stage_task
+from quad_tasks.stages.bandit.draw_pulls import closed_positions
 from quad_tasks.stages.bandit.ledger import read_choice, read_chosen, selected_key
 from quad_tasks.stages.selection.drop_near_duplicates import NearDuplicateSearch
+from quad_tasks.stages.selection.pool_ranking import fill_rankings, fill_without_duplicates, rank_at_random
 from quad_tasks.stages.selection.select_documents import (
     NO_SCORES,
     StageSelection,
     describe_chosen,
-    lay_out_candidates,
-    selectable_positions,
+    drop_rankings,
     write_chosen,
 )
-from quad_tasks.storage.keys import choice_key, choice_manifest_key
+from quad_tasks.storage.keys import choice_key, choice_manifest_key, rankings_folder
 from quad_tasks.storage.manifest import write_manifest
+from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.store import Store
 
 
@@ -34,18 +35,20 @@ def draw_random_control(store: Store, stage: Stage, how: StageSelection, trainin
         how: by which the stage's documents were selected.
         training_seed: of the training that has this control.
     """
-    key = choice_key(stage.run, stage.number, f"random-{training_seed}")
+    name = f"random-{training_seed}"
+    key, folder = choice_key(stage.run, stage.number, name), rankings_folder(stage.run, stage.number, name)
     if store.exists(choice_manifest_key(key)):
+        drop_rankings(store, folder)  # of a driver that was killed right after
         return key
-    candidates = lay_out_candidates(store, stage.version, NO_SCORES)
     taken = read_chosen(store, stage.run, stage.number)["position"].to_numpy()
-    search = NearDuplicateSearch(store, stage.version, how.settings, candidates.arm, taken)
+    search = NearDuplicateSearch(store, stage.version, how.settings, taken)
     budget = read_choice(store, selected_key(stage)).tokens
-    generator = make_generator(how.seed, Stream.RANDOM_CONTROL, stage.number, training_seed)
-    rows = fill_budget.random_control(
-        candidates.n_tokens, budget, generator, selectable_positions(store, stage), search.find
-    )
-    table = write_chosen(store, key, describe_chosen(store, stage.version, candidates, rows, NO_SCORES))
+    seed = draw_seed(make_generator(how.seed, Stream.RANDOM_CONTROL, stage.number, training_seed))
+    n_documents, closed = read_version(store, stage.version).documents, closed_positions(store, stage)
+    ranked = rank_at_random(store, stage.version, folder, n_documents, seed, closed)
+    drawn = fill_without_duplicates(lambda excluded: fill_rankings(store, [ranked], budget, excluded), search.find)
+    drop_rankings(store, folder)
+    table = write_chosen(store, key, describe_chosen(store, stage.version, drawn.position_B, NO_SCORES))
     choice = Choice(
         **table, budget_tokens=budget, seed=training_seed, near_duplicates=tuple(sorted(set(search.dropped)))
     )

@@ -4,19 +4,22 @@ A document is named by its position in the pool version. What a stage chose beco
 which holds how well the prediction did on scored documents it had not seen.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from quad_tasks.config.schema import RunConfig, SelectionConfig
 from quad_tasks.config.values import Features
 from quad_tasks.core.evaluation import diversity
 from quad_tasks.core.evaluation.diagnosis import budget_not_reached, stale_influence, too_little_diversity
-from quad_tasks.core.seeds import Stream, make_generator
+from quad_tasks.core.seeds import Stream, draw_seed, make_generator
 from quad_tasks.core.selection import fill_budget
+from quad_tasks.core.selection.ranking import Rows, take_rows
+from quad_tasks.core.selection.redundancy import select_diverse
 from quad_tasks.manifests.run import Choice, PredictionQuality
 from quad_tasks.records import Finding, ModelUse, Stage
 from quad_tasks.runtime.events import record_event
@@ -25,10 +28,13 @@ from quad_tasks.runtime.prefect_ui import show_stage
 from quad_tasks.runtime.progress import working
 from quad_tasks.runtime.run import check_run_lease
 from quad_tasks.runtime.tasks import stage_task
+from quad_tasks.stages.bandit.draw_pulls import closed_positions
 from quad_tasks.stages.bandit.ledger import (
     CHOSEN_SCHEMA,
+    arms_of,
+    count_tokens_without,
+    find_arms,
     load_arms,
-    load_token_counts,
     mark_at_random,
     read_choice,
     read_chosen,
@@ -36,14 +42,25 @@ from quad_tasks.stages.bandit.ledger import (
     selected_key,
     stage_budget,
 )
-from quad_tasks.stages.bandit.predict import feature_source, fit_scored, predict_positions
-from quad_tasks.stages.influence.find_overlap import overlap_positions
+from quad_tasks.stages.bandit.pool_prediction import Block, read_values, write_predictions
+from quad_tasks.stages.bandit.predict import feature_source, fit_scored
 from quad_tasks.stages.selection.drop_near_duplicates import NearDuplicateSearch
+from quad_tasks.stages.selection.pool_ranking import (
+    Ranking,
+    fill_rankings,
+    fill_without_duplicates,
+    rank_by_mean,
+    rank_by_share,
+    read_leading,
+)
 from quad_tasks.storage import rounds, tables
-from quad_tasks.storage.keys import choice_key, choice_manifest_key, choice_table_key
+from quad_tasks.storage.keys import choice_key, choice_manifest_key, choice_table_key, rankings_folder
 from quad_tasks.storage.manifest import write_manifest
-from quad_tasks.storage.positions import column_vectors, read_column, read_positions
+from quad_tasks.storage.pool_versions import read_version
+from quad_tasks.storage.positions import column_vectors, read_positions
 from quad_tasks.storage.store import Store
+
+Int64 = npt.NDArray[np.int64]
 
 NO_SCORES = pa.schema([("position", pa.int64()), ("influence", pa.float64()), ("round", pa.int32())]).empty_table()
 BLOCK_ROWS = 1024
@@ -73,6 +90,22 @@ def stage_selection(config: RunConfig, stage: int) -> StageSelection:
     """Read what selecting a stage's documents needs from a run's configuration."""
     budget = stage_budget(config.selection.budget_tokens, config.training.stages, stage)
     return StageSelection(config.selection, config.bandit.features, budget, config.model_use(), config.seed)
+
+
+class Eligible(NamedTuple):
+    """What a stage may select by influence.
+
+    Attributes:
+        rankings: best first, one after another.
+        threshold: τ, which a document's value in them must exceed.
+        predictions: blocks of predicted influence, which every other document's is read from too.
+        quality: of the prediction; None: nothing was predicted.
+    """
+
+    rankings: list[Ranking]
+    threshold: float
+    predictions: Sequence[Block] = ()
+    quality: PredictionQuality | None = None
 
 
 @stage_task("select documents")
@@ -109,38 +142,23 @@ def try_choice(store: Store, stage: Stage, how: StageSelection, name: str) -> st
 
 
 def _commit_choice(store: Store, stage: Stage, how: StageSelection, name: str, general_share: float) -> str:
-    key, settings = choice_key(stage.run, stage.number, name), how.settings
+    key, folder = choice_key(stage.run, stage.number, name), rankings_folder(stage.run, stage.number, name)
     if store.exists(choice_manifest_key(key)):
+        drop_rankings(store, folder)  # of a driver that was killed right after
         return key
     scores, threshold = _read_scores(store, stage)
     taken = read_chosen(store, stage.run, stage.number)
-    candidates = lay_out_candidates(store, stage.version, scores)
-    rows = selectable_positions(store, stage)
-    prediction = None
-    if settings.mode == "predicted":
-        unseen = rows[~candidates.scored[rows]]
-        prediction = _predict(store, stage, how, scores, candidates, threshold, unseen)
+    closed = closed_positions(store, stage)
+    eligible = _rank_eligible(store, stage, how, folder, scores, threshold, closed)
     budget = how.budget_tokens - int(taken["n_tokens"].to_numpy().sum())
-    means = _arm_means(scores, len(load_arms(store, stage.version)))
-    search = NearDuplicateSearch(store, stage.version, settings, candidates.arm, taken["position"].to_numpy())
-    chosen = rows[
-        fill_budget.select(
-            _take(candidates, rows),
-            budget,
-            fill_budget.SelectionSettings(
-                threshold, settings.mode, settings.per_arm_share, general_share, settings.redundancy
-            ),
-            arm_mean_K=means,
-            generator=make_generator(how.seed, Stream.GENERAL_SHARE, stage.number),
-            find_near_duplicates=search.find,
-            read_embeddings=partial(_read_embeddings, store, stage.version),
-        )
-    ]
-    rows = np.setdiff1d(rows, search.dropped)
-    short = budget_not_reached(int(candidates.n_tokens[chosen].sum()), budget, int(candidates.n_tokens[rows].sum()))
-    narrow = _narrowness(store, stage, how.seed, candidates, chosen)
-    described = describe_chosen(store, stage.version, candidates, chosen, scores)
+    search = NearDuplicateSearch(store, stage.version, how.settings, taken["position"].to_numpy())
+    chosen = _choose(store, stage, how, general_share, eligible, budget, closed, search, folder)
+    described = describe_chosen(store, stage.version, chosen, scores, eligible.predictions)
+    drop_rankings(store, folder)
     table = write_chosen(store, key, described)
+    open_tokens = count_tokens_without(store, stage.version, np.union1d(closed, search.dropped).astype(np.int64))
+    short = budget_not_reached(table["tokens"], budget, open_tokens)
+    narrow = _narrowness(store, stage, how.seed, chosen)
     choice = Choice(
         **table,
         budget_tokens=budget,
@@ -149,27 +167,89 @@ def _commit_choice(store: Store, stage: Stage, how: StageSelection, name: str, g
         general_share=general_share,
         near_duplicates=tuple(sorted(search.dropped)),
         findings=(*(finding for finding in (short, narrow) if finding), *_round_findings(store, stage)),
-        prediction=prediction,
+        prediction=eligible.quality,
     )
     check_run_lease(store, stage.run)
     write_manifest(store, choice_manifest_key(key), choice)
     return key
 
 
-def _narrowness(
-    store: Store, stage: Stage, seed: int, candidates: fill_budget.Candidates, chosen: np.ndarray[Any, Any]
-) -> Finding | None:
+def drop_rankings(store: Store, folder: str) -> None:
+    """Delete the rankings that a choice was made from."""
+    for key in store.list(folder):
+        store.delete(key)
+
+
+def _choose(
+    store: Store,
+    stage: Stage,
+    how: StageSelection,
+    general_share: float,
+    eligible: Eligible,
+    budget_tokens: int,
+    closed: Int64,
+    search: NearDuplicateSearch,
+    folder: str,
+) -> Int64:
+    """Choose positions as `fill_budget.select` does: the best of the rankings, then the general share."""
+    settings, version = how.settings, stage.version
+    start_A, arm_A = find_arms(store, version)
+    targeted = fill_budget.targeted_budget(budget_tokens, general_share)
+
+    def fill(excluded: Int64) -> Rows:
+        if settings.redundancy > 0:
+            return _fill_diverse(store, version, settings, eligible, targeted, excluded)
+        limits = start_A, settings.per_arm_share, eligible.threshold
+        return fill_rankings(store, eligible.rankings, targeted, excluded, *limits)
+
+    best = fill_without_duplicates(fill, search.find)
+    if general_share == 0:
+        return best.position_B
+    seed = draw_seed(make_generator(how.seed, Stream.GENERAL_SHARE, stage.number))
+    left, shut = budget_tokens - int(best.tokens_B.sum()), np.union1d(closed, best.position_B)
+    n_documents = read_version(store, version).documents
+    rest = rank_by_share(store, version, f"{folder}/share", (start_A, arm_A), n_documents, seed, shut)
+    drawn = fill_without_duplicates(
+        lambda excluded: fill_rankings(store, [rest], left, excluded), search.find, best.position_B
+    )
+    return np.concatenate([best.position_B, drawn.position_B])
+
+
+def _fill_diverse(
+    store: Store,
+    version: str,
+    settings: SelectionConfig,
+    eligible: Eligible,
+    budget_tokens: int,
+    excluded: Int64,
+) -> Rows:
+    """Fill a budget with diverse documents from the best of a few budgets (`redundancy.select_diverse`)."""
+    tokens = int(fill_budget.LOOKAHEAD * budget_tokens)
+    best = read_leading(store, eligible.rankings, tokens, excluded, eligible.threshold)
+    rows = select_diverse(
+        np.arange(len(best.position_B)),
+        best.value_B,
+        best.tokens_B,
+        _read_embeddings(store, version, best.position_B),
+        arms_of(store, version, best.position_B),
+        budget_tokens,
+        settings.redundancy,
+        settings.per_arm_share,
+    )
+    return take_rows(best, rows)
+
+
+def _narrowness(store: Store, stage: Stage, seed: int, chosen: Int64) -> Finding | None:
     """Compare a sample of the chosen documents with as many random ones, before anything is trained on them."""
     generator = make_generator(seed, Stream.SELECTION_DIVERSITY, stage.number)
     n = min(DIVERSITY_DOCUMENTS, len(chosen))
     if n == 0:
         return None
     measured = []
-    for positions in (chosen, np.arange(len(candidates.arm))):
+    for positions in (chosen, read_version(store, stage.version).documents):
         sample = generator.choice(positions, n, replace=False)
-        rows = read_positions(store, stage.version, sample, ["embedding"])
-        vendi = diversity.vendi_score(column_vectors(rows["embedding"]))
-        arms = diversity.effective_arms(np.bincount(candidates.arm[sample]))
+        vendi = diversity.vendi_score(_read_embeddings(store, stage.version, sample))
+        arms = diversity.effective_arms(np.bincount(arms_of(store, stage.version, sample)))
         measured.append({"effective_arms": arms, "vendi_score": vendi})
     return too_little_diversity(measured[0], measured[1], None, {})
 
@@ -183,57 +263,51 @@ def _round_findings(store: Store, stage: Stage) -> list[Finding]:
     return findings + [f for f in first if f.signature == stale_influence.__name__ and f.signature not in known]
 
 
-def selectable_positions(store: Store, stage: Stage) -> np.ndarray[Any, Any]:
-    """List the positions a stage may take: neither chosen by an earlier stage nor holding held-out text, ascending."""
-    taken = read_chosen(store, stage.run, stage.number)["position"].to_numpy()
-    closed = np.union1d(taken, overlap_positions(store, stage.run))
-    return np.setdiff1d(np.arange(len(load_token_counts(store, stage.version))), closed)
+def _rank_eligible(
+    store: Store, stage: Stage, how: StageSelection, folder: str, scores: pa.Table, threshold: float, closed: Int64
+) -> Eligible:
+    """Rank the documents that the mode makes eligible, as `fill_budget.rank` does."""
+    if how.settings.mode == "predicted":
+        return _rank_predicted(store, stage, how, folder, scores, threshold, closed)
+    position, influence = scores["position"].to_numpy(), scores["influence"].to_numpy()
+    eligible = (influence > threshold) & ~np.isin(position, closed)
+    rows = Rows(position[eligible], influence[eligible], scores["n_tokens"].to_numpy()[eligible])
+    if how.settings.mode == "instance":
+        return Eligible([rows], threshold)
+    start_A, arm_A = find_arms(store, stage.version)
+    mean_A = _arm_means(scores, len(load_arms(store, stage.version)))[arm_A]
+    n_documents, shut = read_version(store, stage.version).documents, np.union1d(closed, position)
+    blocks = rank_by_mean(store, stage.version, folder, start_A, mean_A, n_documents, shut)
+    return Eligible([rows, blocks], threshold)
 
 
-def lay_out_candidates(store: Store, version: str, scores: pa.Table) -> fill_budget.Candidates:
-    """Lay out the whole pool version by position, with influence where it was measured."""
-    arm = read_column(store, version, "arm")
-    influence = np.full(len(arm), np.nan)
-    scored = np.zeros(len(arm), dtype=bool)
-    position = scores["position"].to_numpy()
-    influence[position] = scores["influence"].to_numpy()
-    scored[position] = True
-    n_tokens = load_token_counts(store, version)
-    return fill_budget.Candidates(np.arange(len(arm)), arm, n_tokens, influence, scored)
-
-
-def _take(candidates: fill_budget.Candidates, rows: np.ndarray[Any, Any]) -> fill_budget.Candidates:
-    fields = (candidates.id, candidates.arm, candidates.n_tokens, candidates.influence, candidates.scored)
-    return fill_budget.Candidates(*(values[rows] for values in fields))
-
-
-def _predict(
-    store: Store,
-    stage: Stage,
-    how: StageSelection,
-    scores: pa.Table,
-    candidates: fill_budget.Candidates,
-    threshold: float,
-    unseen: np.ndarray[Any, Any],
-) -> PredictionQuality:
-    """Fill in what a regression on the scored documents predicts of the unseen ones, inside plausible arms.
+def _rank_predicted(
+    store: Store, stage: Stage, how: StageSelection, folder: str, scores: pa.Table, threshold: float, closed: Int64
+) -> Eligible:
+    """Rank by what was measured, and by what a regression on it predicts of unscored documents in plausible arms.
 
     An arm is plausible where its best scored document, or the mean of all it was never asked for, is above τ.
     """
-    arms = scores["arm"].to_numpy()
-    n_arms = len(load_arms(store, stage.version))
+    version, arms = stage.version, scores["arm"].to_numpy()
+    n_arms = len(load_arms(store, version))
     generator = make_generator(how.seed, Stream.SELECTION_REGRESSION, stage.number)
-    features = feature_source(store, stage.version, how.features, how.use)
-    predictor = fit_scored(store, stage.version, scores, n_arms, generator, features)
+    features = feature_source(store, version, how.features, how.use)
+    predictor = fit_scored(store, version, scores, n_arms, generator, features)
     best = np.full(n_arms, np.inf)
     best[np.unique(arms)] = -np.inf
     np.maximum.at(best, arms, scores["influence"].to_numpy())
-    asked = unseen[best[candidates.arm[unseen]] > threshold]
-    candidates.influence[asked] = predict_positions(store, stage.version, predictor, asked, features)
-    quality = asdict(predictor.quality)
-    return PredictionQuality(
-        **quality, accepted=predictor.accepted, features=predictor.groups, predicted_documents=len(asked)
+    start_A, arm_A = find_arms(store, version)
+    n_documents, plausible = read_version(store, version).documents, np.flatnonzero(best[arm_A] > threshold)
+    asked = start_A[plausible], np.append(start_A, n_documents)[plausible + 1]
+    known = scores["position"].to_numpy(), scores["influence"].to_numpy()
+    blocks, written = write_predictions(store, version, folder, n_documents, predictor, features, known, closed, asked)
+    quality = PredictionQuality(
+        **asdict(predictor.quality),
+        accepted=predictor.accepted,
+        features=predictor.groups,
+        predicted_documents=sum(each.predicted for each in written),
     )
+    return Eligible([blocks], threshold, blocks, quality)
 
 
 def _arm_means(scores: pa.Table, n_arms: int) -> np.ndarray[Any, Any]:
@@ -251,21 +325,30 @@ def _read_embeddings(store: Store, version: str, positions: np.ndarray[Any, Any]
 
 
 def describe_chosen(
-    store: Store,
-    version: str,
-    candidates: fill_budget.Candidates,
-    chosen: np.ndarray[Any, Any],
-    scores: pa.Table,
+    store: Store, version: str, chosen: Int64, scores: pa.Table, predictions: Sequence[Block] = ()
 ) -> pa.Table:
-    """Name the chosen documents, with the round that scored each; none for a document taken unscored."""
-    round_of = dict(zip(scores["position"].to_pylist(), scores["round"].to_pylist(), strict=True))
-    influence = candidates.influence[chosen]
+    """Describe the chosen documents, with the round that scored each; none for a document taken unscored.
+
+    Args:
+        store: the workspace.
+        version: key of the pool version.
+        chosen: positions.
+        scores: of documents scored.
+        predictions: that influence is read from where it was not measured; without, it is null there.
+    """
+    known = scores["position"].to_numpy()
+    round_of = dict(zip(known.tolist(), scores["round"].to_pylist(), strict=True))
+    measured = dict(zip(known.tolist(), scores["influence"].to_pylist(), strict=True))
+    influence = np.array([measured.get(position, np.nan) for position in chosen.tolist()], dtype=np.float64)
+    scored = np.isin(chosen, known)
+    if predictions:
+        influence[~scored] = read_values(store, predictions, chosen[~scored])
     return (
         read_positions(store, version, chosen, ["id", "source", "arm", "n_tokens"])
         .append_column("position", pa.array(chosen))
         .append_column("round", pa.array([round_of.get(position) for position in chosen.tolist()], pa.int32()))
         .append_column("influence", pa.array(influence, mask=np.isnan(influence)))
-        .append_column("scored", pa.array(candidates.scored[chosen]))
+        .append_column("scored", pa.array(scored))
         .select(CHOSEN_SCHEMA.names)
         .cast(CHOSEN_SCHEMA)
     )

@@ -1,9 +1,35 @@
 """What is left to gain, estimated from held-out documents, beside what full scoring then gained, by simulation."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
-from quad_tasks.core.selection.remaining import WIDENED, HeldOut, Unscored, estimate_remaining, sample_unscored
+from quad_tasks.core.selection import remaining
+from quad_tasks.core.selection.remaining import WIDENED, HeldOut, Scored, Unscored, choose_refitted
+
+
+class Sampled(NamedTuple):
+    """Rows of the unscored documents drawn for, of those that refits predict, and what they predict, [F, S]."""
+
+    rows: np.ndarray
+    refitted: np.ndarray
+    refits: np.ndarray
+
+
+def sample_unscored(measured, predicted, generator):
+    unscored = np.flatnonzero(np.isnan(measured))
+    rows = unscored[remaining.sample_unscored(len(unscored), generator)]
+    return rows, rows[choose_refitted(predicted[rows])]
+
+
+def estimate_remaining(measured, predicted, tokens, budget, held_out, sampled, generator):
+    """Estimate from arrays over the whole pool."""
+    scored, rows = ~np.isnan(measured), sampled.rows
+    refitted, left = np.searchsorted(rows, sampled.refitted), int(tokens[~scored].sum())
+    unscored = Unscored(predicted[rows], tokens[rows], left, refitted, sampled.refits)
+    known = Scored(measured[scored], tokens[scored])
+    return remaining.estimate_remaining(known, unscored, budget, held_out, generator)
 
 
 def best_mean(order, truth, tokens, budget):
@@ -61,7 +87,7 @@ def rounds(generator, folds=5, n_features=6):
             tokens,
             budget,
             HeldOut(held_out, truth[at_random], tokens[at_random]),
-            Unscored(rows, refitted, refits[:, refitted]),
+            Sampled(rows, refitted, refits[:, refitted]),
             generator,
         )
         yield found, true_left(measured, predicted, truth, tokens, budget)
@@ -75,7 +101,7 @@ def sampled(measured, predicted=None, generator=None):
     """The unscored documents, without refits."""
     predicted = np.zeros(len(measured)) if predicted is None else predicted
     rows, refitted = sample_unscored(measured, predicted, generator or np.random.default_rng(0))
-    return Unscored(rows, refitted, np.empty((0, len(refitted))))
+    return Sampled(rows, refitted, np.empty((0, len(refitted))))
 
 
 @pytest.mark.parametrize(("n_features", "most_width"), [(6, 0.3), (40, 0.2)])
@@ -138,7 +164,7 @@ def test_a_large_pool_is_estimated_from_a_sample(monkeypatch):
     budget = int(0.1 * tokens.sum())
     generator = np.random.default_rng(3)
     unscored = sampled(measured, predicted, generator)
-    assert len(unscored.rows_U) == 500
+    assert len(unscored.rows) == 500
     found = estimate_remaining(measured, predicted, tokens, budget, held_out, unscored, generator)
     assert found.low <= true_left(measured, predicted, truth, tokens, budget) <= found.high
 
@@ -170,7 +196,7 @@ def test_a_fit_that_may_be_off_for_all_widens_the_interval_by_the_grouped_jackkn
     refits = np.stack([predicted[refitted] + shift for shift in (-0.5, 0.5)])
     # 200 tokens wanted, 20 documents: now the 20 scored of 1.0; all are 1.5 where the unscored lie 0.5 higher
     found = estimate_remaining(
-        measured, predicted, tokens, 200, held_out, Unscored(rows, refitted, refits), np.random.default_rng(1)
+        measured, predicted, tokens, 200, held_out, Sampled(rows, refitted, refits), np.random.default_rng(1)
     )
     certain = estimate_remaining(
         measured, predicted, tokens, 200, held_out, sampled(measured), np.random.default_rng(1)
@@ -180,3 +206,12 @@ def test_a_fit_that_may_be_off_for_all_widens_the_interval_by_the_grouped_jackkn
     higher = (1.5 - 1.0) / (1.5 - 0.65)
     assert found.left == 0  # the estimate is as without
     assert found.high == pytest.approx(WIDENED * higher / 2, rel=0.1)
+
+
+def test_of_a_large_pool_so_many_numbers_are_drawn_each_as_often(monkeypatch):
+    for shuffled in (0, 2**20):
+        monkeypatch.setattr(remaining, "SHUFFLED_DOCUMENTS", shuffled)
+        monkeypatch.setattr(remaining, "MOST_DOCUMENTS", 5)
+        drawn = np.array([remaining.sample_unscored(20, np.random.default_rng(seed)) for seed in range(2000)])
+        assert (np.diff(drawn, axis=1) > 0).all()
+        assert np.bincount(drawn.ravel(), minlength=20) / 2000 == pytest.approx(np.full(20, 0.25), abs=0.05)

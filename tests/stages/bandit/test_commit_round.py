@@ -43,10 +43,10 @@ def direction_of(config, stage):
     return rounds.read_round(open_store(config.workspace), config.run, stage, 0).info.direction
 
 
-def read_ledger_of(config):
-    """Whether each document of the pool was scored, before the first round."""
+def documents_of(config):
+    """Documents of the pool."""
     stage = Stage("unbegun", 0, version_of(config), "", "")
-    return read_ledger(open_store(config.workspace), stage, 0, config.bandit.discount).scored_N
+    return read_ledger(open_store(config.workspace), stage, 0, config.bandit.discount).n_documents
 
 
 def state_of(config, stage, number):
@@ -117,7 +117,7 @@ def test_a_document_drawn_for_its_prediction_is_at_random_once_a_pull_covers_it(
 
 
 def test_no_stage_scores_more_than_its_share_of_the_pool(small_run):
-    n_documents, scored = len(read_ledger_of(small_run)), 0
+    n_documents, scored = documents_of(small_run), 0
     for stage in range(2):
         limit = math.floor(0.6 * (stage + 1) / 2 * n_documents)
         for manifest in rounds.list_rounds(open_store(small_run.workspace), small_run.run, stage):
@@ -127,7 +127,7 @@ def test_no_stage_scores_more_than_its_share_of_the_pool(small_run):
 
 @pytest.mark.parametrize("room", [1, 3, 7])
 def test_the_last_round_is_cut_to_what_may_still_be_scored(small_run, room):
-    n_documents = len(read_ledger_of(small_run))
+    n_documents = documents_of(small_run)
     pilot = rounds.read_round(open_store(small_run.workspace), small_run.run, 0, 0).info.documents
     section = small_run.bandit.model_copy(update={"max_scored_share": 2 * (pilot + room) / n_documents})
     config = small_run.model_copy(update={"bandit": section})
@@ -137,7 +137,7 @@ def test_the_last_round_is_cut_to_what_may_still_be_scored(small_run, room):
 
 
 def test_a_pilot_takes_half_of_what_its_stage_may_score(small_run):
-    section = small_run.bandit.model_copy(update={"max_scored_share": 2 * 12 / len(read_ledger_of(small_run))})
+    section = small_run.bandit.model_copy(update={"max_scored_share": 2 * 12 / documents_of(small_run)})
     config = small_run.model_copy(update={"run": "half", "bandit": section})
     stage = Stage("half", 0, version_of(small_run), "", "")
     plan = plan_round.fn(open_store(small_run.workspace), stage, 0, round_settings(config, 0))

@@ -15,6 +15,7 @@ from quad_tasks.runtime.checkpoints import load_checkpoint
 from quad_tasks.runtime.run import pinned_pool, starting_checkpoint
 from quad_tasks.stages.bandit.cost import (
     CostCap,
+    cheapest_unscored,
     cost_cap,
     cost_limit,
     pool_cost,
@@ -49,6 +50,10 @@ def version_of(config):
     return pinned_pool(open_store(config.workspace), config.run)
 
 
+def all_costs(store, version, reading, scorer):
+    return scoring_costs(store, version, reading, scorer, np.arange(len(load_token_counts(store, version))))
+
+
 def test_a_cap_is_the_configured_one_or_a_tenth_beside_what_is_read_before():
     assert cost_cap(configured()) == CostCap(0.1, beside_reading=True)
     assert cost_cap(configured(max_cost_share=0.3)) == CostCap(0.3, beside_reading=False)
@@ -71,12 +76,17 @@ def test_costs_of_a_pool_are_those_of_its_models_shape(small_run):
     assert read_size(store, version, "joint") == size
     n_tokens = load_token_counts(store, version)
     exact = flops.document_flops(flops.exact_flops(size), n_tokens, 64)
-    assert np.array_equal(scoring_costs(store, version, reading, EXACT), exact)
+    assert np.array_equal(all_costs(store, version, reading, EXACT), exact)
+    some = np.array([7, 3])
+    assert np.array_equal(scoring_costs(store, version, reading, EXACT, some), exact[some])
+    cheap = np.argsort(exact, kind="stable")
+    assert cheapest_unscored(store, version, reading, EXACT, np.sort(cheap[:9])) == exact[cheap[9]]
+    assert cheapest_unscored(store, version, reading, EXACT, np.arange(len(exact))) == np.inf
     assert pool_cost(store, version, reading) == exact.sum()
     assert reading_cost(store, version, reading) == 0
-    cheaper = scoring_costs(store, version, reading, {"scorer": "forward_only", "step": 1.0})
+    cheaper = all_costs(store, version, reading, {"scorer": "forward_only", "step": 1.0})
     assert np.array_equal(cheaper, flops.document_flops(flops.forward_only_flops(size), n_tokens, 64))
-    factored = scoring_costs(store, version, reading, {"scorer": "low_rank", "energy": 0.9, "numbers": 100})
+    factored = all_costs(store, version, reading, {"scorer": "low_rank", "energy": 0.9, "numbers": 100})
     assert np.array_equal(factored, flops.document_flops(flops.contracted_flops(size, 100), n_tokens, 64))
 
 
@@ -85,16 +95,16 @@ def test_hidden_states_and_an_embedding_by_the_model_are_forward_passes(small_ru
     size, n_tokens = read_size(store, version_of(small_run), "joint"), np.array([100, 10])
     body = small_config("/corpus", "/workspace", bandit__features="hidden_states", embedding__method="model")
     body["embedding"]["max_tokens"] = 20
-    found = whole_pool_reading(size, n_tokens, read_settings(parse_config(body, "small")))
-    states = flops.document_flops(flops.forward_flops(size), n_tokens, 64).sum()
-    first_20 = flops.document_flops(flops.forward_flops(size, head=False), np.array([20, 10]), 64).sum()
+    found = whole_pool_reading(size, n_tokens, np.array([1, 3]), read_settings(parse_config(body, "small")))
+    states = flops.document_flops(flops.forward_flops(size), n_tokens, 64) @ [1, 3]
+    first_20 = flops.document_flops(flops.forward_flops(size, head=False), np.array([20, 10]), 64) @ [1, 3]
     assert found == pytest.approx(states + first_20)
 
 
 def test_rounds_say_what_they_cost(small_run):
     """All stages together; what was scored again at the second stage's start counts too."""
     store, version = open_store(small_run.workspace), version_of(small_run)
-    exact, total = scoring_costs(store, version, read_settings(small_run), EXACT), 0.0
+    exact, total = all_costs(store, version, read_settings(small_run), EXACT), 0.0
     for number in range(2):
         for committed in rounds.list_rounds(store, small_run.run, number):
             for name in ("scores", "rescored"):
@@ -111,7 +121,7 @@ def test_rounds_say_what_they_cost(small_run):
 def test_the_last_round_is_cut_to_what_may_still_be_spent(small_run, documents):
     """A stage has two halves: the cap leaves the first this many documents of mean cost after its pilot."""
     store, version = open_store(small_run.workspace), version_of(small_run)
-    costs = scoring_costs(store, version, read_settings(small_run), EXACT)
+    costs = all_costs(store, version, read_settings(small_run), EXACT)
     pilot = rounds.read_round(store, small_run.run, 0, 0).info
     room = documents * costs.mean()
     config = capped(small_run, small_run.run, max_cost_share=2 * (pilot.cost.so_far + room) / costs.sum())
@@ -126,7 +136,7 @@ def test_the_last_round_is_cut_to_what_may_still_be_spent(small_run, documents):
 
 def test_a_stage_ends_where_the_cheapest_document_left_costs_too_much(small_run):
     store, version = open_store(small_run.workspace), version_of(small_run)
-    costs = scoring_costs(store, version, read_settings(small_run), EXACT)
+    costs = all_costs(store, version, read_settings(small_run), EXACT)
     pilot = rounds.read_round(store, small_run.run, 0, 0).info
     stage = Stage(small_run.run, 0, version, "", pilot.direction)
 
@@ -140,7 +150,7 @@ def test_a_stage_ends_where_the_cheapest_document_left_costs_too_much(small_run)
 
 def test_a_pilot_takes_half_of_what_its_stage_may_spend(small_run):
     store, version = open_store(small_run.workspace), version_of(small_run)
-    costs = scoring_costs(store, version, read_settings(small_run), EXACT)
+    costs = all_costs(store, version, read_settings(small_run), EXACT)
     config = capped(small_run, "half-cost", max_cost_share=2 * 16 * costs.mean() / costs.sum())
     plan = plan_round.fn(store, Stage("half-cost", 0, version, "", ""), 0, round_settings(config, 0))
     assert len(plan.positions()) == 8

@@ -1,7 +1,7 @@
 """What a pull covers, passes over and has still to score, by hand and by simulation."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quad_tasks.stages.bandit.cost import Room
@@ -11,6 +11,7 @@ from quad_tasks.stages.bandit.draw_pulls import (
     count_open,
     cut_draws,
     draw_next,
+    nth_open,
     unscored_positions,
 )
 
@@ -68,7 +69,10 @@ def test_draws_are_cut_from_the_last_until_what_they_score_fits() -> None:
     arms = documents([6, 6, 6], [0, 0, 0], not_open=[], scored=[7])
     draws = [draw_next(arms, arm, 4) for arm in (2, 1, 0)]  # four, three and four to score
     rooms = {n: (Room(n, 99.0), Room(99, 2.0 * n + 1.5)) for n in (11, 8, 7, 5, 1)}  # by documents, by what they cost
-    cut = {n: [cut_draws(arms, draws, room, np.full(18, 2.0))[0] for room in both] for n, both in rooms.items()}
+    cut = {
+        n: [cut_draws(arms, draws, room, lambda asked: np.full(len(asked), 2.0))[0] for room in both]
+        for n, both in rooms.items()
+    }
     assert cut[11] == [draws] * 2
     assert cut[8] == [[*draws[:2], Draw(0, 0, 1)]] * 2
     assert cut[7] == [draws[:2]] * 2
@@ -78,7 +82,9 @@ def test_draws_are_cut_from_the_last_until_what_they_score_fits() -> None:
 
 def test_a_document_too_dear_ends_its_pull_and_leaves_its_price_to_the_next() -> None:
     arms, cost_N = documents([3, 3], [0, 0], not_open=[], scored=[]), np.array([1.0, 9.0, 1.0, 2.0, 2.0, 2.0])
-    kept, left = cut_draws(arms, [draw_next(arms, 0, 3), draw_next(arms, 1, 3)], Room(6, 6.0), cost_N)
+    kept, left = cut_draws(
+        arms, [draw_next(arms, 0, 3), draw_next(arms, 1, 3)], Room(6, 6.0), lambda asked: cost_N[asked]
+    )
     assert kept == [Draw(0, 0, 1), Draw(1, 0, 2)]
     assert left == Room(3, 1.0)
 
@@ -98,3 +104,11 @@ def test_a_later_pilot_draws_every_open_document_with_the_same_chance() -> None:
             drawn_N[np.setdiff1d(positions, chosen)] += 1
     rate = drawn_N.reshape(2, 30).sum(axis=1) / repeats
     assert np.allclose(rate, [n_pilot * 30 / 50, n_pilot * 20 / 50], rtol=0.03)
+
+
+@settings(max_examples=50)
+@given(st.sets(st.integers(0, 30), max_size=30))
+def test_open_documents_are_numbered_from_the_first_on(closed):
+    closed_C = np.array(sorted(closed), dtype=np.int64)
+    left = np.setdiff1d(np.arange(40), closed_C)
+    assert nth_open(closed_C, np.arange(len(left))).tolist() == left.tolist()

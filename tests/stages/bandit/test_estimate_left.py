@@ -1,21 +1,26 @@
 """What a run estimates to be left to gain: where it is due, what it is made of, and that a stage may end by it."""
 
 import itertools
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from quad_tasks.core.selection.remaining import HeldOut, estimate_remaining
+from quad_tasks.core.seeds import Stream, make_generator
+from quad_tasks.core.selection.remaining import HeldOut, Scored, Unscored, estimate_remaining
 from quad_tasks.records import Stage
 from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.stages.bandit import estimate_left as module
+from quad_tasks.stages.bandit.draw_pulls import closed_positions
 from quad_tasks.stages.bandit.estimate_left import FOLDS, predict_fold
 from quad_tasks.stages.bandit.ledger import mark_at_random, read_ledger, stage_scores
+from quad_tasks.stages.bandit.plan_round import targeted_tokens
 from quad_tasks.stages.bandit.policy import round_settings
-from quad_tasks.stages.bandit.predict import FeatureSource, fit_scored, predict_positions
+from quad_tasks.stages.bandit.predict import FeatureSource, feature_source, fit_scored, predict_positions
 from quad_tasks.stages.bandit.stopping import stop_reason, way_to_stop
 from quad_tasks.storage import rounds
+from quad_tasks.storage.positions import read_column
 from quad_tasks.storage.store import open_store
 
 
@@ -49,7 +54,7 @@ def test_what_is_left_follows_from_fits_without_the_held_out(small_run, monkeypa
     ledger = read_ledger(store, stage, 1, small_run.bandit.discount)
     scores = mark_at_random(store, stage.version, stage_scores(ledger, stage), ledger.state.cursor)
     fold = np.arange(5)
-    unscored = np.flatnonzero(~ledger.scored_N)[:3]
+    unscored = np.setdiff1d(np.arange(ledger.n_documents), ledger.scored_S)[:3]
     found, of_unscored = predict_fold(store, stage.version, scores, fold, 7, unscored, FeatureSource())
     others = scores.slice(5)
     n_arms = int(scores["arm"].to_numpy().max()) + 1
@@ -65,6 +70,44 @@ def test_what_is_left_follows_from_fits_without_the_held_out(small_run, monkeypa
     assert FOLDS > 1
     assert module.estimate_remaining is estimate_remaining
     assert HeldOut._fields == ("predicted_H", "measured_H", "n_tokens_H")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_estimate_is_that_of_arrays_over_the_whole_pool(small_run, number):
+    """After a stage's pilot; the second stage has documents that the first one chose."""
+    store, stage, settings = (
+        open_store(small_run.workspace),
+        stage_of(small_run, number),
+        round_settings(small_run, number),
+    )
+    ledger = read_ledger(store, stage, 1, small_run.bandit.discount)
+    scores = mark_at_random(store, stage.version, stage_scores(ledger, stage), ledger.state.cursor)
+    position, n_tokens = scores["position"].to_numpy(), read_column(store, stage.version, "n_tokens").astype(np.int64)
+    features = feature_source(store, stage.version, small_run.bandit.features, settings.use)
+    regression = make_generator(small_run.seed, Stream.ROUND_REGRESSION, number, 1)
+    predictor = fit_scored(store, stage.version, scores, len(ledger.state.n_documents), regression, features)
+    influence = predict_positions(store, stage.version, predictor, np.arange(len(n_tokens)), features)
+    influence[closed_positions(store, stage)] = np.nan
+    measured = np.full(len(n_tokens), np.nan)
+    measured[position] = scores["influence"].to_numpy()
+    is_open = ~np.isnan(influence)
+    unscored = np.flatnonzero(is_open & np.isnan(measured))
+    scored = np.flatnonzero(is_open & ~np.isnan(measured))
+    generator = make_generator(small_run.seed, Stream.REMAINING, number, 0)
+    rows = np.sort(generator.permutation(unscored))
+    refitted = np.sort(np.argsort(-influence[rows], kind="stable")[:2000])
+    at_random = np.flatnonzero(scores["at_random"].to_numpy(zero_copy_only=False))
+    held_out, refits = module._hold_out(store, stage, settings, scores, at_random, rows[refitted], generator)
+    expected = estimate_remaining(
+        Scored(measured[scored], n_tokens[scored]),
+        Unscored(influence[rows], n_tokens[rows], int(n_tokens[unscored].sum()), refitted, refits),
+        targeted_tokens(store, stage, settings),
+        held_out,
+        generator,
+    )
+    found = committed(small_run, number)[0].info.remaining
+    assert len(scored)
+    assert found.model_dump() == pytest.approx(asdict(expected))
 
 
 def test_a_stage_ends_once_little_is_left(small_run):

@@ -10,7 +10,15 @@ from small_pool import pool_version
 from quad_tasks.core.selection.prediction import fit_predictor, nearest_to_cut, predict, selection_cut
 from quad_tasks.manifests.pool import Part
 from quad_tasks.stages.bandit import pool_prediction
-from quad_tasks.stages.bandit.pool_prediction import Block, PoolPrediction, draw_nearest, find_cut, predict_pool
+from quad_tasks.stages.bandit.pool_prediction import (
+    Block,
+    PoolPrediction,
+    draw_nearest,
+    find_cut,
+    predict_pool,
+    read_values,
+    write_predictions,
+)
 from quad_tasks.stages.bandit.predict import FeatureSource, _read_features
 from quad_tasks.storage import tables
 from quad_tasks.storage.manifest import write_manifest
@@ -111,3 +119,30 @@ def test_a_pool_predicted_by_blocks_is_one_predicted_at_once(one_process, tmp_pa
     stored = np.concatenate([tables.read_array(store, block.key) for block in found.blocks], axis=1)
     np.testing.assert_allclose(stored[0], influence, rtol=1e-12)
     np.testing.assert_array_equal(stored[1], columns["n_tokens"])
+
+
+def test_values_are_read_at_positions_in_any_order(one_process):
+    store, value = open_store("memory://predictions"), np.array([0.5, np.nan, 2, 3, 4, 5])
+    blocks = write_blocks(store, value, np.ones(6), 2)
+    np.testing.assert_array_equal(read_values(store, blocks, np.array([5, 1, 0])), [5, np.nan, 0.5])
+    assert read_values(store, blocks, np.empty(0, dtype=np.int64)).tolist() == []
+
+
+def test_where_some_are_asked_for_they_alone_are_predicted(one_process, tmp_path, monkeypatch):
+    """Neither what is known nor what is closed, in ranges that blocks cut."""
+    monkeypatch.setattr(pool_prediction, "BLOCK_DOCUMENTS", 8)
+    monkeypatch.setattr(pool_prediction, "predict_block", lambda *given: given[3] + 0.5)
+    table, store = pa.table({"n_tokens": np.arange(1, 31, dtype=np.int32)}), open_store(str(tmp_path))
+    rows, sha256 = tables.write_table_stream(store, "part", table.schema, [table], 8)
+    write_manifest(store, VERSION, pool_version([Part(key="part", rows=rows, sha256=sha256)]))
+    known, closed = (np.array([29, 4]), np.array([7.0, 9.0])), np.array([10, 5])
+    asked = np.array([3, 20]), np.array([12, 22])
+    blocks, written = write_predictions(store, VERSION, "f", 30, None, FeatureSource(), known, closed, asked)
+    expected = np.full(30, np.nan)
+    predicted = [3, 6, 7, 8, 9, 11, 20, 21]
+    expected[predicted] = np.array(predicted) + 0.5
+    expected[[29, 4]] = 7, 9
+    stored = np.concatenate([tables.read_array(store, block.key) for block in blocks], axis=1)
+    np.testing.assert_array_equal(stored, [expected, np.arange(1, 31)])
+    assert sum(each.predicted for each in written) == len(predicted)
+    assert sum(each.open for each in written) == len(predicted) + 2

@@ -1,1 +1,0 @@
-"""Programs and processes beside a run that never outlive it."""
