@@ -46,7 +46,7 @@ def describe_arms(run: FinishedRun, drawn: pa.Table, threshold: float) -> tuple[
     """
     arms = load_arms(run.store, run.version)
     state, ucb_K = _bandit_at_the_end(run)
-    selected, sources = sum_tokens(run.chosen, "arm"), _sources(run.documents)
+    selected, sources = sum_tokens(run.chosen, "arm"), _sources(run.amounts)
     scored = dict(zip(*np.unique(run.scores.column("arm").to_numpy(), return_counts=True), strict=True))
     terms = _keywords(run, arms, selected)
     staged = run.scores.filter(pa.array(run.scores.column("stage").to_numpy() == run.last_stage))
@@ -120,11 +120,10 @@ def _bandit_at_the_end(run: FinishedRun) -> tuple[BanditState, npt.NDArray[np.fl
     return state, bandit.ucb_scores(state, policy(run.config.bandit, run.config.clustering.arms))
 
 
-def _sources(documents: pa.Table) -> dict[int, dict[str, int]]:
-    """Sum up tokens by arm and source, most first."""
+def _sources(amounts: pa.Table) -> dict[int, dict[str, int]]:
+    """Lay out tokens by arm and source, most first."""
     by_arm: dict[int, dict[str, int]] = {}
-    grouped = documents.group_by(["arm", "source"]).aggregate([("n_tokens", "sum")])
-    columns = (grouped.column(name).to_pylist() for name in ("arm", "source", "n_tokens_sum"))
+    columns = (amounts.column(name).to_pylist() for name in ("arm", "source", "tokens"))
     for arm, source, tokens in sorted(zip(*columns, strict=True), key=lambda row: -row[2]):
         by_arm.setdefault(arm, {})[source] = tokens
     return by_arm

@@ -179,12 +179,12 @@ def _pool(run: FinishedRun, set_aside: dict[str, int]) -> Pool:
         fields_dropped=pool.fields_dropped,
         arms=pool.arms,
         inputs=run.config.pool.inputs,
-        sources=_by_source(run.documents),
+        sources=_by_source(run.amounts, "tokens", "documents"),
     )
 
 
 def _scored(run: FinishedRun) -> Scored:
-    scored, pool = run.scores.num_rows, run.documents.num_rows
+    scored, pool = run.scores.num_rows, run.pool.documents
     return Scored(documents=scored, tokens=_tokens(run.scores), share=scored / pool)
 
 
@@ -391,9 +391,10 @@ def _tokens(table: pa.Table) -> int:
     return int(table.column("n_tokens").to_numpy().sum())
 
 
-def _by_source(table: pa.Table) -> dict[str, Amount]:
-    """Sum up documents and tokens by source, most tokens first."""
-    grouped = table.group_by("source").aggregate([("n_tokens", "sum"), ("n_tokens", "count")])
-    columns = (grouped.column(name).to_pylist() for name in ("source", "n_tokens_sum", "n_tokens_count"))
+def _by_source(table: pa.Table, tokens: str = "n_tokens", documents: str | None = None) -> dict[str, Amount]:
+    """Sum up documents, a row each or a column of them, and tokens by source, most tokens first."""
+    number = (documents, "sum") if documents else (tokens, "count")
+    grouped = table.group_by("source", use_threads=False).aggregate([(tokens, "sum"), number])
+    columns = (grouped.column(name).to_pylist() for name in ("source", f"{tokens}_sum", "_".join(number)))
     rows = sorted(zip(*columns, strict=True), key=lambda row: -row[1])
     return {source: Amount(documents=documents, tokens=tokens) for source, tokens, documents in rows}

@@ -13,6 +13,7 @@ from quad_tasks.core.evaluation import diversity
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.report.finished_run import FinishedRun
 from quad_tasks.report.model import DocumentMap, Example, Examples, Histogram
+from quad_tasks.stages.bandit.ledger import find_arms, load_arms
 from quad_tasks.stages.selection.select_documents import DIVERSITY_DOCUMENTS
 from quad_tasks.storage.positions import column_vectors, read_positions
 
@@ -49,7 +50,7 @@ def example_documents(run: FinishedRun, threshold: float) -> Examples:
 def map_documents(run: FinishedRun) -> DocumentMap:
     """Project a random sample of the pool on the first two principal components of its embeddings."""
     generator = make_generator(run.config.seed, Stream.REPORT_MAP)
-    n = run.documents.num_rows
+    n = run.pool.documents
     positions = np.sort(generator.choice(n, min(n, MAP_DOCUMENTS), replace=False))
     rows = read_positions(run.store, run.version, positions, ["arm", "embedding"])
     plane = PCA(n_components=2, random_state=0).fit_transform(column_vectors(rows.column("embedding")))
@@ -74,15 +75,16 @@ def measure_diversity(run: FinishedRun) -> dict[str, dict[str, float]]:
     generator = make_generator(run.config.seed, Stream.REPORT_DIVERSITY)
     selected = run.chosen.column("position").to_numpy()
     n = min(DIVERSITY_DOCUMENTS, len(selected))
-    arm_N = run.documents.column("arm").to_numpy()
+    first_A, _ = find_arms(run.store, run.version)
+    size_A = np.diff(first_A, append=run.pool.documents)
     order = np.argsort(-run.scores.column("influence").to_numpy(), kind="stable")
     samples = {
         "selected": generator.choice(selected, n, replace=False),
-        "random": generator.choice(len(arm_N), n, replace=False),
+        "random": generator.choice(run.pool.documents, n, replace=False),
         "top_influence": run.scores.column("position").to_numpy()[order][:n],
-        "cluster_uniform": generator.choice(len(arm_N), n, replace=False, p=_uniform_over_arms(arm_N)),
+        "cluster_uniform": _draw_from_arms(first_A, size_A, n, generator),
     }
-    pool_counts = np.bincount(arm_N)
+    pool_counts = np.trim_zeros(load_arms(run.store, run.version).column("n_documents").to_numpy(), "b")
     return {name: _diversity_of(run, sample, pool_counts) for name, sample in samples.items()}
 
 
@@ -106,8 +108,20 @@ def _diversity_of(
     return diversity.diversity_profile(rows.column("text").to_pylist(), vectors, counts, pool_counts)
 
 
-def _uniform_over_arms(arm_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return [N] each document's chance where arms are drawn uniformly and documents uniformly within."""
-    size_K = np.bincount(arm_N)
-    chance_N: npt.NDArray[np.float64] = 1 / (size_K[arm_N] * np.count_nonzero(size_K))
-    return chance_N
+def _draw_from_arms(
+    first_A: npt.NDArray[np.int64], size_A: npt.NDArray[np.int64], n: int, generator: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Draw documents one after another: an arm uniformly, a document of it uniformly, those drawn before not again.
+
+    Args:
+        first_A: [A] position of the first document of each arm that has any.
+        size_A: [A] documents of each.
+        n: documents to draw, of no more than there are.
+        generator: draws them.
+    """
+    drawn = np.empty(0, dtype=np.int64)
+    while len(drawn) < n:
+        arms = generator.integers(len(first_A), size=n)
+        drawn = np.concatenate([drawn, first_A[arms] + generator.integers(size_A[arms])])
+        drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]
+    return drawn[:n]

@@ -17,6 +17,12 @@ from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import read_part
 from quad_tasks.storage.store import Store
 
+AMOUNTS = pa.schema(
+    [("arm", pa.int32()), ("source", pa.large_string()), ("documents", pa.int64()), ("tokens", pa.int64())]
+)
+MERGED_ROWS = 2**20
+"""Amounts of single parts that are held before they are added up."""
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -31,7 +37,7 @@ class FinishedRun:
         model: the manifest of the model that the pool was tokenized for.
         scores: what was scored, all stages.
         chosen: what was selected, all stages.
-        documents: arm, source and tokens of every document of the pool, in arm order.
+        amounts: documents and tokens of the pool by arm and source.
     """
 
     store: Store
@@ -42,7 +48,7 @@ class FinishedRun:
     model: Checkpoint
     scores: pa.Table
     chosen: pa.Table
-    documents: pa.Table
+    amounts: pa.Table
 
     @property
     def last_stage(self) -> int:
@@ -58,7 +64,6 @@ class FinishedRun:
 def read_run(store: Store, config: RunConfig, version: str, reference: str) -> FinishedRun:
     """Read what a finished run committed."""
     pool = read_version(store, version)
-    parts = [read_part(store, part, ["arm", "source", "n_tokens"]) for part in pool.parts]
     stages = config.training.stages
     return FinishedRun(
         store,
@@ -69,8 +74,33 @@ def read_run(store: Store, config: RunConfig, version: str, reference: str) -> F
         read_checkpoint_manifest(store, pool.model),
         read_scores(store, config.run, stages),
         read_chosen(store, config.run, stages),
-        pa.concat_tables(parts),
+        read_amounts(store, pool),
     )
+
+
+def read_amounts(store: Store, pool: PoolVersion) -> pa.Table:
+    """Sum up a pool's documents and tokens by `arm` and `source`, part by part."""
+    pieces, rows = [AMOUNTS.empty_table()], 0
+    for part in pool.parts:
+        table = read_part(store, part, ["arm", "source", "n_tokens"])
+        counted = table.group_by(["arm", "source"], use_threads=False).aggregate(
+            [("n_tokens", "count"), ("n_tokens", "sum")]
+        )
+        pieces.append(_named(counted))
+        rows += counted.num_rows
+        if rows > MERGED_ROWS:
+            pieces = [_merge_amounts(pieces)]
+            rows = 0
+    return _merge_amounts(pieces)
+
+
+def _merge_amounts(pieces: list[pa.Table]) -> pa.Table:
+    grouped = pa.concat_tables(pieces).group_by(["arm", "source"], use_threads=False)
+    return _named(grouped.aggregate([("documents", "sum"), ("tokens", "sum")]))
+
+
+def _named(grouped: pa.Table) -> pa.Table:
+    return grouped.rename_columns(AMOUNTS.names).cast(AMOUNTS)
 
 
 def read_random_draws(run: FinishedRun) -> pa.Table:

@@ -63,7 +63,7 @@ def test_a_long_example_says_how_much_of_it_is_left_out(run, monkeypatch):
 
 def test_the_map_knows_influence_and_selection_of_each_of_its_documents(run):
     documents = document_summaries.map_documents(run)
-    n = run.documents.num_rows  # fewer than a map shows
+    n = run.pool.documents  # fewer than a map shows
     assert len(documents.x) == len(documents.y) == len(documents.arm) == n
     assert sum(documents.selected) == run.chosen.num_rows
     assert sum(influence is not None for influence in documents.influence) == run.scores.num_rows
@@ -77,6 +77,18 @@ def test_diversity_is_measured_of_the_selection_and_of_three_other_choices(run):
 
 
 def test_tokens_are_summed_up_by_a_columns_values(run):
-    by_source = sum_tokens(run.documents, "source")
-    assert sum(by_source.values()) == sum(run.documents.column("n_tokens").to_pylist())
-    assert set(by_source) == {"weather", "kitchen", "harbour"}
+    by_arm = sum_tokens(run.chosen, "arm")
+    assert sum(by_arm.values()) == sum(run.chosen.column("n_tokens").to_pylist())
+    assert set(by_arm) == set(run.chosen.column("arm").to_pylist())
+
+
+def test_documents_are_drawn_from_arms_uniformly_and_never_twice():
+    first, size = np.array([0, 2, 12]), np.array([2, 10, 28])
+    drawn = [document_summaries._draw_from_arms(first, size, 6, np.random.default_rng(seed)) for seed in range(2000)]
+    assert all(len(set(one.tolist())) == 6 for one in drawn)
+    firsts = np.array([one[0] for one in drawn])
+    arm = np.searchsorted(first, firsts, side="right") - 1
+    assert np.bincount(arm) / 2000 == pytest.approx(np.full(3, 1 / 3), abs=0.04)
+    assert np.bincount(firsts[arm == 1] - 2) / np.sum(arm == 1) == pytest.approx(np.full(10, 0.1), abs=0.04)
+    whole = document_summaries._draw_from_arms(first, size, 40, np.random.default_rng(0))
+    assert sorted(whole.tolist()) == list(range(40))
