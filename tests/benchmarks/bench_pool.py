@@ -1,17 +1,20 @@
 """Seconds per million documents, and peak memory, of all that grows with a pool, over synthetic pools.
 
-    python tests/benchmarks/bench_pool.py [--json] [--documents 1000000 10000000] [--workspace DIRECTORY]
+    python tests/benchmarks/bench_pool.py [--json] [--documents 1000000 10000000] [--rounds 20]
+        [--workspace DIRECTORY]
 
-Measured are assignment, arm layout, 20 rounds, the selection and its random control.
+Measured are assignment, arm layout, rounds of the bandit, the selection and its random control.
 
 Documents are short texts whose embeddings are given: unit vectors around random centres. The stages are the product's
 own, on a local Dask cluster of two workers; only scoring is replaced, by a number that depends on the arm. Peak memory
-is the sum of every process's own peak; `driver_peak_bytes` is that of the driving process alone, and
-`driver_bytes_per_document` what its peak grew by from the smallest pool to the largest. `growth` is the time per
-million documents of the largest pool over that of the smallest: 1 is linear.
+is the sum of every process's own peak; `driver_peak_bytes` is that of the driving process alone, step by step, and
+`driver_bytes_per_document` what each step's peak grew by from the smallest pool to the largest. As many documents are
+scored and chosen of each pool, so that this is what a document costs that is neither. `growth` is the time per million
+documents of the largest pool over that of the smallest: 1 is linear.
 """
 
 import argparse
+import gc
 import json
 import shutil
 import subprocess
@@ -21,7 +24,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +32,10 @@ import pyarrow as pa
 from flows.dask_cluster import dask_cluster
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import RunConfig
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama, train_tokenizer
 from quad_tasks.manifests.pool import Drift, EmbedderManifest, InputFile, ShardManifest
 from quad_tasks.records import Stage
+from quad_tasks.runtime.checkpoints import describe_checkpoint, save_checkpoint
 from quad_tasks.runtime.tasks import map_tasks, own_peak_bytes, peak_memory_bytes
 from quad_tasks.stages.bandit.commit_round import commit_round
 from quad_tasks.stages.bandit.plan_round import Plan, plan_round
@@ -58,11 +63,22 @@ ROUNDS = 20
 TOKEN_FEATURES = 67
 """Of a model whose embeddings have the width of these."""
 EMBEDDER = "pools/pool/embedders/given"
+MODEL = "models/tiny"
+"""Costs are counted by its shape; it reads nothing."""
 FEATURES = "pools/pool/token_features/given"
 BLOCK_ROWS = 10_000
 SPREAD = 0.1
 NOISE = 0.05
+RESET_PEAK = "5"
+"""Written to `/proc/self/clear_refs`, it makes the peak the present size (Linux)."""
 NO_DRIFT = Drift(new_documents=0, beyond_radius=0.0, occupancy_shift=0.0, drift=0.0)
+
+
+class Step(NamedTuple):
+    """What a step took, and the most memory the driving process held in it."""
+
+    seconds: float
+    peak_bytes: int
 
 
 def make_config(workspace: str) -> RunConfig:
@@ -81,6 +97,13 @@ def make_config(workspace: str) -> RunConfig:
         },
     }
     return parse_config(body, "bench_pool")
+
+
+def write_model(store: Store) -> None:
+    """Write a tiny untrained model."""
+    tokenizer = train_tokenizer(["a line of text of no importance"], 300)
+    model = fresh_llama(LlamaSize(16, 1, 2, 1, 32), len(tokenizer), 64, 0)
+    save_checkpoint(store, MODEL, model, tokenizer, describe_checkpoint("tiny", "tiny", model, tokenizer))
 
 
 def write_shard(store: Store, number: int) -> str:
@@ -128,33 +151,33 @@ def _documents(number: int, start: int) -> pa.Table:
     return pa.table(columns, schema=tables.DOCUMENT_SCHEMA)
 
 
-def measure_pool(n_documents: int, workspace: str) -> dict[str, Any]:
+def measure_pool(n_documents: int, workspace: str, rounds: int) -> dict[str, Any]:
     """Run every stage once over a pool of `n_documents`; seconds of each, peak bytes."""
-    config, seconds = make_config(workspace), dict[str, float]()
+    config, measured = make_config(workspace), dict[str, Step]()
     with dask_cluster(config.compute):
         store = open_store(workspace)
-        write_manifest(store, manifest_key(EMBEDDER), EmbedderManifest(embedding={}, model="models/none"))
+        write_manifest(store, manifest_key(EMBEDDER), EmbedderManifest(embedding={}, model=MODEL))
+        write_model(store)
         shards = range(n_documents // SHARD_DOCUMENTS)
         names = map_tasks(write_shard, [(store, number) for number in shards], "write", "shards")
-        with _timed(seconds, "cluster"):
+        with _measured(measured, "cluster"):
             clustering = fit_centroids.fn(store, "pool", config.clustering, config.seed, names, EMBEDDER)
-        with _timed(seconds, "assign"):
+        with _measured(measured, "assign"):
             assign_shards.fn(store, "pool", config.seed, names, clustering)
-        with _timed(seconds, "lay out"):
-            version = lay_out_arms.fn(
-                store, "pool", config.seed, names, clustering, FEATURES, "models/none", "", NO_DRIFT
-            )
+        with _measured(measured, "lay out"):
+            version = lay_out_arms.fn(store, "pool", config.seed, names, clustering, FEATURES, MODEL, "", NO_DRIFT)
         stage, settings = Stage(config.run, 0, version, "", "direction"), round_settings(config, 0)
-        with _timed(seconds, "rounds"):
-            for number in range(ROUNDS):
+        with _measured(measured, "rounds"):
+            for number in range(rounds):
                 plan = plan_round.fn(store, stage, number, settings)
                 commit_round.fn(store, stage, number, settings, plan, _score(store, stage, plan, number))
         how = stage_selection(config, 0)
-        with _timed(seconds, "select"):
+        with _measured(measured, "select"):
             select_documents.fn(store, stage, how)
-        with _timed(seconds, "control"):
+        with _measured(measured, "control"):
             draw_random_control.fn(store, stage, how, 0)
-        peak, driver = peak_memory_bytes(), own_peak_bytes()
+        peak = peak_memory_bytes()
+    seconds = {name: step.seconds for name, step in measured.items()}
     per_million = {name: round(1e6 * s / n_documents, 2) for name, s in seconds.items() if name != "cluster"}
     return {
         "documents": n_documents,
@@ -162,7 +185,7 @@ def measure_pool(n_documents: int, workspace: str) -> dict[str, Any]:
         "seconds_per_million": per_million,
         "seconds_per_million_all": round(sum(per_million.values()), 2),
         "peak_memory_bytes": peak,
-        "driver_peak_bytes": driver,
+        "driver_peak_bytes": {name: step.peak_bytes for name, step in measured.items()},
     }
 
 
@@ -185,16 +208,20 @@ def _score(store: Store, stage: Stage, plan: Plan, number: int) -> list[pa.Table
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def _measured(measured: dict[str, Step], name: str) -> Iterator[None]:
+    """Measure a step's time, and the driving process's peak memory in it, counted anew from its beginning."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    Path("/proc/self/clear_refs").write_text(RESET_PEAK)
     start = time.perf_counter()
     yield
-    seconds[name] = time.perf_counter() - start
-    print(f"{name}: {seconds[name]:.1f} s, driver {own_peak_bytes() / 2**20:.0f} MiB", file=sys.stderr, flush=True)
+    step = measured[name] = Step(time.perf_counter() - start, own_peak_bytes())
+    print(f"{name}: {step.seconds:.1f} s, driver {step.peak_bytes / 2**20:.0f} MiB", file=sys.stderr, flush=True)
 
 
-def measure_apart(n_documents: int, directory: Path | None) -> dict[str, Any]:
+def measure_apart(n_documents: int, directory: Path | None, rounds: int) -> dict[str, Any]:
     """Measure a pool in a process of its own, whose peak no other pool has raised."""
-    command = [sys.executable, __file__, "--json", "--documents", str(n_documents)]
+    command = [sys.executable, __file__, "--json", "--documents", str(n_documents), "--rounds", str(rounds)]
     command += ["--workspace", str(directory)] if directory else []
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     pool: dict[str, Any] = json.loads(printed)["pools"][0]
@@ -206,14 +233,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--documents", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--workspace", type=Path, help="directory for the pools; a temporary one by default")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the bandit, its pilot among them")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     if len(arguments.documents) > 1:
-        pools = [measure_apart(n, arguments.workspace) for n in arguments.documents]
+        pools = [measure_apart(n, arguments.workspace, arguments.rounds) for n in arguments.documents]
     else:
         folder = tempfile.mkdtemp(prefix="quad-pool-", dir=arguments.workspace)
         try:
-            pools = [measure_pool(arguments.documents[0], folder)]
+            pools = [measure_pool(arguments.documents[0], folder, arguments.rounds)]
         finally:
             shutil.rmtree(folder)
     result: dict[str, Any] = {"pools": pools}
@@ -221,8 +249,8 @@ def main() -> None:
         small, large = pools[0], pools[-1]
         more = large["documents"] - small["documents"]
         result["growth"] = round(large["seconds_per_million_all"] / small["seconds_per_million_all"], 3)
-        per_document = (large["driver_peak_bytes"] - small["driver_peak_bytes"]) / more
-        result["driver_bytes_per_document"] = round(per_document, 1)
+        peaks = ((name, large["driver_peak_bytes"][name] - peak) for name, peak in small["driver_peak_bytes"].items())
+        result["driver_bytes_per_document"] = {name: round(grown / more, 1) for name, grown in peaks}
     print(json.dumps(result, indent=None if arguments.json else 1))
 
 
