@@ -71,7 +71,8 @@ def _held_out(store: Store, config: RunConfig, reference: str | None) -> HeldOut
 
 def _prepare_model(store: Store, config: RunConfig, shards: list[Shard], held_out: HeldOut | None) -> str:
     attention, fields, device = config.factors.attention, config.pool.fields, config.compute.device
-    return prepare_model(store, config.model, attention, fields, config.seed, device, shards, held_out)
+    every_s = config.training.checkpoint_every_s
+    return prepare_model(store, config.model, attention, fields, config.seed, device, shards, held_out, every_s)
 
 
 def _recipe(store: Store, config: RunConfig, model: str, held_out: HeldOut | None) -> str:

@@ -3,6 +3,7 @@
 import os
 
 import pyarrow as pa
+import torch
 from small_pool import round_info
 
 from quad_tasks.storage.rounds import RoundAlreadyCommitted, commit_round
@@ -16,3 +17,10 @@ def commit_round_of_one(store: Store) -> bool:
     except RoundAlreadyCommitted:
         return False
     return True
+
+
+def fail_in_second(message, processes):
+    """Fail in the second process, while the first waits for it."""
+    if processes.rank == 1:
+        raise ValueError(message)
+    torch.distributed.barrier()

@@ -278,6 +278,7 @@ def _refuse_unfit(config: Any, elsewhere: bool = False) -> None:
 
 def _plan(config: Any, price_per_hour: float | None, as_json: bool, device: str | None = None) -> None:
     """Plan a run; the processes that measure are forked from one that imports beside this one."""
+    _refuse_unfit(None)  # Prefect, which is imported below, fails on a home that it cannot read
     forkserver.set_forkserver_preload(["quad_tasks.commands.estimates.probe"])
     forkserver.ensure_running()
     from flows.cli.printing import print_plan

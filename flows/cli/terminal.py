@@ -28,6 +28,16 @@ DEFAULTS = {
 PROXIES = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FAILED, BAD_INPUT = 1, 2
+BAD_INPUT_ERRORS = {
+    "quad_tasks.config.schema.ConfigError",
+    "quad_tasks.core.blocks.UnsupportedLayer",
+    "quad_tasks.core.lm.model.ModelError",
+    "quad_tasks.storage.errors.InvalidKey",
+    "quad_tasks.storage.errors.StoreKeyError",
+    "quad_tasks.storage.errors.UnsupportedStore",
+    "quad_tasks.storage.input_files.InputError",
+    "quad_tasks.storage.manifest.ManifestMismatch",
+}
 FILE_COLUMNS = 160
 """Width of a table that goes to no terminal."""
 
@@ -52,6 +62,7 @@ def session(quiet: bool, debug: bool) -> Iterator[None]:
     if quiet:
         os.environ["QUAD_QUIET"] = "1"
     keep_loopback_direct()
+    _refuse_deleted_directory()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -67,16 +78,18 @@ def session(quiet: bool, debug: bool) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _exit_code(error: Exception) -> int:
-    from quad_tasks.config.schema import ConfigError
-    from quad_tasks.core.blocks import UnsupportedLayer
-    from quad_tasks.core.lm.model import ModelError
-    from quad_tasks.storage.errors import InvalidKey, StoreKeyError, UnsupportedStore
-    from quad_tasks.storage.manifest import ManifestMismatch
-    from quad_tasks.storage.readers import InputError
+def _refuse_deleted_directory() -> None:
+    """End where the working directory is gone, as torch's libraries would, but by a message of their own."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        _fail("working directory: expected one, found it deleted: change to another", BAD_INPUT)
 
-    bad = (ConfigError, InputError, ModelError, UnsupportedLayer, UnsupportedStore, InvalidKey, StoreKeyError)
-    return BAD_INPUT if isinstance(error, (*bad, ManifestMismatch)) else FAILED
+
+def _exit_code(error: Exception) -> int:
+    """Choose the exit code by the names of an error's classes: none is imported, torch's libraries least of all."""
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    return BAD_INPUT if names & BAD_INPUT_ERRORS else FAILED
 
 
 def _fail(message: str, code: int) -> None:

@@ -11,18 +11,22 @@ from typing import Any
 from quad_tasks.commands.input_sample import Sample, look_at_pool, sample_texts
 from quad_tasks.config.schema import ConfigError, RunConfig
 from quad_tasks.runtime import check_environment as environment
-from quad_tasks.storage.errors import StorageError
+from quad_tasks.storage.errors import StorageError, StoreKeyError
 from quad_tasks.storage.keys import pinned_pool_key
 from quad_tasks.storage.readers import expand_inputs, input_size
 from quad_tasks.storage.store import open_store
 
 Check = Callable[[], str]
 FRESH, GGUF_SUFFIX = "fresh", ".gguf"
-REFUSALS = (ValueError, StorageError)
-"""What a check raises: every error of a configuration, an input or a model is a `ValueError`."""
+REFUSALS = (ValueError, StorageError, OSError)
+"""What a check raises: every error of a configuration, an input or a model is a `ValueError`; what the system refuses
+where no check looked for it is an `OSError`."""
 LOOKED_AT_FILES = 24
 LOOKED_AT_BYTES = 8 * 2**20
 """Of the pool: fewer bytes are read whole, of more the first records of each file; `quad plan` looks further."""
+RESTS_ON = {"pool": ("inputs",), "reference": ("inputs", "model"), "budget": ("pool", "model")}
+ONLY_TO_BEGIN = ("model", "inputs", "pool", "reference", "budget")
+"""Checks of what a run that has begun keeps a copy of."""
 SMALL_BYTES = 8 * 2**20
 """Reference and held-out inputs up to this size are read whole here; larger ones when they are needed."""
 BYTES_PER_TOKEN_AT_MOST = 8
@@ -36,24 +40,29 @@ def examine(config: RunConfig | None) -> list[dict[str, Any]]:
         config: a run's configuration; None: only what no configuration is needed for.
 
     Returns:
-        A row for each check: its name, whether it is `ok`, and what was `found`.
+        A row for each check: its name, whether it is `ok`, and what was `found`; one that rests on another that failed
+        is not made.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
     for name, check in _checks(config):
+        cause = next((other for other in failed if other in RESTS_ON.get(name, ())), None)
         try:
-            rows.append({"check": name, "ok": True, "found": check()})
+            found, ok = (check(), True) if cause is None else (f"not looked at: see {cause}", False)
         except REFUSALS as error:
-            rows.append({"check": name, "ok": False, "found": str(error)})
+            found, ok = str(error), False
+        rows.append({"check": name, "ok": ok, "found": found})
+        failed += [] if ok else [name]
     return rows
 
 
-def refuse_unfit(config: RunConfig, elsewhere: bool = False) -> None:
+def refuse_unfit(config: RunConfig | None, elsewhere: bool = False) -> None:
     """Run the checks of `examine` in order and stop at the first that fails.
 
     A run that has begun keeps its model, pool and reference: only what is around it is checked.
 
     Args:
-        config: the run's.
+        config: the run's; None: only what no configuration is needed for.
         elsewhere: it is planned for another machine, whose device is not looked for here.
 
     Raises:
@@ -65,14 +74,14 @@ def refuse_unfit(config: RunConfig, elsewhere: bool = False) -> None:
     """
     begun = False
     for name, check in _checks(config):
-        if (begun and name in ("model", "pool", "reference", "budget")) or (elsewhere and name == "device"):
+        if (begun and name in ONLY_TO_BEGIN) or (elsewhere and name == "device"):
             continue
         try:
             check()
         except REFUSALS as error:
-            known = isinstance(error, (ValueError, FileNotFoundError))
+            known = isinstance(error, (ValueError, StoreKeyError))
             raise error if known else ConfigError(f"{name}: {error}") from None
-        if name == "workspace":
+        if config is not None and name == "workspace":
             begun = open_store(config.workspace).exists(pinned_pool_key(config.run))
 
 
@@ -97,10 +106,21 @@ def _checks(config: RunConfig | None) -> Iterable[tuple[str, Check]]:
         ("device", lambda: environment.check_device(config.compute)),
         ("workers", lambda: environment.check_workers(config.compute, config.workspace)),
         ("model", lambda: check_model_source(config)),
+        ("inputs", lambda: environment.check_inputs(_patterns(config))),
         ("pool", pool),
         ("reference", lambda: check_reference(config)),
-        ("budget", lambda: check_budget(config, looked[0]) if looked else "not looked at: the pool cannot be read"),
+        ("budget", lambda: check_budget(config, looked[0])),
     ]
+
+
+def _patterns(config: RunConfig) -> dict[str, list[str]]:
+    """Return the patterns of a run's inputs by their keys."""
+    reference = [pattern for one in config.reference.named_sets().values() for pattern in one.inputs]
+    return {
+        "pool.inputs": list(config.pool.inputs),
+        "reference.inputs": reference,
+        "heldout.inputs": list(config.heldout.inputs),
+    }
 
 
 def check_model_source(config: RunConfig) -> str:

@@ -352,6 +352,9 @@ class ComputeConfig(_Frozen):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; auto: a GPU where there is one."
     )
+    training_processes: Positive = Field(
+        1, description="Processes of one machine that share each training; with GPUs a device each."
+    )
 
 
 class DiagnosisConfig(_Frozen):

@@ -9,20 +9,21 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as TooSlow
 from pathlib import Path
 from typing import TypeVar
 
 from quad_tasks.config.schema import ComputeConfig, ConfigError
-from quad_tasks.storage.errors import StorageError, redact
-from quad_tasks.storage.store import check_conditional_create, open_store
+from quad_tasks.storage.errors import StorageError, call_in_daemon, http_status, is_transient, redact
+from quad_tasks.storage.store import check_conditional_create, connect, open_store
 
 ANSWER_S = 8.0
 """What a check waits for an answer from elsewhere: all checks together stay within ten seconds."""
 LEAST_FREE_BYTES = 2**26
-LARGE_DATABASE_BYTES = 2**30
+LARGE_DATABASE_BYTES = 2**28
+VACUUM_VARIABLE = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
+LOCAL_SCHEMES = ("file://", "memory://")
 ADDRESS_VARIABLE = "DASK_SCHEDULER_ADDRESS"
 API_VARIABLE = "PREFECT_API_URL"
 
@@ -54,10 +55,16 @@ def check_home() -> str:
         raise ConfigError("HOME: expected the user's folder, found none: set HOME, or PREFECT_HOME") from None
     _check_writable(folder, "PREFECT_HOME" if given else "HOME", "set PREFECT_HOME to a folder that can be written")
     database = folder / "prefect.db"
-    size = database.stat().st_size if database.exists() else 0
-    if size > LARGE_DATABASE_BYTES:
-        return f"{folder}; {database} has grown to {size / 2**30:.1f} GB: `prefect server database reset` empties it"
-    return str(folder)
+    size = os.path.getsize(database) if os.path.exists(database) else 0
+    return f"{folder}; {describe_growth(database, size)}" if size > LARGE_DATABASE_BYTES else str(folder)
+
+
+def describe_growth(database: Path, size_bytes: int) -> str:
+    """Say how large Prefect's own database has grown and how its runs are pruned; no result of Quad rests on it."""
+    return (
+        f"{database} has grown to {size_bytes / 2**20:,.0f} MB: `prefect server database reset -y` empties it, or "
+        f"`{VACUUM_VARIABLE}=events,flow_runs prefect server start` prunes its runs older than 90 days"
+    )
 
 
 def check_temporary() -> str:
@@ -66,8 +73,11 @@ def check_temporary() -> str:
     Raises:
         ConfigError: no folder for them can be written, or its disk is full.
     """
+    given = os.environ.get("TMPDIR")  # where Python cannot write there, it takes /tmp and says nothing
+    if given and not os.path.isdir(given):
+        raise ConfigError(f"TMPDIR: expected a folder for temporary files, found none at {given}: make it, or unset it")
     try:
-        folder = Path(tempfile.gettempdir())
+        folder = Path(given or tempfile.gettempdir())
     except FileNotFoundError:
         raise ConfigError("TMPDIR: expected a folder for temporary files with room, found none") from None
     _check_writable(folder, "TMPDIR", "free some of it, or set TMPDIR to a folder elsewhere")
@@ -103,6 +113,7 @@ def check_workspace(workspace: str) -> str:
         return str(folder)
     place = redact(workspace)
     store = open_store(workspace)
+    _check_answers(workspace, "workspace")
     try:
         _within(lambda: check_conditional_create(store), f"workspace: {place}")
     except (StorageError, OSError) as error:
@@ -113,6 +124,21 @@ def check_workspace(workspace: str) -> str:
             "endpoint and the credentials in the environment"
         ) from None
     return place
+
+
+def check_inputs(patterns: Mapping[str, Sequence[str]]) -> str:
+    """Check that the stores of inputs elsewhere answer: reading asks again and again, for longer than a check may take.
+
+    Args:
+        patterns: by the key of the configuration they stand under.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    places = {_store_of(one): (key, one) for key, given in patterns.items() for one in given if _is_elsewhere(one)}
+    for key, pattern in places.values():
+        _check_answers(pattern, key)
+    return ", ".join(sorted(places)) or "on this machine"
 
 
 def check_workers(compute: ComputeConfig, workspace: str) -> str:
@@ -161,6 +187,36 @@ def check_prefect() -> str:
         ) from None
 
 
+def _is_elsewhere(uri: str) -> bool:
+    return "://" in uri and not uri.startswith(LOCAL_SCHEMES)
+
+
+def _store_of(uri: str) -> str:
+    """Return a URI's scheme and host or bucket, without its secrets."""
+    return "/".join(redact(uri).split("/")[:3])
+
+
+def _check_answers(uri: str, name: str) -> None:
+    """Ask a store once for what a URI begins with; any answer will do, a refusal too.
+
+    Raises:
+        ConfigError: it cannot be reached.
+    """
+    files, path = connect(uri)
+
+    def ask() -> None:
+        try:
+            files.info(path.partition("/")[0])
+        except Exception as error:
+            if is_transient(error) and http_status(error) is None:
+                raise ConfigError(
+                    f"{name}: expected an answer from {_store_of(uri)}, got {redact(str(error))}: check the endpoint, "
+                    "the network and the proxy in the environment"
+                ) from None
+
+    _within(ask, f"{name}: {redact(uri)}")
+
+
 def _check_shared_disk(run_on_workers: Callable[..., dict[str, bool]], workspace: str) -> None:
     """Check with a file of this process that every worker reads the same disk."""
     with tempfile.NamedTemporaryFile(prefix=".quad-check-", dir=_nearest(Path(workspace).absolute())) as file:
@@ -189,17 +245,14 @@ def _check_writable(folder: Path, name: str, remedy: str) -> None:
 
 def _nearest(folder: Path) -> Path:
     """Return the folder, or the nearest one above it that is there."""
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:  # Path.exists raises where it may not look
         folder = folder.parent
     return folder
 
 
 def _within(call: Callable[[], T], place: str) -> T:
-    """Wait for an answer from elsewhere for `ANSWER_S` at most."""
-    executor = ThreadPoolExecutor(1)
+    """Wait for an answer from elsewhere for `ANSWER_S` at most; a call that gets none does not keep the process."""
     try:
-        return executor.submit(call).result(ANSWER_S)
+        return call_in_daemon(call).result(ANSWER_S)
     except TooSlow:
         raise ConfigError(f"{place}: expected an answer within {ANSWER_S:.0f} s, got none") from None
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)

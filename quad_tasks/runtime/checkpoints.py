@@ -2,12 +2,20 @@
 
 A checkpoint's manifest is written last. A model that comes from a Hugging Face id or a local path keeps no copy of
 its weights: the manifest names its source and the digest of what was loaded from there. Nothing is unpickled.
+
+A training's state is kept from time to time, so that a killed one goes on from there. It is one object, replaced as a
+whole: weights, optimizer and what the training took so far. The steps that follow are those of the training that was
+never interrupted: its order of documents depends on its seed alone, so that on a CPU it ends with the same weights, bit
+for bit.
 """
 
 import functools
 import hashlib
+import json
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +25,16 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from quad_tasks.core.lm.model import build_architecture, load_model, load_tokenizer, pick_device, tokenizer_sha256
+from quad_tasks.core.lm.training import TrainingRecord
 from quad_tasks.manifests.influence import Checkpoint, TokenizerInfo
-from quad_tasks.storage.keys import manifest_key, optimizer_key
+from quad_tasks.storage.keys import manifest_key, optimizer_key, steps_key
 from quad_tasks.storage.manifest import check_digest, read_manifest, write_manifest
 from quad_tasks.storage.store import Store
 from quad_tasks.storage.tensors import load_tensors, save_tensors
 
 CACHED_MODELS = 2
+WEIGHTS, OPTIMIZER = "weights/", "optimizer/"
+RECORD = "record"
 
 
 def save_checkpoint(
@@ -177,3 +188,63 @@ def load_optimizer_arrays(optimizer: torch.optim.Optimizer, arrays: Mapping[str,
         index, entry = name.split(".", 1)
         state.setdefault(int(index), {})[entry] = torch.from_numpy(array.copy())
     optimizer.load_state_dict({"state": state, "param_groups": body["param_groups"]})
+
+
+def keep_steps(
+    store: Store,
+    key: str,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    every_s: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[[TrainingRecord], None]:
+    """Return what to call after each step: it keeps the state once `every_s` have passed since it last did.
+
+    Args:
+        store: the workspace.
+        key: of the trained checkpoint.
+        model: in training, weights in float32.
+        optimizer: its own.
+        every_s: seconds.
+        clock: seconds since some moment.
+    """
+    last = clock()
+
+    def after_step(record: TrainingRecord) -> None:
+        nonlocal last
+        if clock() - last >= every_s:
+            save_steps(store, key, model, optimizer, record)
+            last = clock()
+
+    return after_step
+
+
+def save_steps(
+    store: Store, key: str, model: PreTrainedModel, optimizer: torch.optim.Optimizer, record: TrainingRecord
+) -> None:
+    """Keep a training's state after a step, in place of the one kept before."""
+    weights = {f"{WEIGHTS}{name}": p.detach().cpu().numpy() for name, p in model.named_parameters()}
+    state = {f"{OPTIMIZER}{name}": array for name, array in optimizer_arrays(optimizer).items()}
+    save_tensors(store, steps_key(key), {**weights, **state}, {RECORD: json.dumps(asdict(record))})
+
+
+def resume_steps(
+    store: Store, key: str, model: PreTrainedModel, optimizer: torch.optim.Optimizer
+) -> TrainingRecord | None:
+    """Put the state that was kept last into model and optimizer; None where none was.
+
+    Returns:
+        What the training took until then.
+
+    Raises:
+        DigestMismatch: the state is not as it was written.
+    """
+    if not store.exists(steps_key(key)):
+        return None
+    arrays, metadata = load_tensors(store, steps_key(key))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(arrays[f"{WEIGHTS}{name}"]))
+    state = {name.removeprefix(OPTIMIZER): array for name, array in arrays.items() if name.startswith(OPTIMIZER)}
+    load_optimizer_arrays(optimizer, state)
+    return TrainingRecord(**json.loads(metadata[RECORD]))

@@ -7,7 +7,9 @@ secrets: every message about a store goes through `redact`.
 import errno
 import random
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from time import sleep
 from typing import TypeVar
 
@@ -84,6 +86,20 @@ def call_with_retries(operation: Callable[[], T], place: str) -> T:
                 raise _permanent(error, place) from None
             reason = _describe(error)
     raise StoreUnavailable(f"{place}: gave up after {RETRY_ATTEMPTS} tries: {reason}")
+
+
+def call_in_daemon(call: Callable[[], T]) -> Future[T]:
+    """Call a function in a thread that the process does not wait for at its end, as it does for an executor's."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer
 
 
 def is_transient(error: BaseException) -> bool:

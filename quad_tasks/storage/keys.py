@@ -112,9 +112,14 @@ def shuffled_piece_key(tables: str, shard: str, piece: int) -> str:
     return f"{shuffle_folder(tables)}/{shard}-{piece:05d}.parquet"
 
 
-def piece_ranges_key(tables: str, shard: str, piece: int) -> str:
-    """Return the key of the rows that each group of parts takes of a piece."""
-    return f"{shuffle_folder(tables)}/{shard}-{piece:05d}.npy"
+def piece_record_key(tables: str, shard: str, piece: int) -> str:
+    """Return the key of the record that a piece is finished."""
+    return f"{shuffle_folder(tables)}/{shard}-{piece:05d}.safetensors"
+
+
+def group_record_key(tables: str, group: int) -> str:
+    """Return the key of the record that a group of parts is finished."""
+    return f"{shuffle_folder(tables)}/groups/{group:05d}.safetensors"
 
 
 def layout_groups_key(tables: str) -> str:

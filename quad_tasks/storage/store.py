@@ -13,7 +13,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +35,7 @@ from quad_tasks.storage.errors import (
     StoreKeyError,
     StoreUnavailable,
     UnsupportedStore,
+    call_in_daemon,
     call_with_retries,
     http_status,
     is_full,
@@ -378,8 +378,8 @@ def check_conditional_create(store: Store) -> None:
         return store.put_if_absent(key, f"{key} {name}".encode())
 
     try:
-        with ThreadPoolExecutor(2) as writers:
-            created = list(writers.map(write, ("one", "two")))
+        writers = [call_in_daemon(functools.partial(write, name)) for name in ("one", "two")]
+        created = [writer.result() for writer in writers]
         late = store.put_if_absent(key, b"late")
     except StoreFault as error:
         raise UnsupportedStore(f"{store.uri} cannot create an object only if absent: {error}") from error

@@ -23,7 +23,7 @@ from quad_tasks.core.ekfac import accumulate_eigenvalues, apply_inverse, decompo
 from quad_tasks.core.influence import reference_gradient, score_documents
 from quad_tasks.core.lm.measurement import measure
 from quad_tasks.core.lm.model import LlamaSize, encode, fresh_llama, make_batches, train_tokenizer
-from quad_tasks.core.lm.training import Schedule, count_steps, count_targets, make_optimizer, train
+from quad_tasks.core.lm.training import Schedule, TrainingRecord, count_steps, count_targets, make_optimizer, train
 
 SEED = 0
 MODEL, TINY_MODEL = LlamaSize(576, 30, 9, 3, 1536), LlamaSize(32, 2, 2, 2, 64)
@@ -118,9 +118,9 @@ def _pretrain(
     repeated = list(itertools.chain.from_iterable([documents] * passes))
     seen = 0
 
-    def count(targets: int) -> None:
+    def count(record: TrainingRecord) -> None:
         nonlocal seen
-        seen += targets
+        seen = record.target_tokens
         if left_s() < RESERVED_S and not tiny:
             raise _TimeUp
 
@@ -140,13 +140,14 @@ def _train(
     batch_tokens: int,
     step_tokens: int,
     max_targets: int,
-    progress: Callable[[int], object] | None = None,
+    after_step: Callable[[TrainingRecord], object] | None = None,
 ) -> None:
     steps = count_steps(min(max_targets, count_targets(documents)), step_tokens)
     schedule, optimizer = Schedule(rate, 0.05 * steps, steps), make_optimizer(model, 0.01)
     generator = np.random.default_rng(SEED)
     limits = (window, step_tokens, batch_tokens)
-    train(model, optimizer, documents, schedule, 0, *limits, generator, progress, max_targets, rounded=True)
+    more = {"max_targets": max_targets, "rounded": True, "after_step": after_step}
+    train(model, optimizer, documents, schedule, 0, *limits, generator, **more)
 
 
 def _direction(

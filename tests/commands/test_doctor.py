@@ -104,5 +104,6 @@ def test_doctor_prints_a_line_a_check_or_json(corpus, tmp_path):
     lines = [line.split(maxsplit=2) for line in shown.stdout.splitlines()]
     assert ["pool", "WRONG"] in [line[:2] for line in lines]
     assert ["workspace", "ok"] in [line[:2] for line in lines]
+    assert ["budget", "WRONG", "not looked at: see pool"] in lines
     rows = json.loads(CliRunner().invoke(app, ["doctor", str(path), "--json"]).stdout)["checks"]
-    assert len(rows) == len(lines) == 11
+    assert len(rows) == len(lines) == 12

@@ -16,7 +16,6 @@ UNTESTED_BY_NAME = {
     "quad_tasks/core/carry_over.py",
     "quad_tasks/experiments/lab/plots.py",
     "quad_tasks/records.py",
-    "quad_tasks/runtime/checkpoints.py",
     "quad_tasks/runtime/findings.py",
     "quad_tasks/runtime/prefect_plots.py",
     "quad_tasks/runtime/run.py",

@@ -81,7 +81,7 @@ def plan_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
     stages = {
         "fit": driver + max(workers * each["fit"], workers * idle + solving),
         "bandit": driver + workers * each["bandit"],
-        "train": driver + min(workers, _trainings(config)) * each["train"],
+        "train": driver + min(workers, _trainings(config)) * config.compute.training_processes * each["train"],
     }
     return {**stages, "most": max(stages.values()), "machine": machine_memory_bytes()}
 

@@ -78,17 +78,18 @@ def train_rate(
     limits = (config.model.window_tokens, min(step_tokens, training.pass_tokens(model)), batch_tokens)
     steps = [(time.perf_counter(), 0)]
 
-    def count(tokens: int) -> None:
-        steps.append((time.perf_counter(), tokens))
+    def count(record: training.TrainingRecord) -> None:
+        steps.append((time.perf_counter(), record.target_tokens))
         took = steps[-1][0] - steps[0][0]
         if (len(steps) > 3 and steps[-1][0] - steps[1][0] > least_s) or (len(steps) == 2 and took > TOO_LONG_S):
             raise _Enough
 
     with suppress(_Enough):
-        training.train(model, optimizer, documents, training.Schedule(0.0, 0.0, 1), 0, *limits, generator, count)
+        schedule = training.Schedule(0.0, 0.0, 1)
+        training.train(model, optimizer, documents, schedule, 0, *limits, generator, after_step=count)
     model.eval()
     warm = steps[1:] if len(steps) > 2 else steps
-    return (warm[-1][0] - warm[0][0]) / max(1, sum(tokens for _, tokens in warm[1:]))
+    return (warm[-1][0] - warm[0][0]) / max(1, warm[-1][1] - warm[0][1])
 
 
 def _batch_tokens(config: RunConfig, model: PreTrainedModel) -> int:

@@ -186,7 +186,7 @@ def _train(basis: Basis) -> Row:
     budget, times, measured = config.selection.budget_tokens, config.training.stages, basis.volumes.measured_tokens
     models = config.training.seeds * (2 if config.training.control else 1) + len(config.training.frontier)
     measured_s = measured * work.measure_token
-    trained_s = budget / times * work.train_token + measured_s
+    trained_s = budget / times * work.train_token / config.compute.training_processes + measured_s
     measurements = times * (models + 1) * measured
     return Row(
         round(models * budget / basis.volumes.mean_tokens),

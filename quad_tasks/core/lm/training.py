@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed
 from transformers import PreTrainedModel
 
 from quad_tasks.core.lm.model import Tokens, bucket_batches, pad_batch, split_windows
@@ -56,6 +57,19 @@ class Schedule:
             return self.peak * (steps + 1) / (self.warmup_steps + 1)
         done = min((steps - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1.0), 1.0)
         return self.peak * (FLOOR_SHARE + (1 - FLOOR_SHARE) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share a training, each with the whole model and a part of every step's passes.
+
+    Attributes:
+        rank: of this one, from 0.
+        count: of all; with more than one they are joined in torch's default process group.
+    """
+
+    rank: int = 0
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -137,11 +151,11 @@ def train(
     step_tokens: int,
     batch_tokens: int,
     generator: np.random.Generator,
-    progress: Callable[[int], object] | None = None,
     max_targets: int | None = None,
     rounded: bool = False,
     resumed: TrainingRecord | None = None,
     after_step: Callable[[TrainingRecord], object] | None = None,
+    processes: Processes = Processes(),
 ) -> TrainingRecord:
     """Train one pass over tokenized documents, in steps of equal numbers of target tokens.
 
@@ -158,12 +172,12 @@ def train(
         step_tokens: targets of an optimizer step.
         batch_tokens: of a pass at most, padding included, or `pass_tokens`: bounds the memory, not the result.
         generator: draws the order of the windows.
-        progress: called after each step with the step's targets.
         max_targets: targets to train on; what is left of the shuffled windows is not; None: all.
         rounded: whether a float32 model's products, but for the head's, may be computed from bfloat16 factors where
             the device is faster at it (`precision.product_dtype`); weights, gradients and optimizer stay in float32.
         resumed: steps that model and optimizer hold already, as `after_step` was last given them; None: none.
         after_step: called after each step with what the training took so far.
+        processes: that share the training, each given the same arguments: gradients of their passes are summed.
 
     Returns:
         Steps and tokens of this training, and where it leaves the schedule.
@@ -173,17 +187,17 @@ def train(
     """
     model.eval()
     batch_tokens = min(batch_tokens, pass_tokens(model))
+    if processes.count > 1:  # a pass for each of them
+        batch_tokens = min(batch_tokens, math.ceil(step_tokens / processes.count))
     record = resumed or TrainingRecord(0, 0, 0, steps_before)
     # 1. cut documents into windows and shuffle them: 10 documents of 600 tokens at window 256 are 30 windows
     shuffled = _shuffle_windows(documents, window_tokens, max_targets, generator)
     # 2. fill steps to step_tokens targets each: 5,990 targets at 1,024 a step are 5 full steps and one of 870
     for sequences in itertools.islice(fill_steps(shuffled, step_tokens), record.steps, None):
         # 3. add up the gradients of the step's targets, in passes of at most batch_tokens, and move the parameters
-        padded = _add_gradients(model, sequences, step_tokens, batch_tokens, rounded)
+        padded = _add_gradients(model, sequences, step_tokens, batch_tokens, rounded, processes)
         _move_parameters(model, optimizer, schedule.rate(record.schedule_steps))
         record = record.after_step(count_targets(sequences), padded)
-        if progress is not None:
-            progress(count_targets(sequences))
         if after_step is not None:
             after_step(record)
     return record
@@ -247,12 +261,29 @@ def _move_parameters(model: PreTrainedModel, optimizer: torch.optim.Optimizer, r
 
 
 def _add_gradients(
-    model: PreTrainedModel, sequences: Sequence[Tokens], step_tokens: int, batch_tokens: int, rounded: bool
+    model: PreTrainedModel,
+    sequences: Sequence[Tokens],
+    step_tokens: int,
+    batch_tokens: int,
+    rounded: bool,
+    processes: Processes,
 ) -> int:
     """Add the gradient of a step's summed loss over `step_tokens`, pass by pass; return the passes' padded tokens."""
     padded = 0
-    for group in bucket_batches([len(sequence) for sequence in sequences], batch_tokens, LEAST_LENGTH_SHARE):
+    passes = bucket_batches([len(sequence) for sequence in sequences], batch_tokens, LEAST_LENGTH_SHARE)
+    for number, group in enumerate(passes):
         documents = read_batch(pad_batch([sequences[i] for i in group]), model.device)
-        (summed_loss(model, documents, rounded) / step_tokens).backward()  # type: ignore[no-untyped-call]
         padded += documents.ids_NT.numel()
+        if number % processes.count == processes.rank:
+            (summed_loss(model, documents, rounded) / step_tokens).backward()  # type: ignore[no-untyped-call]
+    if processes.count > 1:
+        _sum_gradients(model)
     return padded
+
+
+def _sum_gradients(model: PreTrainedModel) -> None:
+    """Sum every parameter's gradient over all processes; one that had no pass in this step brings zeros."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.distributed.all_reduce(parameter.grad)

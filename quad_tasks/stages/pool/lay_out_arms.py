@@ -29,6 +29,7 @@ from quad_tasks.manifests.pool import Drift, Part, PoolVersion
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.pool.cluster import read_clustering
 from quad_tasks.stages.pool.ingest import Duplicates, find_duplicates, read_shard
+from quad_tasks.stages.pool.layout_progress import PartSummary, Piece, find_group, find_piece, keep_group, keep_piece
 from quad_tasks.storage import tables
 from quad_tasks.storage.errors import StoreFault
 from quad_tasks.storage.keys import (
@@ -38,9 +39,10 @@ from quad_tasks.storage.keys import (
     centroids_key,
     documents_key,
     embeddings_key,
+    group_record_key,
     layout_groups_key,
     part_key,
-    piece_ranges_key,
+    piece_record_key,
     pool_folder,
     shard_token_features_key,
     shuffle_folder,
@@ -81,6 +83,15 @@ class Build(NamedTuple):
     tables: str
 
 
+class Range(NamedTuple):
+    """Rows of a shuffled piece: the key of its table and the digest of its bytes, the first row, how many."""
+
+    key: str
+    sha256: str
+    first: int
+    n: int
+
+
 @dataclass(frozen=True)
 class ShardSizes:
     """What a shard adds to the layout.
@@ -96,29 +107,6 @@ class ShardSizes:
     rows_A: Int64
     bytes_A: Int64
     bounds: list[int]
-
-
-@dataclass(frozen=True)
-class PartSummary:
-    """What a part holds: its table, sums over its documents, and by arm present in it (A).
-
-    Attributes:
-        part: its table.
-        tokens: of its documents.
-        bytes: of its texts in UTF-8.
-        arm_A: [A] arms present, ascending.
-        first_A: [A] row of each one's first document.
-        tokens_A: [A] tokens of each one's documents.
-        moments: of the embeddings of each.
-    """
-
-    part: Part
-    tokens: int
-    bytes: int
-    arm_A: npt.NDArray[np.int32]
-    first_A: Int64
-    tokens_A: Int64
-    moments: kmeans.Moments
 
 
 @stage_task("lay out arms")
@@ -198,10 +186,10 @@ def _write_layout(
         for name, rows in repeated.items()
         for number, (first, end) in enumerate(itertools.pairwise(sizes[name].bounds))
     ]
-    ranges: list[list[tuple[str, int, int]]] = [[] for _ in arm_G]
-    for piece, found in zip(pieces, map_tasks(shuffle_piece, pieces, "shuffle", "pieces"), strict=True):
-        for group, first, n in found.tolist():
-            ranges[group].append((shuffled_piece_key(build.tables, piece[2], piece[3]), first, n))
+    ranges: list[list[Range]] = [[] for _ in arm_G]
+    for piece, made in zip(pieces, map_tasks(shuffle_piece, pieces, "shuffle", "pieces"), strict=True):
+        for group, first, n in made.ranges.tolist():
+            ranges[group].append(Range(shuffled_piece_key(build.tables, piece[2], piece[3]), made.sha256, first, n))
     groups = [(store, build.tables, group, own) for group, own in enumerate(ranges) if own]
     return [s for written in map_tasks(write_parts, groups, "lay out arms", "groups of parts") for s in written]
 
@@ -250,15 +238,19 @@ def cut_groups(rows_K: Int64, bytes_K: Int64) -> tuple[Int64, npt.NDArray[np.uin
     return np.array(arms, dtype=np.int64), np.array(orders, dtype=np.uint64)
 
 
-def shuffle_piece(store: Store, build: Build, name: str, number: int, first: int, end: int, repeated: Int64) -> Int64:
+def shuffle_piece(store: Store, build: Build, name: str, number: int, first: int, end: int, repeated: Int64) -> Piece:
     """Write the rows [first, end) of a shard with their vectors in arm order, but for `repeated` ones; on a worker.
 
-    Returns:
-        [M, 3] of each group of parts with rows here: its number, the first of its rows in the piece, how many.
+    A piece that an attempt before has written is taken as it is.
     """
-    ranges_key = piece_ranges_key(build.tables, name, number)
-    if store.exists(ranges_key):  # written last, by an attempt that was ended later
-        return tables.read_array(store, ranges_key)
+    key, record = shuffled_piece_key(build.tables, name, number), piece_record_key(build.tables, name, number)
+    arm_G, order_G = tables.read_array(store, layout_groups_key(build.tables))
+    groups = [arm_G.tolist(), order_G.tolist()]
+    sizes = [SHUFFLE_GROUP_ROWS, SHUFFLE_GROUP_BYTES]
+    made_from = digest([build, name, number, first, end, repeated.tolist(), groups, sizes])
+    found = find_piece(store, record, key, made_from)
+    if found is not None:
+        return found
     assigned = tables.read_rows(store, assignments_key(build.clustering, name), first, end - first, ["arm", "order"])
     rows = np.setdiff1d(np.arange(first, end), repeated)
     arm, order = (assigned[column].to_numpy()[rows - first] for column in ("arm", "order"))
@@ -279,11 +271,11 @@ def shuffle_piece(store: Store, build: Build, name: str, number: int, first: int
         "token_features": vector_column(features),
     }
     table = pa.table(columns).select(schema.names).cast(schema).append_column("order", pa.array(order))
-    key = shuffled_piece_key(build.tables, name, number)
-    tables.write_table_stream(store, key, table.schema, table.to_batches(), SHUFFLE_GROUP_ROWS, SHUFFLE_GROUP_BYTES)
-    ranges = _group_ranges(arm, order, *tables.read_array(store, layout_groups_key(build.tables)))
-    tables.write_array(store, ranges_key, ranges)
-    return ranges
+    batches = table.to_batches()
+    written = tables.write_table_stream(store, key, table.schema, batches, SHUFFLE_GROUP_ROWS, SHUFFLE_GROUP_BYTES)
+    piece = Piece(_group_ranges(arm, order, arm_G, order_G), written.sha256)
+    keep_piece(store, record, made_from, piece)
+    return piece
 
 
 def _group_ranges(
@@ -292,7 +284,7 @@ def _group_ranges(
     arm_G: npt.NDArray[np.uint64],
     order_G: npt.NDArray[np.uint64],
 ) -> Int64:
-    """List each group's rows among rows sorted by (arm, order), as `shuffle_piece` returns them."""
+    """List each group's rows among rows sorted by (arm, order), as `Piece.ranges` has them."""
     wanted = arm_G.astype(arm.dtype)
     first_G, end_G = np.searchsorted(arm, wanted), np.searchsorted(arm, wanted, side="right")
     inside = [np.searchsorted(order[a:b], at) for a, b, at in zip(first_G, end_G, order_G, strict=True)]
@@ -301,16 +293,26 @@ def _group_ranges(
     return np.stack([present, bounds[present], np.diff(bounds)[present]], axis=1)
 
 
-def write_parts(store: Store, build: str, group: int, pieces: list[tuple[str, int, int]]) -> list[PartSummary]:
-    """Gather a group's parts from ranges of shuffled pieces, (key, first row, rows); return what each holds."""
-    table = pa.concat_tables([tables.read_rows(store, key, first, n) for key, first, n in pieces])
+def write_parts(store: Store, build: str, group: int, pieces: list[Range]) -> list[PartSummary]:
+    """Gather a group's parts from ranges of shuffled pieces; return what each holds.
+
+    Parts that an attempt before has written are taken as they are.
+    """
+    record = group_record_key(build, group)
+    made_from = digest([build, group, pieces, PART_ROWS, PART_BYTES, ROW_GROUP_ROWS])
+    found = find_group(store, record, made_from)
+    if found is not None:
+        return found
+    table = pa.concat_tables([tables.read_rows(store, piece.key, piece.first, piece.n) for piece in pieces])
     order = np.lexsort((table["order"].to_numpy(), table["arm"].to_numpy()))
     table = table.drop_columns(["order"])
     bounds = cut_rows(table["n_bytes"].to_numpy()[order], PART_ROWS, PART_BYTES)
-    return [
+    summaries = [
         _write_part(store, part_key(build, group, number), table.take(order[first:end]))
         for number, (first, end) in enumerate(itertools.pairwise(bounds))
     ]
+    keep_group(store, record, made_from, summaries)
+    return summaries
 
 
 def _write_part(store: Store, key: str, table: pa.Table) -> PartSummary:
@@ -322,8 +324,8 @@ def _write_part(store: Store, key: str, table: pa.Table) -> PartSummary:
         part=Part(key=key, rows=rows, sha256=sha256, seal=tables.read_seal(store, key)),
         tokens=int(tokens.sum()),
         bytes=int(table["n_bytes"].to_numpy().sum()),
-        arm_A=present,
-        first_A=first,
+        arm_A=present.astype(np.int64),
+        first_A=first.astype(np.int64),
         tokens_A=np.add.reduceat(tokens, first),
         moments=kmeans.arm_moments(column_vectors(table["embedding"]), arm),
     )

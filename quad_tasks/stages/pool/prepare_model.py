@@ -1,5 +1,6 @@
 """Stage: the checkpoint whose data is chosen: loaded from its source, or made fresh from a sample of the pool."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -7,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from quad_tasks.config.schema import FieldNames, FreshModelConfig, ModelConfig
+from quad_tasks.config.schema import FieldNames, ModelConfig
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.lm import training
 from quad_tasks.core.lm.model import (
@@ -23,11 +24,11 @@ from quad_tasks.core.random_order import order_key
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.records import Document, Shard
 from quad_tasks.runtime.check_checkpoint import check_checkpoint, check_values, model_tensors
-from quad_tasks.runtime.checkpoints import describe_checkpoint, save_checkpoint
+from quad_tasks.runtime.checkpoints import describe_checkpoint, keep_steps, resume_steps, save_checkpoint
 from quad_tasks.runtime.held_out import HeldOut
 from quad_tasks.runtime.progress import notice, progress, working
 from quad_tasks.runtime.tasks import map_tasks, stage_task
-from quad_tasks.storage.keys import manifest_key, model_folder
+from quad_tasks.storage.keys import manifest_key, model_folder, steps_key
 from quad_tasks.storage.manifest import digest, write_manifest
 from quad_tasks.storage.readers import Fields, read_documents
 from quad_tasks.storage.store import Store
@@ -51,8 +52,11 @@ def prepare_model(
     device: str,
     shards: list[Shard],
     held_out: HeldOut | None = None,
+    checkpoint_every_s: float = math.inf,
 ) -> str:
     """Return the key of the starting checkpoint; a fresh model is trained where it is not there yet.
+
+    An interrupted training of a fresh model goes on from the state that was kept last.
 
     Args:
         store: the workspace.
@@ -63,6 +67,7 @@ def prepare_model(
         device: a fresh model is trained on it.
         shards: the pool's input files.
         held_out: a fresh model is not trained on text that holds this; None: on any.
+        checkpoint_every_s: seconds between the states of its training that are kept.
 
     Raises:
         ModelError: the source cannot be loaded, holds weights that are not finite, or does not fit
@@ -75,10 +80,10 @@ def prepare_model(
         key = model_folder(digest([fresh_identity(settings, known), seed, contents]))
         if not store.exists(manifest_key(key)):
             texts = _sample_texts(store, fields, settings.fresh.train_tokens, seed, shards, held_out)
-            model, tokenizer = _make_fresh(settings.fresh, settings.window_tokens, texts, seed, device)
-            save_checkpoint(
-                store, key, model, tokenizer, describe_checkpoint(FRESH, "fresh byte-level BPE", model, tokenizer)
-            )
+            model, tokenizer = _make_fresh(store, key, checkpoint_every_s, settings, texts, seed, device)
+            described = describe_checkpoint(FRESH, "fresh byte-level BPE", model, tokenizer)
+            save_checkpoint(store, key, model, tokenizer, described)
+        store.delete(steps_key(key))
         return key
     check_checkpoint(settings.source, settings.window_tokens, attention)
     model, tokenizer = load_source(settings.source)
@@ -113,36 +118,53 @@ def fresh_identity(settings: ModelConfig, held_out: tuple[str, ...]) -> list[Any
 
 
 def _make_fresh(
-    settings: FreshModelConfig, window_tokens: int, texts: list[str], seed: int, device: str
+    store: Store,
+    key: str,
+    checkpoint_every_s: float,
+    settings: ModelConfig,
+    texts: list[str],
+    seed: int,
+    device: str,
 ) -> tuple[PreTrainedModel, FastTokenizer]:
-    """Train a tokenizer and a small Llama on a sample of the pool's text."""
+    """Train a tokenizer and a small Llama on a sample of the pool's text, going on where an attempt stopped."""
+    size = settings.fresh
     with working("train tokenizer"):
-        tokenizer = train_tokenizer(texts, settings.vocabulary)
+        tokenizer = train_tokenizer(texts, size.vocabulary)
     documents, total = [], 0
     for ids in encode(tokenizer, texts):
-        if total >= settings.train_tokens:
+        if total >= size.train_tokens:
             break
         documents.append(ids)
         total += len(ids)
-    size = LlamaSize(settings.width, settings.layers, settings.heads, settings.key_value_heads, settings.mlp_width)
-    model = fresh_llama(size, len(tokenizer), window_tokens, seed)
+    shape = LlamaSize(size.width, size.layers, size.heads, size.key_value_heads, size.mlp_width)
+    model = fresh_llama(shape, len(tokenizer), settings.window_tokens, seed)
     model.to(pick_device(device))
     targets = training.count_targets(documents)
     steps = training.count_steps(targets, FRESH_STEP_TOKENS)
-    schedule = training.Schedule(settings.learning_rate, FRESH_WARMUP_SHARE * steps, steps)
+    schedule = training.Schedule(size.learning_rate, FRESH_WARMUP_SHARE * steps, steps)
     optimizer = training.make_optimizer(model, FRESH_WEIGHT_DECAY)
+    resumed = resume_steps(store, key, model, optimizer)
+    keep, told = keep_steps(store, key, model, optimizer, checkpoint_every_s), 0
     with progress("pretrain fresh model", targets, "tokens") as advance:
+
+        def after_step(record: training.TrainingRecord) -> None:
+            nonlocal told
+            advance(record.target_tokens - told)
+            told = record.target_tokens
+            keep(record)
+
         training.train(
             model,
             optimizer,
             documents,
             schedule,
             steps_before=0,
-            window_tokens=window_tokens,
+            window_tokens=settings.window_tokens,
             step_tokens=FRESH_STEP_TOKENS,
             batch_tokens=FRESH_STEP_TOKENS,
             generator=make_generator(seed, Stream.FRESH_MODEL_TRAINING),
-            progress=advance,
+            resumed=resumed,
+            after_step=after_step,
         )
     return model, tokenizer
 

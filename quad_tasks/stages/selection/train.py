@@ -16,26 +16,30 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from quad_tasks.config.schema import RunConfig, TrainingConfig
 from quad_tasks.core.lm import measurement, training
 from quad_tasks.core.lm.model import encode
+from quad_tasks.core.lm.training import Processes
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.manifests.influence import TrainingInfo
 from quad_tasks.manifests.run import DocumentLosses, Losses
 from quad_tasks.records import ModelUse, Stage
 from quad_tasks.runtime.checkpoints import (
+    keep_steps,
     load_checkpoint,
     read_checkpoint,
     read_checkpoint_manifest,
     restore_optimizer,
+    resume_steps,
     save_checkpoint,
     weights_sha256,
 )
 from quad_tasks.runtime.events import record_event
 from quad_tasks.runtime.held_out import read_reference, read_reference_table
+from quad_tasks.runtime.processes.process_group import run_in_group
+from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.bandit.ledger import read_choice_table, selected_key
 from quad_tasks.stages.pool.prepare_model import FRESH
 from quad_tasks.stages.selection.random_control import draw_random_control
 from quad_tasks.stages.selection.select_documents import StageSelection, select_mixture
-from quad_tasks.stages.selection.step_checkpoints import keep_steps, resume_steps
 from quad_tasks.stages.selection.train_by_command import train_by_command
 from quad_tasks.storage.keys import losses_key, manifest_key, steps_key, trained_key, trainer_log_key
 from quad_tasks.storage.manifest import write_manifest
@@ -64,6 +68,7 @@ class TrainingRun:
             where that is its dtype and the device is faster at them.
         total_tokens: of the one schedule that runs through all stages.
         seed: of the run.
+        processes: that share a training.
     """
 
     settings: TrainingConfig
@@ -71,6 +76,7 @@ class TrainingRun:
     use: ModelUse
     total_tokens: int
     seed: int
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ class Training:
 def training_run(config: RunConfig) -> TrainingRun:
     """Read what a run's trainings need from its configuration."""
     rate = peak_rate(config)
-    return TrainingRun(config.training, rate, config.model_use(), config.selection.budget_tokens, config.seed)
+    budget, processes = config.selection.budget_tokens, config.compute.training_processes
+    return TrainingRun(config.training, rate, config.model_use(), budget, config.seed, processes)
 
 
 def peak_rate(config: RunConfig) -> float:
@@ -169,34 +176,51 @@ def count_targets(store: Store, choice: str) -> int:
 
 def train_and_measure(one: Training) -> str:
     """Train a copy of the stage's checkpoint on chosen documents (none: leave it as it is), measure it, commit."""
-    store, key, device = one.store, one.key, one.run.use.device
+    store, key, run = one.store, one.key, one.run
     if store.exists(losses_key(key)):
         return key
     if store.exists(manifest_key(key)):  # of an attempt that ended before it was measured
-        model, tokenizer = load_checkpoint(store, key, "float32", device)
-        trained = read_checkpoint_manifest(store, key).training
+        model, tokenizer = load_checkpoint(store, key, "float32", run.use.device)
+        _measure(one, model, tokenizer, read_checkpoint_manifest(store, key).training)
     elif one.chosen is None:
-        model, tokenizer = load_checkpoint(store, one.stage.checkpoint, "float32", device)
-        trained = None
+        _measure(one, *load_checkpoint(store, one.stage.checkpoint, "float32", run.use.device), None)
+    elif run.processes == 1:
+        train_in_process(one, Processes())
     else:
-        model, tokenizer, trained = _train(one, one.chosen)
+        run_in_group(train_in_process, one, run.processes, run.use.device, notice)
+    return key
+
+
+def train_in_process(one: Training, processes: Processes) -> None:
+    """Train in one of the processes that share it; the first of them keeps what comes of it, measures and commits."""
+    model, tokenizer, trained = _train(one, processes)
+    if processes.rank == 0:
+        _measure(one, model, tokenizer, trained)
+
+
+def _measure(
+    one: Training, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, trained: TrainingInfo | None
+) -> None:
+    """Measure a trained model and commit its losses; the training's own states are no longer needed."""
+    store, key = one.store, one.key
     losses = measure_model(store, one.reference, model, tokenizer, one.run.use)
     write_manifest(store, losses_key(key), losses.model_copy(update={"training": trained}))
     store.delete(steps_key(key))
     event = {"stage": one.stage.number, "trained_on": one.name, "reference_loss": losses.reference_loss}
     record_event(store, one.stage.run, "model_measured", **event)
-    return key
 
 
-def _train(one: Training, chosen: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, TrainingInfo]:
+def _train(one: Training, processes: Processes) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, TrainingInfo]:
     """Train a copy of the stage's checkpoint; keep the one that the next stage goes on from."""
-    store, stage, run, key = one.store, one.stage, one.run, one.key
+    store, stage, run, key, first = one.store, one.stage, one.run, one.key, processes.rank == 0
     model, tokenizer = read_checkpoint(store, stage.checkpoint, "float32", run.use.device)
     start = read_checkpoint_manifest(store, stage.checkpoint)
-    rows = read_choice_table(store, chosen, ["position", "n_tokens"])
+    assert one.chosen is not None
+    rows = read_choice_table(store, one.chosen, ["position", "n_tokens"])
     optimizer = training.make_optimizer(model, run.settings.weight_decay)
     restore_optimizer(store, stage.checkpoint, optimizer)
     resumed = resume_steps(store, key, model, optimizer)
+    keep = keep_steps(store, key, model, optimizer, run.settings.checkpoint_every_s) if first else None
     record = training.train(
         model,
         optimizer,
@@ -210,7 +234,8 @@ def _train(one: Training, chosen: str) -> tuple[PreTrainedModel, PreTrainedToken
         max_targets=one.max_targets,
         rounded=run.use.dtype == "bfloat16",
         resumed=resumed,
-        after_step=keep_steps(store, key, model, optimizer, run.settings.checkpoint_every_s),
+        after_step=keep,
+        processes=processes,
     )
     trained = TrainingInfo(
         steps=record.steps,
@@ -218,7 +243,7 @@ def _train(one: Training, chosen: str) -> tuple[PreTrainedModel, PreTrainedToken
         padded_tokens=record.padded_tokens,
         peak_rate=run.peak_rate,
     )
-    if one.name == FIRST_SELECTED:
+    if one.name == FIRST_SELECTED and first:
         changed = {
             "training": trained,
             "trained_steps": record.schedule_steps,

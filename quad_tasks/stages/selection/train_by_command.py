@@ -28,7 +28,7 @@ from quad_tasks.runtime.checkpoints import (
     save_checkpoint,
     weights_sha256,
 )
-from quad_tasks.runtime.child_process import ChildFailed, run_child
+from quad_tasks.runtime.processes.child_process import ChildFailed, run_child
 from quad_tasks.runtime.progress import notice, working
 from quad_tasks.runtime.tasks import stage_task
 from quad_tasks.stages.bandit.ledger import read_choice_table

@@ -14,6 +14,7 @@ from quad_tasks.core.lm import training
 from quad_tasks.core.lm.measurement import measure
 from quad_tasks.core.lm.model import LlamaSize, fresh_llama, split_windows
 from quad_tasks.core.lm.training import (
+    Processes,
     Schedule,
     activation_bytes,
     count_steps,
@@ -24,25 +25,26 @@ from quad_tasks.core.lm.training import (
 )
 
 
-def train_once(model, documents=DOCUMENTS, steps_before=0, seed=0, step_tokens=20, batch_tokens=48, progress=None):
+def train_once(model, documents=DOCUMENTS, steps_before=0, seed=0, step_tokens=20, batch_tokens=48, after_step=None):
     optimizer = make_optimizer(model, 0.01)
     schedule = Schedule(1e-2, 2, 12)
     generator = np.random.default_rng(seed)
     return train(
-        model, optimizer, documents, schedule, steps_before, 16, step_tokens, batch_tokens, generator, progress
-    )
+        model, optimizer, documents, schedule, steps_before, 16, step_tokens, batch_tokens, generator,
+        after_step=after_step,
+    )  # fmt: skip
 
 
 def test_training_lowers_the_loss_counts_every_target_and_ends_in_eval_mode(model):
     before, targets = measure(model, DOCUMENTS, 16, 64)
     seen = []
-    record = train_once(model, steps_before=3, progress=seen.append)
+    record = train_once(model, steps_before=3, after_step=lambda record: seen.append(record.target_tokens))
     after, _ = measure(model, DOCUMENTS, 16, 64)
     assert after < before
     assert record.target_tokens == targets == TARGETS
     assert record.steps == len(seen) == count_steps(count_targets(DOCUMENTS), 20)
     assert record.schedule_steps == 3 + record.steps
-    assert seen == [20] * (TARGETS // 20) + [TARGETS % 20]
+    assert np.diff(seen, prepend=0).tolist() == [20] * (TARGETS // 20) + [TARGETS % 20]
     assert record.padded_tokens >= record.target_tokens
     assert not model.training
 
@@ -182,7 +184,7 @@ def test_a_second_stage_goes_on_where_the_first_left_the_schedule(model):
         generator = np.random.default_rng(0)
         record = train(
             model, optimizer, part, schedule, done, 16, 20, 48, generator,
-            lambda _: rates.append(optimizer.param_groups[0]["lr"]),
+            after_step=lambda _: rates.append(optimizer.param_groups[0]["lr"]),
         )  # fmt: skip
         done = record.schedule_steps
     assert done == sum(count_steps(count_targets(part), 20) for part in (DOCUMENTS[:6], DOCUMENTS[6:]))
@@ -214,3 +216,19 @@ def test_a_pass_cut_to_its_memory_trains_alike(model, monkeypatch):
     assert train_once(whole, batch_tokens=48).padded_tokens > record.padded_tokens  # one sequence a pass has no padding
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, whole.get_parameter(name), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_parts_of_a_step_that_processes_take_sum_to_its_gradient(model, monkeypatch, count):
+    """What each process hands to the sum, added up here, is the gradient of one; without a pass it brings zeros."""
+    whole = copy.deepcopy(model)
+    padded = training._add_gradients(whole, DOCUMENTS[:5], 20, 16, False, Processes())
+    parts = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda gradient: parts[-1].append(gradient.clone()))
+    for rank in range(count):
+        parts.append([])
+        of_rank = training._add_gradients(copy.deepcopy(model), DOCUMENTS[:5], 20, 16, False, Processes(rank, count))
+        assert of_rank == padded
+    for parameter, *shares in zip(whole.parameters(), *parts, strict=True):
+        torch.testing.assert_close(sum(shares), parameter.grad, rtol=1e-5, atol=1e-8)
+    assert all(any(share.abs().max() > 0 for share in part) for part in parts)

@@ -167,3 +167,84 @@ def test_groups_follow_from_the_arms_sizes():
     third = 2**64 // 3
     assert arms.tolist() == [0, 2, 2, 2, 3]
     assert orders.tolist() == [0, 0, third, 2 * 2**64 // 3, 0]
+
+
+SHARDS = [[{"id": f"d{s}-{i}", "text": f"{s} {i} " + "x" * i, "arm": (s + i) % 3} for i in range(20)] for s in range(3)]
+
+
+class PowerCut(BaseException):
+    """Ends an attempt, as nothing that the product catches."""
+
+
+@pytest.fixture
+def small_sizes(monkeypatch):
+    """Nine pieces and some ten groups of one part or more."""
+    for name, value in {"PIECE_ROWS": 7, "GROUP_ROWS": 8, "PART_ROWS": 4}.items():
+        monkeypatch.setattr(layout, name, value)
+
+
+def written_by(store: Store, names: list[str], fails_at: int | None = None) -> list[str]:
+    """Lay out and list the tables that are written; the attempt ends before the one of that number."""
+    written = []
+    write = tables.write_table_stream
+
+    def note(store: Store, key: str, *arguments):
+        if len(written) == fails_at:
+            raise PowerCut
+        written.append(key)
+        return write(store, key, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "write_table_stream", note)
+        try:
+            lay_out(store, names)
+        except PowerCut:
+            assert fails_at is not None
+    return written
+
+
+def objects(store: Store) -> dict[str, bytes]:
+    return {key: store.get(key) for key in store.list() if "/lease/" not in key}
+
+
+@pytest.mark.parametrize("cut_after", [0, 1, 5, 9, 12, 17, 18])
+def test_an_interrupted_layout_goes_on_from_what_is_finished(one_process, small_sizes, tmp_path, cut_after):
+    calm, store = open_store(str(tmp_path / "calm")), open_store(str(tmp_path / "cut"))
+    every_table = written_by(calm, write_pool(calm, SHARDS, 3))
+    assert len(every_table) > 19
+    names = write_pool(store, SHARDS, 3)
+    before = written_by(store, names, cut_after)
+    again = written_by(store, names)
+    groups = [key for key in before if "/arms/" in key]
+    unfinished = {key for key in groups if key.rpartition("-")[0] == groups[-1].rpartition("-")[0]}
+    assert set(before) & set(again) <= unfinished  # a group is finished as a whole
+    assert set(before) | set(again) == set(every_table)
+    assert objects(store) == objects(calm)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: bytes([data[0] ^ 1]) + data[1:], None])
+@pytest.mark.parametrize("kind", ["/shuffle/shard", "/shuffle/groups/", "/arms/part"])
+def test_what_is_not_as_it_was_finished_is_made_again(one_process, small_sizes, tmp_path, kind, damage):
+    calm, store = open_store(str(tmp_path / "calm")), open_store(str(tmp_path / "cut"))
+    written_by(calm, write_pool(calm, SHARDS, 3))
+    names = write_pool(store, SHARDS, 3)
+    written_by(store, names, 17)
+    for key in [key for key in store.list() if kind in key]:
+        if damage is None:
+            store.delete(key)
+        else:
+            store.put(key, damage(store.get(key)))
+    lay_out(store, names)
+    assert objects(store) == objects(calm)
+
+
+def test_what_was_finished_with_other_sizes_is_made_again(one_process, small_sizes, tmp_path, monkeypatch):
+    calm, store = open_store(str(tmp_path / "calm")), open_store(str(tmp_path / "cut"))
+    names = write_pool(store, SHARDS, 3)
+    written_by(store, names, 17)
+    for name, value in {"PIECE_ROWS": 5, "GROUP_ROWS": 11, "PART_ROWS": 6}.items():
+        monkeypatch.setattr(layout, name, value)
+    lay_out(calm, write_pool(calm, SHARDS, 3))
+    version = read_version(store, layout.lay_out_arms.fn(store, "p", 0, names, CLUSTERING, FEATURES, "m", "", NO_DRIFT))
+    parts = [part.key for part in version.parts]
+    assert {key: store.get(key) for key in parts} == {key: calm.get(key) for key in parts}

@@ -13,6 +13,7 @@ from quad_tasks.runtime.checkpoints import read_checkpoint, read_checkpoint_mani
 from quad_tasks.runtime.held_out import HeldOut
 from quad_tasks.runtime.run import pinned_pool, pinned_reference, starting_checkpoint
 from quad_tasks.stages.influence.find_overlap import overlap_positions
+from quad_tasks.stages.pool import prepare_model as stage
 from quad_tasks.stages.pool.ingest import scan_inputs
 from quad_tasks.stages.pool.prepare_model import fresh_identity, prepare_model, sample_shard
 from quad_tasks.storage.keys import model_folder
@@ -78,3 +79,43 @@ def test_a_fresh_model_is_known_by_its_training_method(leaking_run, monkeypatch)
     before = fresh_identity(leaking_run.model, ())
     monkeypatch.setattr(training, "METHOD", training.METHOD + 1)
     assert fresh_identity(leaking_run.model, ()) != before
+
+
+class PowerCut(BaseException):
+    """Ends an attempt, as nothing that the product catches."""
+
+
+def pretrain(config, shards, fails_at: int | None = None) -> int:
+    """Prepare a fresh model that is kept after every step; return the steps taken here, up to the one that fails."""
+    taken, move = 0, training._move_parameters
+
+    def count(*arguments):
+        nonlocal taken
+        if taken == fails_at:
+            raise PowerCut
+        taken += 1
+        move(*arguments)
+
+    given = (config.model, config.factors.attention, config.pool.fields, config.seed, "cpu", shards)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_move_parameters", count)
+        patch.setattr(stage, "map_tasks", lambda task, items, *_: [task(*item) for item in items])
+        try:
+            prepare_model.fn(open_store(config.workspace), *given, checkpoint_every_s=0.0)
+        except PowerCut:
+            assert fails_at is not None
+    return taken
+
+
+def test_an_interrupted_pretraining_takes_only_the_steps_left_and_ends_with_the_same_bytes(corpus, tmp_path):
+    calm, cut = (parse_config(small_config(corpus, str(tmp_path / name)), name) for name in ("calm", "cut"))
+    shards = scan_inputs.fn(calm.pool.inputs)
+    steps = pretrain(calm, shards)
+    assert steps >= 4
+    assert pretrain(cut, shards, fails_at=2) == 2
+    assert pretrain(cut, shards, fails_at=1) == 1
+    assert pretrain(cut, shards) == steps - 3
+    stores = [open_store(config.workspace) for config in (calm, cut)]
+    made = [{key: store.get(key) for key in store.list("models")} for store in stores]
+    assert made[0] == made[1]
+    assert not [key for key in made[1] if key.endswith("steps.safetensors")]

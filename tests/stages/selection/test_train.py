@@ -1,5 +1,8 @@
 """Chosen documents are tokenized block by block; the learning rate follows from the model where none is configured."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,10 +10,18 @@ from small_pool import pool_version, small_config
 
 from quad_tasks.config.load import parse_config
 from quad_tasks.core.lm.model import encode, train_tokenizer
+from quad_tasks.manifests.influence import DirectionManifest, FactorsManifest
 from quad_tasks.manifests.pool import Part
+from quad_tasks.manifests.run import Losses
+from quad_tasks.records import Stage
+from quad_tasks.runtime.checkpoints import read_checkpoint_manifest
+from quad_tasks.runtime.run import pinned_pool
+from quad_tasks.stages.bandit.ledger import selected_key
 from quad_tasks.stages.selection import train
 from quad_tasks.stages.selection.train import FRESH_RATE, PRETRAINED_RATE, learning_schedule, training_run
-from quad_tasks.storage.manifest import write_manifest
+from quad_tasks.storage import rounds
+from quad_tasks.storage.keys import losses_key, manifest_key, steps_key, trained_key
+from quad_tasks.storage.manifest import read_manifest, write_manifest
 from quad_tasks.storage.store import open_store
 from quad_tasks.storage.tables import write_table_stream
 
@@ -54,3 +65,28 @@ def test_a_pretrained_checkpoint_is_trained_at_a_lower_rate_unless_one_is_config
     assert run.peak_rate == rate
     assert learning_schedule(run).peak == rate
     assert PRETRAINED_RATE < FRESH_RATE
+
+
+def test_two_processes_measure_what_one_did_and_leave_one_checkpoint(small_run, tmp_path):
+    """The first stage's own training, shared: on a copy of the run's files, with what it trained left out."""
+    shutil.copytree(small_run.workspace, tmp_path / "copy")
+    store = open_store(str(tmp_path / "copy"))
+    fitted = rounds.read_round(store, small_run.run, 0, 0).info.direction
+    direction = read_manifest(DirectionManifest, store, manifest_key(fitted))
+    start = read_manifest(FactorsManifest, store, manifest_key(direction.factors)).checkpoint
+    stage = Stage(small_run.run, 0, pinned_pool(store, small_run.run), start, fitted)
+    key = trained_key(small_run.run, 0, train.FIRST_SELECTED)
+    alone, weights = read_manifest(Losses, store, losses_key(key)), read_checkpoint_manifest(store, key)
+    for name in store.list(key):
+        store.delete(name)
+    run = dataclasses.replace(training_run(small_run), processes=2)
+    targets, chosen = alone.training.target_tokens, selected_key(stage)
+    one = train.Training(store, stage, direction.reference, run, targets, chosen, train.FIRST_SELECTED, 0)
+    train.train_and_measure(one)
+    shared = read_manifest(Losses, store, losses_key(key))
+    assert shared.training.steps == alone.training.steps
+    assert shared.training.target_tokens == alone.training.target_tokens
+    assert shared.reference_loss == pytest.approx(alone.reference_loss, abs=1e-4)
+    assert shared.domains == pytest.approx(alone.domains, abs=1e-4)
+    assert read_checkpoint_manifest(store, key).trained_steps == weights.trained_steps
+    assert not store.exists(steps_key(key))

@@ -15,7 +15,7 @@ from quad_tasks.core.lm.model import LlamaSize, ModelError, fresh_llama, train_t
 from quad_tasks.records import Stage
 from quad_tasks.report.report_json import parse_report
 from quad_tasks.runtime.checkpoints import read_checkpoint_manifest
-from quad_tasks.runtime.child_process import ChildFailed
+from quad_tasks.runtime.processes.child_process import ChildFailed
 from quad_tasks.runtime.run import pinned_pool, starting_checkpoint
 from quad_tasks.stages.bandit.ledger import selected_key
 from quad_tasks.stages.selection.train_by_command import (

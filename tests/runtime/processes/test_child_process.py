@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from quad_tasks.runtime.child_process import ChildFailed, run_child
+from quad_tasks.runtime.processes.child_process import ChildFailed, run_child
 
 LEAVES_CHILD = """
 import subprocess, sys, time
@@ -71,7 +71,10 @@ def test_what_a_program_leaves_running_ends_with_it(tmp_path):
 
 
 def test_it_is_killed_with_the_run_that_started_it(tmp_path):
-    code = "import sys; from quad_tasks.runtime.child_process import run_child; run_child(sys.argv[1:], None, print)"
+    code = (
+        "import sys; from quad_tasks.runtime.processes.child_process import run_child; "
+        "run_child(sys.argv[1:], None, print)"
+    )
     run = subprocess.Popen(python(code, *python(LEAVES_CHILD, tmp_path / "pid", 600)), stdout=subprocess.PIPE)
     assert run.stdout.readline() == b"started\n"
     os.kill(run.pid, signal.SIGKILL)

@@ -9,8 +9,8 @@ import torch
 
 from quad_tasks.core.lm.model import LlamaSize, fresh_llama
 from quad_tasks.core.lm.training import Schedule, make_optimizer, train
-from quad_tasks.stages.selection import step_checkpoints
-from quad_tasks.stages.selection.step_checkpoints import keep_steps, resume_steps
+from quad_tasks.runtime import checkpoints
+from quad_tasks.runtime.checkpoints import keep_steps, resume_steps
 from quad_tasks.storage.keys import steps_key
 from quad_tasks.storage.store import open_store
 from quad_tasks.storage.tensors import save_tensors
@@ -87,7 +87,7 @@ def test_a_training_killed_while_its_state_is_written_goes_on_from_the_one_befor
                     os.kill(os.getpid(), signal.SIGKILL)
             return save_tensors(store, key, *arguments)
 
-        monkeypatch.setattr(step_checkpoints, "save_tensors", die_the_second_time)
+        monkeypatch.setattr(checkpoints, "save_tensors", die_the_second_time)
         train_from(store, 3.0)
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL

@@ -1,0 +1,1 @@
+"""Programs and processes beside a run that never outlive it."""
