@@ -85,9 +85,26 @@ def _part_starts(store: Store, version: str) -> tuple[tuple[Part, ...], npt.NDAr
 
 
 def read_column(store: Store, version: str, column: str) -> npt.NDArray[Any]:
-    """Read one numeric column of all of a version's documents, in arm order."""
-    parts = read_version(store, version).parts
-    return np.concatenate([read_part(store, part, [column])[column].to_numpy() for part in parts])
+    """Read one numeric column of all of a version's documents, in arm order: as many bytes a document as it has."""
+    parts, starts = _part_starts(store, version)
+    values = None
+    for part, start in zip(parts, starts.tolist(), strict=False):
+        own = read_part(store, part, [column])[column].to_numpy()
+        values = np.empty(starts[-1], own.dtype) if values is None else values
+        values[start : start + part.rows] = own
+    return np.empty(0) if values is None else values
+
+
+def nth_open(closed_C: npt.NDArray[np.int64], number_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the positions of the documents that so many open ones precede, [N].
+
+    Args:
+        closed_C: [C] positions that are not open, ascending.
+        number_N: [N] numbers among the open documents, from 0.
+    """
+    open_before_C = closed_C - np.arange(len(closed_C))
+    positions: npt.NDArray[np.int64] = number_N + np.searchsorted(open_before_C, number_N, side="right")
+    return positions
 
 
 def read_part(store: Store, part: Part, columns: Sequence[str]) -> pa.Table:

@@ -1,13 +1,15 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_pool import pool_version
 
 from quad_tasks.manifests.pool import Part
 from quad_tasks.storage import positions as positions_module
 from quad_tasks.storage.manifest import write_manifest
 from quad_tasks.storage.pool_versions import read_version
-from quad_tasks.storage.positions import column_vectors, read_column, read_positions, vector_column
+from quad_tasks.storage.positions import column_vectors, nth_open, read_column, read_positions, vector_column
 from quad_tasks.storage.store import open_store
 from quad_tasks.storage.tables import DOCUMENT_SCHEMA, arm_row_schema, write_table_stream
 
@@ -62,3 +64,11 @@ def test_vectors_survive_their_column_sliced_or_whole():
     column = pa.table({"v": vector_column(vectors)})["v"]
     np.testing.assert_array_equal(column_vectors(column), vectors)
     np.testing.assert_array_equal(column_vectors(column.slice(1, 2)), vectors[1:3])
+
+
+@settings(max_examples=50)
+@given(st.sets(st.integers(0, 30), max_size=30))
+def test_open_documents_are_numbered_from_the_first_on(closed):
+    closed_C = np.array(sorted(closed), dtype=np.int64)
+    left = np.setdiff1d(np.arange(40), closed_C)
+    assert nth_open(closed_C, np.arange(len(left))).tolist() == left.tolist()

@@ -21,6 +21,7 @@ from quad_tasks.records import Stage
 from quad_tasks.stages.bandit.cost import Room
 from quad_tasks.stages.bandit.ledger import LedgerState, load_arms, read_chosen, stage_scores
 from quad_tasks.stages.influence.find_overlap import overlap_positions
+from quad_tasks.storage.positions import nth_open
 from quad_tasks.storage.store import Store
 
 Float64 = npt.NDArray[np.float64]
@@ -60,18 +61,6 @@ def closed_positions(store: Store, stage: Stage) -> Int64:
     """List what a stage may not select, ascending: documents an earlier stage chose, or that hold held-out text."""
     chosen = read_chosen(store, stage.run, stage.number)["position"].to_numpy()
     return np.union1d(chosen, overlap_positions(store, stage.run))
-
-
-def nth_open(closed_C: Int64, number_N: Int64) -> Int64:
-    """Return the positions of the documents that so many open ones precede, [N].
-
-    Args:
-        closed_C: [C] positions that are not open, ascending.
-        number_N: [N] numbers among the open documents, from 0.
-    """
-    open_before_C = closed_C - np.arange(len(closed_C))
-    positions: Int64 = number_N + np.searchsorted(open_before_C, number_N, side="right")
-    return positions
 
 
 def find_open_documents(store: Store, stage: Stage, ledger: LedgerState) -> OpenDocuments:

@@ -23,7 +23,7 @@ from quad_tasks.core.selection.remaining import (
 from quad_tasks.manifests.run import LeftToGain
 from quad_tasks.records import BanditState, Stage
 from quad_tasks.runtime.tasks import map_tasks
-from quad_tasks.stages.bandit.draw_pulls import closed_positions, nth_open
+from quad_tasks.stages.bandit.draw_pulls import closed_positions
 from quad_tasks.stages.bandit.ledger import (
     REFIT_GROWTH,
     LedgerState,
@@ -35,7 +35,7 @@ from quad_tasks.stages.bandit.plan_round import predicted_pool, targeted_tokens
 from quad_tasks.stages.bandit.policy import RoundSettings
 from quad_tasks.stages.bandit.pool_prediction import read_values
 from quad_tasks.stages.bandit.predict import FeatureSource, feature_source, fit_scored, predict_block
-from quad_tasks.storage.positions import read_positions
+from quad_tasks.storage.positions import nth_open, read_positions
 from quad_tasks.storage.store import Store
 
 FOLDS = 5

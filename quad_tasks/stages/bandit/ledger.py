@@ -21,7 +21,7 @@ from quad_tasks.storage import rounds
 from quad_tasks.storage.keys import arm_index_key, choice_key, choice_manifest_key, choice_table_key
 from quad_tasks.storage.manifest import read_manifest
 from quad_tasks.storage.pool_versions import read_version
-from quad_tasks.storage.positions import read_part, read_positions, read_table
+from quad_tasks.storage.positions import read_column, read_positions, read_table
 from quad_tasks.storage.store import Store
 
 SCORE_SCHEMA = pa.schema(
@@ -227,12 +227,7 @@ def count_tokens_without(store: Store, version: str, positions: npt.NDArray[np.i
 @functools.lru_cache(maxsize=1)
 def load_token_counts(store: Store, version: str) -> npt.NDArray[np.int32]:
     """Load the tokens of every document of a pool version, [N] by position: 4 bytes a document."""
-    pool, first = read_version(store, version), 0
-    counts_N = np.empty(pool.documents, dtype=np.int32)
-    for part in pool.parts:
-        counts_N[first : first + part.rows] = read_part(store, part, ["n_tokens"])["n_tokens"].to_numpy()
-        first += part.rows
-    return counts_N
+    return read_column(store, version, "n_tokens").astype(np.int32, copy=False)
 
 
 CHOSEN_SCHEMA = pa.schema(

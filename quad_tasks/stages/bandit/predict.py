@@ -14,14 +14,12 @@ from quad_tasks.config.values import Features
 from quad_tasks.core.selection import prediction
 from quad_tasks.core.selection.features import FORWARD_PASSES, FeatureMatrix, document_features
 from quad_tasks.records import ModelUse
-from quad_tasks.runtime.tasks import map_tasks
 from quad_tasks.stages.influence.extract_states import load_states, states_of
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import column_vectors, read_positions
 from quad_tasks.storage.store import Store
 
 FEATURE_COLUMNS = ("embedding", "n_tokens", "n_bytes", "arm")
-PREDICT_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -67,22 +65,6 @@ def fit_scored(
     return prediction.fit_predictor(known.values_NC, influence, arms, n_arms, generator, known.groups, at_random)
 
 
-def predict_positions(
-    store: Store,
-    version: str,
-    predictor: prediction.Predictor,
-    positions: npt.NDArray[np.int64],
-    features: FeatureSource | None = None,
-) -> npt.NDArray[np.float64]:
-    """Predict the influence per token of the documents at `positions`, [N], in blocks over the Dask cluster."""
-    blocks = [positions[start : start + PREDICT_ROWS] for start in range(0, len(positions), PREDICT_ROWS)]
-    items = [(store, version, block, features) for block in blocks]
-    if len(items) == 1:
-        return predict_block(predictor, *items[0])
-    predicted = map_tasks(predict_block, items, "predict", "blocks", shared=[predictor])
-    return np.concatenate([np.empty(0), *predicted])
-
-
 def predict_block(
     predictor: prediction.Predictor,
     store: Store,
@@ -90,7 +72,7 @@ def predict_block(
     positions: npt.NDArray[np.int64],
     features: FeatureSource | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Predict one block, on a worker."""
+    """Predict the influence per token of the documents at `positions`, [N], on a worker."""
     known, arms = _read_features(store, version, positions, features or FeatureSource())
     return prediction.predict(predictor, known.values_NC, arms)
 

@@ -45,7 +45,7 @@ from quad_tasks.storage.keys import (
 from quad_tasks.storage.lease import check_lease
 from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
 from quad_tasks.storage.pool_versions import read_version
-from quad_tasks.storage.positions import read_positions
+from quad_tasks.storage.positions import nth_open, read_positions
 from quad_tasks.storage.store import Store
 from quad_tasks.storage.tensors import iterate_tensors, load_tensors, save_tensors
 
@@ -233,13 +233,14 @@ def _samples(
     settings: FactorsConfig, documents: int, seed: int, held_out: tuple[int, ...] = ()
 ) -> tuple[Positions, Positions]:
     """Draw the positions of both passes, sorted; the second's are the first's unless their number is configured."""
-    n, open_N = settings.eigenvalue_documents, np.setdiff1d(np.arange(documents), held_out)
-    first = _draw(settings.sample_documents, open_N, make_generator(seed, Stream.FACTOR_SAMPLE))
-    return first, first if n is None else _draw(n, open_N, make_generator(seed, Stream.EIGENVALUE_SAMPLE))
+    n, shut_C = settings.eigenvalue_documents, np.unique(np.array(held_out, dtype=np.int64))
+    first = _draw(settings.sample_documents, documents, shut_C, make_generator(seed, Stream.FACTOR_SAMPLE))
+    return first, first if n is None else _draw(n, documents, shut_C, make_generator(seed, Stream.EIGENVALUE_SAMPLE))
 
 
-def _draw(n: int, open_N: Positions, generator: np.random.Generator) -> Positions:
-    return np.sort(generator.choice(open_N, min(n, len(open_N)), replace=False)).astype(np.int64)
+def _draw(n: int, documents: int, shut_C: Positions, generator: np.random.Generator) -> Positions:
+    n_open = documents - len(shut_C)
+    return nth_open(shut_C, np.sort(generator.choice(n_open, min(n, n_open), replace=False)))
 
 
 def _chunks(fit: "Fit", sample: Positions, size_bytes: int) -> list[tuple[Any, ...]]:

@@ -1,7 +1,7 @@
 """What a pull covers, passes over and has still to score, by hand and by simulation."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quad_tasks.stages.bandit.cost import Room
@@ -11,7 +11,6 @@ from quad_tasks.stages.bandit.draw_pulls import (
     count_open,
     cut_draws,
     draw_next,
-    nth_open,
     unscored_positions,
 )
 
@@ -104,11 +103,3 @@ def test_a_later_pilot_draws_every_open_document_with_the_same_chance() -> None:
             drawn_N[np.setdiff1d(positions, chosen)] += 1
     rate = drawn_N.reshape(2, 30).sum(axis=1) / repeats
     assert np.allclose(rate, [n_pilot * 30 / 50, n_pilot * 20 / 50], rtol=0.03)
-
-
-@settings(max_examples=50)
-@given(st.sets(st.integers(0, 30), max_size=30))
-def test_open_documents_are_numbered_from_the_first_on(closed):
-    closed_C = np.array(sorted(closed), dtype=np.int64)
-    left = np.setdiff1d(np.arange(40), closed_C)
-    assert nth_open(closed_C, np.arange(len(left))).tolist() == left.tolist()

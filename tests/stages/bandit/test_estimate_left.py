@@ -17,7 +17,7 @@ from quad_tasks.stages.bandit.estimate_left import FOLDS, predict_fold
 from quad_tasks.stages.bandit.ledger import mark_at_random, read_ledger, stage_scores
 from quad_tasks.stages.bandit.plan_round import targeted_tokens
 from quad_tasks.stages.bandit.policy import round_settings
-from quad_tasks.stages.bandit.predict import FeatureSource, feature_source, fit_scored, predict_positions
+from quad_tasks.stages.bandit.predict import FeatureSource, feature_source, fit_scored, predict_block
 from quad_tasks.stages.bandit.stopping import stop_reason, way_to_stop
 from quad_tasks.storage import rounds
 from quad_tasks.storage.positions import read_column
@@ -59,9 +59,9 @@ def test_what_is_left_follows_from_fits_without_the_held_out(small_run, monkeypa
     others = scores.slice(5)
     n_arms = int(scores["arm"].to_numpy().max()) + 1
     predictor = fit_scored(store, stage.version, others, n_arms, np.random.default_rng(7))
-    expected = predict_positions(store, stage.version, predictor, scores["position"].to_numpy()[:5])
+    expected = predict_block(predictor, store, stage.version, scores["position"].to_numpy()[:5])
     assert found == pytest.approx(expected)
-    assert of_unscored == pytest.approx(predict_positions(store, stage.version, predictor, unscored))
+    assert of_unscored == pytest.approx(predict_block(predictor, store, stage.version, unscored))
     changed = scores["influence"].to_numpy().copy()
     changed[:5] += 100
     column = scores.schema.get_field_index("influence")
@@ -86,7 +86,7 @@ def test_the_estimate_is_that_of_arrays_over_the_whole_pool(small_run, number):
     features = feature_source(store, stage.version, small_run.bandit.features, settings.use)
     regression = make_generator(small_run.seed, Stream.ROUND_REGRESSION, number, 1)
     predictor = fit_scored(store, stage.version, scores, len(ledger.state.n_documents), regression, features)
-    influence = predict_positions(store, stage.version, predictor, np.arange(len(n_tokens)), features)
+    influence = predict_block(predictor, store, stage.version, np.arange(len(n_tokens)), features)
     influence[closed_positions(store, stage)] = np.nan
     measured = np.full(len(n_tokens), np.nan)
     measured[position] = scores["influence"].to_numpy()
