@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,12 @@ def run_deployment(url: str, name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def every_minute(url: str, name: str) -> None:
-    """Change a deployment's cron schedule to one of every minute."""
+def once_soon(url: str, name: str) -> None:
+    """Change a deployment's cron schedule to the minute after the next one: each further run takes a processor."""
+    soon = datetime.now(UTC) + timedelta(minutes=2)
     deployment = _ask("GET", f"{url}/api/deployments/name/{name}").json()
     (schedule,) = deployment["schedules"]
-    changed = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True}
+    changed = {"schedule": {"cron": f"{soon.minute} {soon.hour} * * *", "timezone": "UTC"}, "active": True}
     path = f"{url}/api/deployments/{deployment['id']}/schedules/{schedule['id']}"
     _ask("PATCH", path, changed)
 

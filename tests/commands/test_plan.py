@@ -23,7 +23,8 @@ def short_probe(monkeypatch):
 
 @pytest.mark.slow
 def test_a_plan_counts_what_the_run_counted(small_run):
-    planned = plan_run(small_run, price_per_hour=3.0)
+    one_worker = small_run.compute.model_copy(update={"workers": 1})
+    planned = plan_run(small_run.model_copy(update={"compute": one_worker}), price_per_hour=3.0)
     store = open_store(small_run.workspace)
     pool = stored(store, pinned_pool(open_store(small_run.workspace), small_run.run))
     assert (

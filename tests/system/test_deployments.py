@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from chromium import CHROMIUM
-from deployments import ROOT, artifacts, deployment_id, every_minute, flow_runs, run_deployment, running_ui, wait_until
+from deployments import ROOT, artifacts, deployment_id, flow_runs, once_soon, run_deployment, running_ui, wait_until
 from small_pool import small_config
 
 from quad_tasks.config.load import load_config
@@ -64,7 +64,7 @@ def look(url: str, out: Path) -> None:
 def test_a_run_from_the_command_line_is_seen_in_a_browser_and_a_schedule_fires(config_file):
     folder = config_file.parent
     with running_ui(folder, config_file) as url:
-        every_minute(url, "refresh-pool/refresh-pool")
+        once_soon(url, "refresh-pool/refresh-pool")
         assert "Completed" in run_deployment(url, "select-data/select-data")
         assert {"small-rounds", "small-arms", "small-selection", "small-report"} <= artifacts(url).keys()
         look(url, Path(os.environ.get(PICTURES, folder / "pictures")))
