@@ -81,8 +81,12 @@ def dask_client():
     import dask
     from distributed import Client, LocalCluster
 
+    settings = {
+        "distributed.scheduler.worker-ttl": None,  # on a busy machine its one worker may be late
+        "distributed.worker.profile.enabled": False,  # a sample every 10 ms, which no test reads
+    }
     with (
-        dask.config.set({"distributed.scheduler.worker-ttl": None}),  # on a busy machine its one worker may be late
+        dask.config.set(settings),
         LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
