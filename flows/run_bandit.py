@@ -1,5 +1,7 @@
 """Flow: rounds of the bandit until the stage's budget is met; each round is a subflow and commits itself."""
 
+from dataclasses import replace
+
 from flows.dask_cluster import dask_cluster
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.records import Stage
@@ -41,22 +43,22 @@ def run_bandit(config: RunConfig, stage: Stage) -> str:
     Raises:
         UnwantedFinding: the stage has a finding of `diagnosis.stop_on`; nothing was trained on it.
     """
-    store, how = open_store(config.workspace), stage_selection(config, stage.number)
+    store = open_store(config.workspace)
     with dask_cluster(config.compute), timed(store, config.run, "bandit"):
         if config.bandit.features == "hidden_states":
             extract_states(store, stage.version, config.model_use())
-        _run_rounds(store, config, stage)
+        how = replace(stage_selection(config, stage.number), rounds=_run_rounds(store, config, stage))
         drop_predictions(store, stage)
         chosen = select_documents(store, gate_refit(store, stage, training_run(config), how), how)
     refuse_unwanted(config.run, read_choice(store, chosen).findings, config.diagnosis.stop_on)
     return chosen
 
 
-def _run_rounds(store: Store, config: RunConfig, stage: Stage) -> None:
-    """Run the rounds that are not committed yet until the stage ends, as one bar."""
+def _run_rounds(store: Store, config: RunConfig, stage: Stage) -> int:
+    """Run the rounds that are not committed yet until the stage ends, as one bar; return how many it has then."""
     settings, number = round_settings(config, stage.number), rounds_committed(store, stage)
     if stop_reason(store, stage, number, settings) is not None:
-        return
+        return number
     way = way_to_stop(store, stage, number, settings)
     with progress(f"stage {stage.number}: rounds", WHOLE_WAY, "‰ of the way to the nearest stop") as advance:
         advance(round(WHOLE_WAY * way))
@@ -68,3 +70,4 @@ def _run_rounds(store: Store, config: RunConfig, stage: Stage) -> None:
     share = cost_so_far(store, stage)
     spent = "" if share is None else f", at {share:.1%} of the model FLOPs of scoring the whole pool"
     notice(f"stage {stage.number}: {number} rounds, ended by {reason}{spent}")
+    return number

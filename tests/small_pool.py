@@ -1,12 +1,16 @@
 """A small pool of three made-up topics, and the configuration of a run over it that takes seconds."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 
+from quad_tasks.config.schema import RunConfig
 from quad_tasks.manifests.pool import Part, PoolVersion
 from quad_tasks.manifests.run import RoundInfo
+from quad_tasks.storage.rounds import list_rounds
+from quad_tasks.storage.store import open_store
 
 TOPICS = {
     "weather": "rain cloud storm wind sunny warm cold snow forecast sky thunder mild breeze fog drizzle",
@@ -27,6 +31,21 @@ def write_jsonl(path: Path, records: list[dict[str, object]], bad_lines: tuple[b
 def stored(store, key: str) -> dict[str, object]:
     """Read a manifest as the JSON it is, past the models that check it."""
     return json.loads(store.get(key))
+
+
+def digests_of(config: RunConfig) -> dict[str, str]:
+    """Return the digests of a run's published parts, of its selection and of every round."""
+    store = open_store(config.workspace)
+    folder = f"runs/{config.run}/selection"
+    manifest = stored(store, f"{folder}/manifest.json")
+    parts = [f"{folder}/{part['name']}" for part in manifest["parts"]]
+    found = {key: hashlib.sha256(store.get(key)).hexdigest() for key in parts}
+    found[folder] = manifest["digest"]
+    for stage in range(config.training.stages):
+        for committed in list_rounds(store, config.run, stage):
+            key = f"runs/{config.run}/stage-{stage:02d}/round-{committed.round:05d}/manifest.json"
+            found[key] = stored(store, key)["digest"]
+    return found
 
 
 def round_info(**changes: object) -> RoundInfo:

@@ -160,7 +160,10 @@ class PredictionQuality(Frozen):
 
 
 class Choice(Manifest):
-    """Documents chosen: by a stage, for a trial or the frontier, or (`seed` given) drawn as its random control."""
+    """Documents chosen: by a stage, for a trial or the frontier, or (`seed` given) drawn as its random control.
+
+    `rounds` is how many of the stage's rounds it was made from; older releases kept none.
+    """
 
     budget_tokens: int
     documents: int
@@ -173,6 +176,7 @@ class Choice(Manifest):
     near_duplicates: tuple[int, ...] = ()
     findings: tuple[Finding, ...] = ()
     prediction: PredictionQuality | None = None
+    rounds: int | None = None
 
 
 class GateTrial(Manifest):

@@ -19,7 +19,6 @@ UNTESTED_BY_NAME = {
     "quad_tasks/runtime/findings.py",
     "quad_tasks/runtime/prefect_plots.py",
     "quad_tasks/runtime/run.py",
-    "quad_tasks/stages/bandit/ledger.py",
     "quad_tasks/stages/bandit/pilot.py",
     "quad_tasks/stages/bandit/policy.py",
     "quad_tasks/stages/bandit/predict.py",

@@ -1,6 +1,5 @@
 """The whole path on S3 gives what it gives on local disk, also when requests fail; and no secret is ever written."""
 
-import hashlib
 import http.client
 import random
 import socket
@@ -14,13 +13,11 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 from s3_server import running_s3
-from small_pool import small_config, stored
+from small_pool import digests_of, small_config
 
 from flows.select_data import select_data
 from quad_tasks.commands.verify import verify_run
 from quad_tasks.config.load import parse_config
-from quad_tasks.config.schema import RunConfig
-from quad_tasks.storage.rounds import list_rounds
 from quad_tasks.storage.store import open_store
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
@@ -129,21 +126,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         client.create_bucket(Bucket="bucket")
         client.close()
         yield address
-
-
-def digests_of(config: RunConfig) -> dict[str, str]:
-    """Return the digests of a run's published parts, of its selection and of every round."""
-    store = open_store(config.workspace)
-    folder = f"runs/{config.run}/selection"
-    manifest = stored(store, f"{folder}/manifest.json")
-    parts = [f"{folder}/{part['name']}" for part in manifest["parts"]]
-    found = {key: hashlib.sha256(store.get(key)).hexdigest() for key in parts}
-    found[folder] = manifest["digest"]
-    for stage in range(config.training.stages):
-        for committed in list_rounds(store, config.run, stage):
-            key = f"runs/{config.run}/stage-{stage:02d}/round-{committed.round:05d}/manifest.json"
-            found[key] = stored(store, key)["digest"]
-    return found
 
 
 @pytest.mark.slow

@@ -18,7 +18,14 @@ from quad_tasks.core.selection.ranking import arms_at
 from quad_tasks.manifests.run import Choice
 from quad_tasks.records import BanditState, Stage
 from quad_tasks.storage import rounds
-from quad_tasks.storage.keys import arm_index_key, choice_key, choice_manifest_key, choice_table_key
+from quad_tasks.storage.keys import (
+    arm_index_key,
+    choice_key,
+    choice_manifest_key,
+    choice_table_key,
+    manifest_key,
+    round_folder,
+)
 from quad_tasks.storage.manifest import read_manifest
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import read_column, read_positions, read_table
@@ -104,7 +111,7 @@ def read_ledger(store: Store, stage: Stage, number: int, discount: float) -> Led
         _open_ledger.cache_clear()
         ledger = _open_ledger(store, stage.run, stage.version)
     while ledger.stage < stage.number:
-        _read_rounds(store, stage.run, ledger, rounds.count_rounds(store, stage.run, ledger.stage))
+        _read_rounds(store, stage.run, ledger, len(list_stage_rounds(store, stage.run, ledger.stage)))
         if ledger.round > 0:
             ledger.state = carry_over.discount(ledger.state, discount)
         ledger.stage, ledger.round, ledger.accepted_tokens = ledger.stage + 1, 0, 0
@@ -147,12 +154,36 @@ def read_cursors(store: Store, run: str, version: str, stages: int, direction: s
     """
     cursor = np.zeros(load_arms(store, version).num_rows, dtype=np.int64)
     for number in range(stages):
-        for committed in rounds.list_rounds(store, run, number):
+        for committed in list_stage_rounds(store, run, number):
             if committed.info.direction == direction:
                 pulls = rounds.read_round_table(store, committed, "pulls")
                 end = pulls["cursor"].to_numpy() + pulls["n_documents"].to_numpy()
                 np.maximum.at(cursor, pulls["arm"].to_numpy(), end)
     return cursor
+
+
+def list_stage_rounds(store: Store, run: str, number: int, wanted: int | None = None) -> list[rounds.RoundManifest]:
+    """List a stage's committed rounds, in order: all that its documents were chosen from.
+
+    Args:
+        store: the workspace.
+        run: the run's name.
+        number: of the stage.
+        wanted: how many rounds the stage ended with; None: as many as its choice says, any number before there is one.
+
+    Raises:
+        LedgerGap: there are less or more; a last round that is gone leaves no gap of its own.
+    """
+    committed = rounds.list_rounds(store, run, number)
+    chosen = choice_key(run, number, "selected")
+    if wanted is None and store.exists(choice_manifest_key(chosen)):
+        wanted = read_choice(store, chosen).rounds
+    if wanted is not None and wanted != len(committed):
+        last = manifest_key(round_folder(run, number, wanted - 1))
+        raise rounds.LedgerGap(
+            f"{last!r} in {store.uri}: expected it as the last round of stage {number}, found {len(committed)} rounds"
+        )
+    return committed
 
 
 @functools.lru_cache(maxsize=1)
@@ -161,17 +192,20 @@ def _open_ledger(store: Store, run: str, version: str) -> LedgerState:
 
 
 def _read_rounds(store: Store, run: str, ledger: LedgerState, end: int) -> None:
-    """Apply the rounds from where `ledger` stands up to round `end` of its stage."""
+    """Apply the rounds from where `ledger` stands up to round `end` of its stage.
+
+    A round is read before any of it is applied: where a read fails, a later one in this process goes on from there.
+    """
     while ledger.round < end:
         manifest = rounds.read_round(store, run, ledger.stage, ledger.round)
-        table = rounds.read_round_table(store, manifest, "arms")
+        table, scores = (rounds.read_round_table(store, manifest, name) for name in ("arms", "scores"))
         state, arm = ledger.state, table["arm"].to_numpy()
         cursor, pulls, reward_sum = state.cursor.copy(), state.pulls.copy(), state.reward_sum.copy()
         cursor[arm], pulls[arm], reward_sum[arm] = table["cursor"], table["pulls"], table["reward_sum"]
         ledger.pulled.append(arm[cursor[arm] != state.cursor[arm]].astype(np.int64))
         moments = np.array(manifest.info.reward_moments)
         ledger.state = BanditState(state.n_documents, cursor, pulls, reward_sum, moments, ledger.round + 1)
-        _add_scores(ledger, manifest.info.direction, rounds.read_round_table(store, manifest, "scores"))
+        _add_scores(ledger, manifest.info.direction, scores)
         ledger.accepted_tokens += manifest.info.accepted_tokens
         ledger.cut = manifest.info.cut
         if (remaining := manifest.info.remaining) is not None:
@@ -284,6 +318,6 @@ def read_scores(store: Store, run: str, stages: int) -> pa.Table:
         .append_column("stage", pa.array(np.full(committed.tables["scores"].rows, number, np.int32)))
         .append_column("round", pa.array(np.full(committed.tables["scores"].rows, committed.round, np.int32)))
         for number in range(stages)
-        for committed in rounds.list_rounds(store, run, number)
+        for committed in list_stage_rounds(store, run, number)
     ]
     return pa.concat_tables(pieces)

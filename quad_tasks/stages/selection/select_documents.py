@@ -34,6 +34,7 @@ from quad_tasks.stages.bandit.ledger import (
     arms_of,
     count_tokens_without,
     find_arms,
+    list_stage_rounds,
     load_arms,
     mark_at_random,
     read_choice,
@@ -77,6 +78,7 @@ class StageSelection:
         budget_tokens: that all stages up to this one may select.
         use: how the model reads documents.
         seed: of the run.
+        rounds: that the stage ended with; None: as many as there are, or as its documents were chosen from.
     """
 
     settings: SelectionConfig
@@ -84,6 +86,7 @@ class StageSelection:
     budget_tokens: int
     use: ModelUse
     seed: int
+    rounds: int | None = None
 
 
 def stage_selection(config: RunConfig, stage: int) -> StageSelection:
@@ -146,7 +149,8 @@ def _commit_choice(store: Store, stage: Stage, how: StageSelection, name: str, g
     if store.exists(choice_manifest_key(key)):
         drop_rankings(store, folder)  # of a driver that was killed right after
         return key
-    scores, threshold = _read_scores(store, stage)
+    committed = list_stage_rounds(store, stage.run, stage.number, how.rounds)
+    scores, threshold = _read_scores(store, stage, committed)
     taken = read_chosen(store, stage.run, stage.number)
     closed = closed_positions(store, stage)
     eligible = _rank_eligible(store, stage, how, folder, scores, threshold, closed)
@@ -168,6 +172,7 @@ def _commit_choice(store: Store, stage: Stage, how: StageSelection, name: str, g
         near_duplicates=tuple(sorted(search.dropped)),
         findings=(*(finding for finding in (short, narrow) if finding), *_round_findings(store, stage)),
         prediction=eligible.quality,
+        rounds=len(committed),
     )
     check_run_lease(store, stage.run)
     write_manifest(store, choice_manifest_key(key), choice)
@@ -360,14 +365,14 @@ def write_chosen(store: Store, key: str, chosen: pa.Table) -> dict[str, Any]:
     return {"documents": rows, "tokens": int(chosen["n_tokens"].to_numpy().sum()), "sha256": sha256}
 
 
-def _read_scores(store: Store, stage: Stage) -> tuple[pa.Table, float]:
+def _read_scores(store: Store, stage: Stage, own: list[rounds.RoundManifest]) -> tuple[pa.Table, float]:
     """Read the scores measured against the stage's direction, with `round` and `at_random`, and its τ."""
+    earlier = [one for number in range(stage.number) for one in list_stage_rounds(store, stage.run, number)]
     current = []
-    for number in range(stage.number + 1):
-        for committed in rounds.list_rounds(store, stage.run, number):
-            if committed.info.direction == stage.direction:
-                table = rounds.read_round_table(store, committed, "scores")
-                current.append(table.append_column("round", pa.array(np.full(len(table), committed.round, np.int32))))
-                threshold = committed.info.threshold
+    for committed in [*earlier, *own]:
+        if committed.info.direction == stage.direction:
+            table = rounds.read_round_table(store, committed, "scores")
+            current.append(table.append_column("round", pa.array(np.full(len(table), committed.round, np.int32))))
+            threshold = committed.info.threshold
     cursor = read_cursors(store, stage.run, stage.version, stage.number + 1, stage.direction)
     return mark_at_random(store, stage.version, pa.concat_tables(current), cursor), threshold
