@@ -50,7 +50,7 @@ def paint_frontier(axes: Axes, points: Sequence[FrontierPoint], reference: str) 
     for point, at_x, at_y in zip(points, x, y, strict=True):
         share = point.general_share
         name = "100 %: random" if share == 1 else f"{100 * share:.0f} %"
-        axes.annotate(name, (at_x, at_y), xytext=(7, 5), textcoords="offset points")
+        axes.annotate(name, (at_x, at_y), xytext=(5, 9), textcoords="offset points")
     axes.margins(0.25, 0.15)
     axes.ticklabel_format(useOffset=False)
     axes.set(xlabel="other domains, bits per byte; left is better", ylabel=f"{reference} loss, nats per token")
