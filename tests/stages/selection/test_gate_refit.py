@@ -79,6 +79,7 @@ def test_both_trials_start_from_the_stages_checkpoint(small_run):
         assert loss != pytest.approx(nats / targets, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_without_refits_one_direction_ranks_every_stage(dask_client, corpus, tmp_path):
     from flows.select_data import select_data
 

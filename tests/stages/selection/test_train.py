@@ -67,6 +67,7 @@ def test_a_pretrained_checkpoint_is_trained_at_a_lower_rate_unless_one_is_config
     assert PRETRAINED_RATE < FRESH_RATE
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_did_and_leave_one_checkpoint(small_run, tmp_path):
     """The first stage's own training, shared: on a copy of the run's files, with what it trained left out."""
     shutil.copytree(small_run.workspace, tmp_path / "copy")
