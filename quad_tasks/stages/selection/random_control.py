@@ -47,6 +47,7 @@ def draw_random_control(store: Store, stage: Stage, how: StageSelection, trainin
     n_documents, closed = read_version(store, stage.version).documents, closed_positions(store, stage)
     ranked = rank_at_random(store, stage.version, folder, n_documents, seed, closed)
     drawn = fill_without_duplicates(lambda excluded: fill_rankings(store, [ranked], budget, excluded), search.find)
+    check_run_lease(store, stage.run)  # else the rankings are another driver's
     drop_rankings(store, folder)
     table = write_chosen(store, key, describe_chosen(store, stage.version, drawn.position_B, NO_SCORES))
     choice = Choice(

@@ -158,6 +158,7 @@ def _commit_choice(store: Store, stage: Stage, how: StageSelection, name: str, g
     search = NearDuplicateSearch(store, stage.version, how.settings, taken["position"].to_numpy())
     chosen = _choose(store, stage, how, general_share, eligible, budget, closed, search, folder)
     described = describe_chosen(store, stage.version, chosen, scores, eligible.predictions)
+    check_run_lease(store, stage.run)  # else the rankings are another driver's
     drop_rankings(store, folder)
     table = write_chosen(store, key, described)
     open_tokens = count_tokens_without(store, stage.version, np.union1d(closed, search.dropped).astype(np.int64))
