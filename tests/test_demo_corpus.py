@@ -35,6 +35,7 @@ def records(corpus):
     return {split: read_records(paths) for split, paths in corpus.items()}
 
 
+@pytest.mark.slow
 def test_same_seed_writes_the_same_bytes(corpus, tmp_path):
     again = demo_corpus.build_corpus(tmp_path)
     first = {path.name: path.read_bytes() for path in corpus["pool"]}

@@ -220,6 +220,7 @@ def test_a_home_that_another_user_may_not_look_into(tmp_path):
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_a_command_ends_though_its_store_does_not_answer(corpus, tmp_path):
     """As a process: no thread that waits keeps it."""
     with socket.socket() as silent:

@@ -16,6 +16,7 @@ def _helpers_are_found(monkeypatch, request):
     monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'tests'}")
 
 
+@pytest.mark.slow
 def test_one_that_fails_ends_them_all_by_its_message():
     with pytest.raises(ChildFailed, match=r"compute\.training_processes, 2 processes on cpu") as failed:
         run_in_group(fail_in_second, "no such shard", 2, "cpu", lambda line: None)
