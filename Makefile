@@ -7,7 +7,7 @@ INSTALL := $(if $(UV),$(UV) pip install --compile-bytecode,$(BIN)/pip install) -
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder  # the order is that of tests/scheduling.py
 
-.PHONY: demo demo-checkpoint docs docs-serve wheel-demo test test-quick test-s3-real lint check ui bench-influence bench-bandit bench-selection bench-crash clean
+.PHONY: demo demo-checkpoint docs docs-serve wheel-demo test test-quick test-s3-real lint check ui bench-influence bench-bandit bench-selection bench-crash bench-chaos clean
 
 demo: .venv/installed   ## the whole method on text this machine has already
 	$(BIN)/quad demo
@@ -49,6 +49,9 @@ ui: .venv/installed     ## Prefect's UI on loopback, with pools, deployments and
 
 bench-crash: .venv/installed   ## 30 kills at random moments: the same selection, nothing scored twice
 	$(THREADS) $(BIN)/python tests/benchmarks/crash_resume.py --kills 30 --json
+
+bench-chaos: .venv/installed   ## 1,000 random faults over small runs: nothing wrong accepted, the same selection
+	$(THREADS) $(BIN)/python tests/benchmarks/chaos_run.py --faults 1000
 
 bench-influence: .venv/bench-installed   ## fit and scoring beside kronfluence
 	$(BIN)/python tests/benchmarks/bench_influence.py --json

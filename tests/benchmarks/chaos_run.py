@@ -9,11 +9,14 @@ and selection have the calm run's bytes. Exit code 1 if anything was accepted or
 
 import argparse
 import json
+import os
 import random
 import shlex
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,14 +32,17 @@ from small_pool import digests_of, small_config, write_corpus
 from flows.select_data import select_data
 from quad_tasks.commands.verify import verify_run
 from quad_tasks.config.load import parse_config
+from quad_tasks.runtime.prefect_runs import WITHOUT_PREFECT_VARIABLE
 
 FAULTS_PER_RUN, GAP = 20, 60
+QUIET = {"QUAD_QUIET": "1", WITHOUT_PREFECT_VARIABLE: "1"}
 
 
 def main() -> None:
     arguments = _arguments()
+    os.environ.update(QUIET)
     started = time.monotonic()
-    with TemporaryDirectory(prefix="quad-chaos-") as folder, _cluster():
+    with TemporaryDirectory(prefix="quad-chaos-") as folder:
         body = strike(Path(folder), arguments.faults, arguments.seed, arguments.seconds)
     command = shlex.join(["python", "tests/benchmarks/chaos_run.py", *sys.argv[1:]])
     body = {"environment": describe_environment(command), "seconds": round(time.monotonic() - started), **body}
@@ -51,7 +57,8 @@ def strike(folder: Path, faults: int, seed: int, seconds: float) -> dict[str, An
     began = time.monotonic()
     corpus = write_corpus(folder / "corpus")
     calm = parse_config(small_config(corpus, str(folder / "calm")), "calm")
-    select_data(calm)
+    with _cluster():
+        select_data(calm)
     expected = digests_of(calm)
     generator = random.Random(seed)
     struck, outcomes, identical, operations = Counter[str](), list[Outcome](), 0, 0
@@ -59,7 +66,8 @@ def strike(folder: Path, faults: int, seed: int, seconds: float) -> dict[str, An
         config = parse_config(small_config(corpus, str(folder / f"run-{len(outcomes)}")), "disturbed")
         kinds = draw_kinds(min(FAULTS_PER_RUN, faults - struck.total()), generator)
         chaos = Chaos(Path(config.workspace), generator, kinds, GAP)
-        outcomes.append(live(config, chaos))
+        with _cluster():
+            outcomes.append(live(config, chaos))
         struck += chaos.struck
         operations += chaos.operations
         verified = verify_run(config)
@@ -78,10 +86,15 @@ def strike(folder: Path, faults: int, seed: int, seconds: float) -> dict[str, An
     }
 
 
-def _cluster() -> Client:
-    with dask.config.set({"distributed.scheduler.worker-ttl": None}):
-        cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0")
-    return Client(cluster)
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """Open a cluster in this process: one for each run, so that no run waits for what another has left."""
+    with (
+        dask.config.set({"distributed.scheduler.worker-ttl": None}),
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster),
+    ):
+        yield
 
 
 def _arguments() -> Any:
