@@ -94,11 +94,13 @@ def timed(store: Store, run: str, step: str) -> Iterator[None]:
 
 
 def read_times(store: Store, run: str) -> dict[str, float]:
-    """Return seconds spent in each step of a run, all attempts together."""
+    """Return seconds spent in each step of a run, all attempts together; a record that is damaged is left out."""
     total: dict[str, float] = {}
     for key in store.list(times_folder(run)):
-        body = json.loads(store.get(key))
-        total[body["step"]] = total.get(body["step"], 0.0) + body["seconds"]
+        body = _parse(store.get(key)) or {}
+        step, seconds = body.get("step"), body.get("seconds")
+        if isinstance(step, str) and isinstance(seconds, float):
+            total[step] = total.get(step, 0.0) + seconds
     return total
 
 

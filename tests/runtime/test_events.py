@@ -101,3 +101,15 @@ def test_the_last_event_is_known_without_reading_any(store):
     assert last_event_s(store, "r") is None
     store.put(f"{events_folder('r')}/20260228T235959.500000Z-00000000.json", b"")
     assert last_event_s(store, "r") == 1772323199.5
+
+
+@pytest.mark.parametrize("damage", [lambda body: body[:-3], lambda body: body.replace(b"seconds", b"sec\xefnds"), None])
+def test_a_record_of_a_time_that_is_damaged_is_left_out(tmp_path, damage):
+    store = open_store(str(tmp_path))
+    with timed(store, "r", "fit"):
+        pass
+    (whole,) = store.list("runs/r/times")
+    before = read_times(store, "r")
+    assert list(before) == ["fit"]
+    store.put("runs/r/times/other.json", damage(store.get(whole)) if damage else b"[]")
+    assert read_times(store, "r") == before
