@@ -171,7 +171,7 @@ def live(config: RunConfig, chaos: Chaos) -> Outcome:
 def _explain(outcome: Outcome, chaos: Chaos, error: Exception) -> None:
     """Note why an attempt ended; where it was a damaged object, all are brought back."""
     message = f"{type(error).__name__}: {error}"
-    named = [key for key in chaos.damaged if key in message or key.rpartition("/")[0] in message]
+    named = [key for key in chaos.damaged if key in message or any(f"'{p}'" in message for p in Path(key).parents)]
     (outcome.refused if named else outcome.unexplained).append(message)
     chaos.repair()
 
