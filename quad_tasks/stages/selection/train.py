@@ -37,6 +37,7 @@ from quad_tasks.runtime.processes.process_group import run_in_group
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.bandit.ledger import read_choice_table, selected_key
+from quad_tasks.stages.bandit.score_round import load_on_device
 from quad_tasks.stages.pool.prepare_model import FRESH
 from quad_tasks.stages.selection.random_control import draw_random_control
 from quad_tasks.stages.selection.select_documents import StageSelection, select_mixture
@@ -192,7 +193,12 @@ def train_and_measure(one: Training) -> str:
 
 
 def train_in_process(one: Training, processes: Processes) -> None:
-    """Train in one of the processes that share it; the first of them keeps what comes of it, measures and commits."""
+    """Train in one of the processes that share it; the first of them keeps what comes of it, measures and commits.
+
+    What this process kept for scoring, models and directions, it lets go: a training needs the memory.
+    """
+    load_checkpoint.cache_clear()
+    load_on_device.cache_clear()
     model, tokenizer, trained = _train(one, processes)
     if processes.rank == 0:
         _measure(one, model, tokenizer, trained)

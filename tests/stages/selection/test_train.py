@@ -10,13 +10,15 @@ from small_pool import pool_version, small_config
 
 from quad_tasks.config.load import parse_config
 from quad_tasks.core.lm.model import encode, train_tokenizer
+from quad_tasks.core.lm.training import Processes
 from quad_tasks.manifests.influence import DirectionManifest, FactorsManifest
 from quad_tasks.manifests.pool import Part
 from quad_tasks.manifests.run import Losses
 from quad_tasks.records import Stage
-from quad_tasks.runtime.checkpoints import read_checkpoint_manifest
+from quad_tasks.runtime.checkpoints import load_checkpoint, read_checkpoint_manifest
 from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.stages.bandit.ledger import selected_key
+from quad_tasks.stages.bandit.score_round import load_on_device
 from quad_tasks.stages.selection import train
 from quad_tasks.stages.selection.train import FRESH_RATE, PRETRAINED_RATE, learning_schedule, training_run
 from quad_tasks.storage import rounds
@@ -68,6 +70,22 @@ def test_a_pretrained_checkpoint_is_trained_at_a_lower_rate_unless_one_is_config
 
 
 @pytest.mark.slow
+def test_a_training_begins_without_the_models_and_directions_of_scoring(small_run, monkeypatch):
+    store = open_store(small_run.workspace)
+    fitted = rounds.read_round(store, small_run.run, 0, 0).info.direction
+    kept = (load_checkpoint, load_on_device)
+    load_checkpoint(store, read_manifest(DirectionManifest, store, manifest_key(fitted)).checkpoint, "float32", "cpu")
+    load_on_device(store, fitted, "cpu")
+    assert all(cache.cache_info().currsize for cache in kept)
+    found = []
+    monkeypatch.setattr(train, "_measure", lambda *given: None)
+    monkeypatch.setattr(
+        train, "_train", lambda *given: (found.extend(cache.cache_info().currsize for cache in kept), None, None)
+    )
+    train.train_in_process(None, Processes())
+    assert found == [0, 0]
+
+
 def test_two_processes_measure_what_one_did_and_leave_one_checkpoint(small_run, tmp_path):
     """The first stage's own training, shared: on a copy of the run's files, with what it trained left out."""
     shutil.copytree(small_run.workspace, tmp_path / "copy")
