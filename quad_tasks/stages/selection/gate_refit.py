@@ -16,7 +16,7 @@ from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.core.selection.fill_budget import fill_budget
 from quad_tasks.manifests.run import DocumentLosses, GateTrial
 from quad_tasks.records import Stage
-from quad_tasks.runtime.checkpoints import read_checkpoint, read_checkpoint_manifest, restore_optimizer
+from quad_tasks.runtime.checkpoints import read_checkpoint_manifest
 from quad_tasks.runtime.held_out import read_reference
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.run import check_run_lease
@@ -27,6 +27,7 @@ from quad_tasks.stages.selection.paired_gain import mean_loss, paired_gain
 from quad_tasks.stages.selection.select_documents import StageSelection, try_choice
 from quad_tasks.stages.selection.train import (
     TrainingRun,
+    begin_training,
     document_losses,
     learning_schedule,
     measure_references,
@@ -89,12 +90,10 @@ def train_trial(store: Store, stage: Stage, run: TrainingRun, chosen: str) -> di
     Returns:
         The losses of the direction's own reference documents, by set.
     """
-    model, tokenizer = read_checkpoint(store, stage.checkpoint, "float32", run.use.device)
+    model, tokenizer, optimizer = begin_training(store, stage.checkpoint, run)
     table = read_choice_table(store, chosen, ["position", "n_tokens"])
     trial_tokens = int(TRIAL_SHARE * run.total_tokens / run.settings.stages)
     first = fill_budget(np.arange(table.num_rows), table["n_tokens"].to_numpy(), trial_tokens)
-    optimizer = training.make_optimizer(model, run.settings.weight_decay)
-    restore_optimizer(store, stage.checkpoint, optimizer)
     training.train(
         model,
         optimizer,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from quad_tasks.config.schema import RunConfig, TrainingConfig
@@ -193,12 +194,7 @@ def train_and_measure(one: Training) -> str:
 
 
 def train_in_process(one: Training, processes: Processes) -> None:
-    """Train in one of the processes that share it; the first of them keeps what comes of it, measures and commits.
-
-    What this process kept for scoring, models and directions, it lets go: a training needs the memory.
-    """
-    load_checkpoint.cache_clear()
-    load_on_device.cache_clear()
+    """Train in one of the processes that share it; the first of them keeps what comes of it, measures and commits."""
     model, tokenizer, trained = _train(one, processes)
     if processes.rank == 0:
         _measure(one, model, tokenizer, trained)
@@ -219,12 +215,10 @@ def _measure(
 def _train(one: Training, processes: Processes) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, TrainingInfo]:
     """Train a copy of the stage's checkpoint; keep the one that the next stage goes on from."""
     store, stage, run, key, first = one.store, one.stage, one.run, one.key, processes.rank == 0
-    model, tokenizer = read_checkpoint(store, stage.checkpoint, "float32", run.use.device)
+    model, tokenizer, optimizer = begin_training(store, stage.checkpoint, run)
     start = read_checkpoint_manifest(store, stage.checkpoint)
     assert one.chosen is not None
     rows = read_choice_table(store, one.chosen, ["position", "n_tokens"])
-    optimizer = training.make_optimizer(model, run.settings.weight_decay)
-    restore_optimizer(store, stage.checkpoint, optimizer)
     resumed = resume_steps(store, key, model, optimizer)
     keep = keep_steps(store, key, model, optimizer, run.settings.checkpoint_every_s) if first else None
     record = training.train(
@@ -260,6 +254,21 @@ def _train(one: Training, processes: Processes) -> tuple[PreTrainedModel, PreTra
         described = start.model_copy(update=changed)
         save_checkpoint(store, key, model, tokenizer, described, optimizer)
     return model, tokenizer, trained
+
+
+def begin_training(
+    store: Store, checkpoint: str, run: TrainingRun
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, AdamW]:
+    """Load a copy of a checkpoint to train, its tokenizer, and an optimizer in the state it was left in.
+
+    What this process kept for scoring, models and directions, it lets go: a training needs the memory.
+    """
+    load_checkpoint.cache_clear()
+    load_on_device.cache_clear()
+    model, tokenizer = read_checkpoint(store, checkpoint, "float32", run.use.device)
+    optimizer = training.make_optimizer(model, run.settings.weight_decay)
+    restore_optimizer(store, checkpoint, optimizer)
+    return model, tokenizer, optimizer
 
 
 def read_tokens(

@@ -10,7 +10,6 @@ from small_pool import pool_version, small_config
 
 from quad_tasks.config.load import parse_config
 from quad_tasks.core.lm.model import encode, train_tokenizer
-from quad_tasks.core.lm.training import Processes
 from quad_tasks.manifests.influence import DirectionManifest, FactorsManifest
 from quad_tasks.manifests.pool import Part
 from quad_tasks.manifests.run import Losses
@@ -78,11 +77,12 @@ def test_a_training_begins_without_the_models_and_directions_of_scoring(small_ru
     load_on_device(store, fitted, "cpu")
     assert all(cache.cache_info().currsize for cache in kept)
     found = []
-    monkeypatch.setattr(train, "_measure", lambda *given: None)
+    read = train.read_checkpoint
     monkeypatch.setattr(
-        train, "_train", lambda *given: (found.extend(cache.cache_info().currsize for cache in kept), None, None)
+        train, "read_checkpoint", lambda *given: found.extend(c.cache_info().currsize for c in kept) or read(*given)
     )
-    train.train_in_process(None, Processes())
+    start = read_manifest(DirectionManifest, store, manifest_key(fitted)).checkpoint
+    train.begin_training(store, start, training_run(small_run))
     assert found == [0, 0]
 
 
