@@ -59,7 +59,7 @@ bench-influence: .venv/bench-installed   ## fit and scoring beside kronfluence
 bench-bandit: .venv/installed   ## share of the achievable influence at 5, 10 and 16 % of documents scored
 	$(BIN)/python tests/benchmarks/bench_bandit.py --json
 
-bench-selection: .venv/installed   ## train on what Quad and nine other methods choose, on equal tokens
+bench-selection: .venv/installed   ## train on what Quad and other methods choose, on equal tokens
 	$(THREADS) $(BIN)/python tests/benchmarks/bench_selection.py --out tests/benchmarks/results
 
 clean:

@@ -1,4 +1,4 @@
-"""Experiment "diversity": compare what Quad and nine other methods select on equal tokens, and train on it.
+"""Experiment "diversity": compare what Quad and other methods select on equal tokens, and train on it.
 
 Every method sees only the scores it pays for (`diversity_methods`). The models trained on a testbed's selections start
 from its checkpoint. All is repeated in several testbeds, since losses differ more between checkpoints than between the
@@ -215,7 +215,7 @@ def compare_outcomes(methods: Mapping[str, Outcome]) -> Comparisons:
 
 
 DIVERSITY = Experiment(
-    "what Quad and nine other ways choose on equal tokens, how diverse it is, and what training on it is worth",
+    "what Quad and other ways choose on equal tokens, how diverse it is, and what training on it is worth",
     Result,
     measure_diversity,
     lay_out,

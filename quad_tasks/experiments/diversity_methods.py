@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from quad_tasks.config.values import Features
 from quad_tasks.core.bandit import released_policy
+from quad_tasks.core.clustering.embedding import embed_ngrams, fit_ngram_embedder
 from quad_tasks.core.clustering.kmeans import arm_gaussians, arm_moments
 from quad_tasks.core.selection.fill_budget import fill_budget
 from quad_tasks.core.wasserstein import neighbour_lists
-from quad_tasks.experiments.lab import baselines, scorer_cost, simulation
+from quad_tasks.experiments.lab import baselines, model_baselines, scorer_cost, simulation
 from quad_tasks.experiments.lab.scorer_cost import EXACT, ScorerCost
-from quad_tasks.experiments.lab.testbed import Testbed, open_testbed, prediction_features
+from quad_tasks.experiments.lab.testbed import EMBEDDER_DOCUMENTS, Testbed, open_testbed, prediction_features
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -58,13 +59,13 @@ class Method:
 
     Attributes:
         select: seed to what is chosen.
-        reads: whether a model reads the whole pool forward.
+        reads: passes in which a model reads the whole pool forward.
         fits: whether it needs a direction: EK-FAC factors, or the reference gradient alone.
         shared_s: seconds of the testbed's measurements that it uses, those of scoring left out.
     """
 
     select: Callable[[int], Chosen]
-    reads: bool = False
+    reads: int = 0
     fits: bool = False
     shared_s: float = 0.0
 
@@ -91,7 +92,7 @@ def _methods_without_influence(testbed: Testbed) -> dict[str, Method]:
     pool, reference, arm_N, seconds = testbed.texts.pool, testbed.texts.reference, testbed.arm, testbed.seconds
     clustered_s = seconds["embed"] + seconds["cluster"]
 
-    def by(order: Callable[[np.random.Generator], Int64], reads: bool = False, shared_s: float = 0.0) -> Method:
+    def by(order: Callable[[np.random.Generator], Int64], reads: int = 0, shared_s: float = 0.0) -> Method:
         def select(seed: int) -> Chosen:
             return Chosen(_fill(testbed, order(np.random.default_rng([seed, 1]))))
 
@@ -102,23 +103,35 @@ def _methods_without_influence(testbed: Testbed) -> dict[str, Method]:
         "cluster_uniform": by(
             lambda generator: baselines.cluster_uniform_order(arm_N, generator), shared_s=clustered_s
         ),
-        "perplexity_lowest": by(lambda _: baselines.lowest_loss_order(testbed.loss), True, seconds["loss"]),
-        "perplexity_middle": by(lambda _: baselines.middle_loss_order(testbed.loss), True, seconds["loss"]),
+        "perplexity_lowest": by(lambda _: baselines.lowest_loss_order(testbed.loss), 1, seconds["loss"]),
+        "perplexity_middle": by(lambda _: baselines.middle_loss_order(testbed.loss), 1, seconds["loss"]),
         "dsir": by(lambda generator: baselines.importance_order(pool, reference, generator)),
         "linear_classifier": by(lambda _: baselines.classifier_order(pool, reference)),
+        "bm25": by(lambda _: baselines.bm25_order(pool, reference)),
+        "embedding_similarity": by(lambda _: embedding_order(testbed), shared_s=seconds["embed"]),
+        "representation_similarity": by(lambda _: model_baselines.representation_order(testbed), 1, seconds["loss"]),
+        "conditional_loss": by(lambda _: model_baselines.conditional_loss_order(testbed), 2, seconds["loss"]),
+        "loss_drop": by(lambda _: model_baselines.loss_drop_order(testbed), 2, seconds["loss"]),
     }
 
 
-def _methods_of_full_scoring(testbed: Testbed) -> dict[str, Method]:
-    def highest(kind: str, shared_s: float) -> Method:
-        def select(_: int) -> Chosen:
-            return Chosen(_fill(testbed, np.argsort(-testbed.per_token(kind), kind="stable")), 1.0, 1.0)
+def embedding_order(testbed: Testbed) -> Int64:
+    """Order by the mean cosine of a document's n-gram embedding to those of the reference's documents."""
+    embedder = fit_ngram_embedder(testbed.texts.pool[:EMBEDDER_DOCUMENTS])
+    return baselines.similarity_order(testbed.embedding, embed_ngrams(embedder, testbed.texts.reference))
 
-        return Method(select, fits=kind != "identity", shared_s=shared_s)
+
+def _methods_of_full_scoring(testbed: Testbed) -> dict[str, Method]:
+    def ranked(order: Callable[[], Int64], fits: bool = False, shared_s: float = 0.0) -> Method:
+        return Method(lambda _: Chosen(_fill(testbed, order()), 1.0, 1.0), fits=fits, shared_s=shared_s)
+
+    def highest(kind: str) -> Int64:
+        return np.argsort(-testbed.per_token(kind), kind="stable")
 
     return {
-        "gradient_dot_product": highest("identity", 0.0),
-        "full_influence": highest("joint", testbed.seconds["fit_joint"]),
+        "gradient_dot_product": ranked(lambda: highest("identity")),
+        "gradient_similarity": ranked(lambda: model_baselines.gradient_order(testbed)),
+        "full_influence": ranked(lambda: highest("joint"), fits=True, shared_s=testbed.seconds["fit_joint"]),
     }
 
 
@@ -141,7 +154,7 @@ def _methods_of_a_share(testbed: Testbed, scorer: ScorerCost) -> dict[str, Metho
             selected = simulation.simulate_selection(influence_N, pool, rules, seed)
             return Chosen(selected.rows, float(selected.scored.mean()), selected.cost_share)
 
-        return Method(select, reads=features == "hidden_states", fits=True, shared_s=before_scores_s)
+        return Method(select, reads=int(features == "hidden_states"), fits=True, shared_s=before_scores_s)
 
     exact = simulation.Rules(cost_share=COST_SHARE)
     run = replace(exact, scorer_cost=scorer.cost, trial_cost=scorer.trial_cost)
@@ -183,10 +196,10 @@ def cost_share(testbed: Testbed, method: Method, scoring: float) -> float:
 
     Args:
         testbed: holds the documents.
-        method: reads them forward, or not.
+        method: reads them forward so many times.
         scoring: FLOPs of its scores, as such a share.
     """
-    return scoring + (scorer_cost.reading_cost(testbed) if method.reads else 0.0)
+    return scoring + method.reads * scorer_cost.reading_cost(testbed)
 
 
 def estimate_flops(testbed: Testbed, method: Method, scoring: float) -> float:

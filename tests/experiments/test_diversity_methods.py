@@ -8,6 +8,7 @@ from quad_tasks.core.lm import flops
 from quad_tasks.experiments.diversity_methods import (
     COST_SHARE,
     cost_share,
+    embedding_order,
     estimate_flops,
     list_methods,
     released_rules,
@@ -41,7 +42,13 @@ def test_a_method_pays_for_what_it_uses(tiny_testbed):
     assert methods["quad"].shared_s == pytest.approx(seconds["embed"] + seconds["cluster"] + seconds["fit_joint"])
     assert methods["quad_states"].shared_s == pytest.approx(methods["quad"].shared_s + seconds["loss"])
     assert methods["full_influence"].shared_s == seconds["fit_joint"]
-    assert methods["random"].shared_s == methods["dsir"].shared_s == 0
+    assert methods["random"].shared_s == methods["dsir"].shared_s == methods["bm25"].shared_s == 0
+    assert methods["embedding_similarity"].shared_s == seconds["embed"]
+
+
+def test_embeddings_like_the_references_come_first(tiny_testbed):
+    sea = np.array(["captain" in tiny_testbed.texts.pool[row] for row in embedding_order(tiny_testbed)])
+    assert sea[: sea.sum()].all()
 
 
 def test_costs_are_shares_of_scoring_the_whole_pool(tiny_testbed):
@@ -51,6 +58,7 @@ def test_costs_are_shares_of_scoring_the_whole_pool(tiny_testbed):
     forward, exact = (flops.document_flops(way, tiny_testbed.n_tokens, 10_000).sum() for way in ways)
     assert cost_share(tiny_testbed, methods["full_influence"], 1.0) == 1
     assert cost_share(tiny_testbed, methods["dsir"], 0.0) == 0
+    assert cost_share(tiny_testbed, methods["conditional_loss"], 0.0) == pytest.approx(2 * forward / exact)
     assert cost_share(tiny_testbed, methods["quad_states"], 0.1) == pytest.approx(0.1 + forward / exact)
     assert estimate_flops(tiny_testbed, methods["perplexity_lowest"], 0.0) == pytest.approx(forward)
     counted = tiny_testbed.size

@@ -1,10 +1,11 @@
-"""Rank documents by methods without influence: at random, by cluster, by loss, by DSIR and by a classifier.
+"""Rank documents by methods without influence: at random, by cluster, loss, likeness to the reference, a classifier.
 
 Each function returns an order of the pool's rows, best first, to be cut at a token budget
 (`core.selection.fill_budget`). The n-gram importance weights are those of DSIR (Xie et al. 2023, arXiv 2302.03169):
 word unigrams and bigrams hashed into 10,000 buckets, two bag-of-n-grams models, resampling by the Gumbel top-k trick.
+BM25 is Robertson and Zaragoza's (2009), with the weights of words and the defaults that Lucene has.
 
-Shape suffixes: N documents of the pool, B buckets.
+Shape suffixes: N documents of the pool, M of the reference, B buckets, W words, D embedding.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import vstack
-from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
 Float64 = npt.NDArray[np.float64]
@@ -20,6 +21,8 @@ Int64 = npt.NDArray[np.int64]
 
 BUCKETS = 10_000
 """DSIR's own number of hash buckets."""
+BM25_SATURATION, BM25_LENGTH_SHARE = 1.2, 0.75
+"""k1 and b: how soon a word's repeats count no more, and how far a document's length does."""
 
 
 def random_order(n_documents: int, generator: np.random.Generator) -> Int64:
@@ -86,6 +89,29 @@ def classifier_order(pool: Sequence[str], reference: Sequence[str]) -> Int64:
     positive = np.arange(len(pool) + len(reference)) >= len(pool)
     model = LogisticRegression(max_iter=200, class_weight="balanced").fit(vstack([pool_NB, reference_NB]), positive)
     return np.argsort(-model.decision_function(pool_NB), kind="stable")
+
+
+def bm25_order(pool: Sequence[str], reference: Sequence[str]) -> Int64:
+    """Order by BM25, every document of the reference a query of words, its mean score over queries highest first."""
+    return np.argsort(-bm25_scores(pool, reference), kind="stable")
+
+
+def bm25_scores(pool: Sequence[str], reference: Sequence[str]) -> Float64:
+    """Compute every document's mean BM25 score over the reference's documents as queries, [N]."""
+    words = CountVectorizer(token_pattern=r"\w+").fit(pool)
+    count_NW, query_W = words.transform(pool).tocsr().astype(np.float64), words.transform(reference).sum(axis=0)
+    holding_W = np.bincount(count_NW.indices, minlength=count_NW.shape[1])
+    rarity_W = np.log1p((len(pool) - holding_W + 0.5) / (holding_W + 0.5))
+    length_N = np.asarray(count_NW.sum(axis=1)).ravel()
+    damping_N = BM25_SATURATION * (1 - BM25_LENGTH_SHARE + BM25_LENGTH_SHARE * length_N / length_N.mean())
+    count_NW.data /= count_NW.data + np.repeat(damping_N, np.diff(count_NW.indptr))
+    scores_N: Float64 = count_NW @ (rarity_W * np.asarray(query_W).ravel()) / len(reference)
+    return scores_N
+
+
+def similarity_order(embedding_ND: npt.NDArray[np.floating], reference_MD: npt.NDArray[np.floating]) -> Int64:
+    """Order by the mean cosine of a document's embedding to the reference's, both with unit rows, highest first."""
+    return np.argsort(-(embedding_ND @ reference_MD.mean(axis=0)), kind="stable")
 
 
 def _hashing(norm: str | None = None) -> HashingVectorizer:

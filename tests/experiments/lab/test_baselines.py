@@ -1,5 +1,7 @@
 """Baselines: hand-worked weights and orders, and every order a permutation."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -19,10 +21,11 @@ def orders():
         "middle": baselines.middle_loss_order(loss),
         "dsir": baselines.importance_order(POOL, REFERENCE, np.random.default_rng(0)),
         "classifier": baselines.classifier_order(POOL, REFERENCE),
+        "bm25": baselines.bm25_order(POOL, REFERENCE),
     }
 
 
-@pytest.mark.parametrize("name", ["random", "cluster", "lowest", "middle", "dsir", "classifier"])
+@pytest.mark.parametrize("name", ["random", "cluster", "lowest", "middle", "dsir", "classifier", "bm25"])
 def test_every_order_holds_every_row_once(name):
     assert sorted(orders()[name]) == list(range(len(POOL)))
 
@@ -48,7 +51,24 @@ def test_importance_is_the_log_ratio_of_two_bags_of_ngrams():
     assert found == pytest.approx([a, a + 2 * other])
 
 
-@pytest.mark.parametrize("order", ["dsir", "classifier"])
+def test_bm25_is_that_of_its_formula():
+    """A word weighs ln(1 + (N - n + ½) / (n + ½)), times its count over itself and what the length makes of k1."""
+    pool, queries = ["a b", "a a a c", "d"], ["a", "b a x"]
+    length, average = [2, 4, 1], 7 / 3
+    idf = {"a": math.log(1 + 1.5 / 2.5), "b": math.log(1 + 2.5 / 1.5)}
+    damping = [1.2 * (0.25 + 0.75 * n / average) for n in length]
+    first = 2 * idf["a"] / (1 + damping[0]) + idf["b"] / (1 + damping[0])  # "a" is asked for twice, "b" once
+    second = 2 * idf["a"] * 3 / (3 + damping[1])
+    assert baselines.bm25_scores(pool, queries) == pytest.approx([first / 2, second / 2, 0.0])
+
+
+def test_similarity_is_the_mean_cosine_to_the_reference():
+    embedding = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    reference = np.array([[0.0, 1.0], [0.8, 0.6]])  # mean cosines .4, .8 and (.8 + .96) / 2
+    assert baselines.similarity_order(embedding, reference).tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("order", ["dsir", "classifier", "bm25"])
 def test_text_like_the_reference_comes_first(order):
     prose = np.arange(len(POOL)) % 2 == 0
     assert prose[orders()[order][:10]].mean() >= 0.9
