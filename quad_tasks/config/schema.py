@@ -188,14 +188,19 @@ class FactorsConfig(_Frozen):
         description="Widest covariance kept whole; a wider one, whose square would not fit memory, is kept as diagonal "
         "parts; None: all whole.",
     )
-    rounded_products: bool = Field(
-        False,
+    rounded_products: bool | None = Field(
+        None,
         description="Compute the fit's products from bfloat16 factors where the CPU or the GPU multiplies those: "
-        "faster, and less alike between machines; sums stay in float32.",
+        "faster, and less alike between machines; sums stay in float32. null: where the model is in bfloat16, whose "
+        "numbers are rounded already.",
     )
     damping_scale: Annotated[float, Field(gt=0)] = Field(
         0.1, description="Damping as a multiple of each block's mean eigenvalue."
     )
+
+    def rounds_products(self, dtype: str) -> bool:
+        """Return whether a fit may round the factors of its products, of a model in this dtype."""
+        return dtype == "bfloat16" if self.rounded_products is None else self.rounded_products
 
 
 class BanditConfig(_Frozen):

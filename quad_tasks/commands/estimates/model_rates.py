@@ -7,7 +7,7 @@ memory than the run.
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -33,14 +33,19 @@ def model_rates(
     """Measure what reads documents with the model as it is: fit, reference gradient, scoring, losses."""
     limits = (config.model.window_tokens, _batch_tokens(config, model))
     blocks, fisher = find_blocks(model, config.factors.attention), config.factors.fisher
+    rounded = config.factors.rounds_products(config.model.dtype)
     batches, _ = make_batches(documents, *limits)
     first, _ = make_batches([split_windows(ids, limits[0])[0] for ids in documents], *limits)
     generator = torch.Generator().manual_seed(config.seed)
     some = list(group_blocks(blocks, config.factors.max_factor_width)[0])
-    basis = ekfac.decompose(covariance.accumulate_covariances(model, first[:1], some, fisher, generator))
+
+    def sums(batches: Iterable[Batch]) -> covariance.Covariances:
+        return covariance.accumulate_covariances(model, batches, some, fisher, generator, rounded=rounded)
+
+    basis = ekfac.decompose(sums(first[:1]))
     passes = [
-        _per_token(lambda b: covariance.accumulate_covariances(model, b, some, fisher, generator), first, least_s),
-        _per_token(lambda b: ekfac.accumulate_eigenvalues(model, b, basis, fisher, generator), first, least_s),
+        _per_token(sums, first, least_s),
+        _per_token(lambda b: ekfac.accumulate_eigenvalues(model, b, basis, fisher, generator, rounded), first, least_s),
     ]
     gradient = _per_token(lambda b: influence.gradient_sums(model, b, blocks), batches, least_s)
     alone = gradient
@@ -68,7 +73,12 @@ def decompose_s(config: RunConfig, model: PreTrainedModel, blocks: list[Block], 
 
 
 def train_rate(
-    config: RunConfig, model: PreTrainedModel, documents: Sequence[Sequence[int]], step_tokens: int, least_s: float
+    config: RunConfig,
+    model: PreTrainedModel,
+    documents: Sequence[Sequence[int]],
+    step_tokens: int,
+    least_s: float,
+    rounded: bool = False,
 ) -> float:
     """Train at a learning rate of 0 for a while; return seconds per target token, but for the first step."""
     model = model.float()
@@ -86,7 +96,7 @@ def train_rate(
 
     with suppress(_Enough):
         schedule = training.Schedule(0.0, 0.0, 1)
-        training.train(model, optimizer, documents, schedule, 0, *limits, generator, after_step=count)
+        training.train(model, optimizer, documents, schedule, 0, *limits, generator, rounded=rounded, after_step=count)
     model.eval()
     warm = steps[1:] if len(steps) > 2 else steps
     return (warm[-1][0] - warm[0][0]) / max(1, warm[-1][1] - warm[0][1])

@@ -214,13 +214,14 @@ def probe_worker(config: RunConfig, texts: Sequence[str], least_s: float) -> Wor
     documents = [ids for ids in encode(tokenizer, texts[:PROBED_TEXTS]) if len(ids) >= MIN_TOKENS]
     embedded = list(texts[:PROBED_TEXTS] if config.embedding.method == "ngrams" else texts[:PROBED_EMBEDDED])
     embed = _embedder(config, embedded, model, tokenizer)
+    rounded = config.model.dtype == "bfloat16"  # as `stages.selection.train` has it
     projected_VP = project_embeddings(model.get_input_embeddings().weight.detach().float().cpu().numpy())
     return WorkerRates(
         **_table_rates(texts[:PROBED_TEXTS], tokenizer, least_s),
         embed_byte=mean_seconds(lambda: embed(embedded), _n_bytes(embedded), least_s)
         + mean_seconds(lambda: token_features(encode(tokenizer, embedded), projected_VP), _n_bytes(embedded), least_s),
         **model_rates(config, model, documents[:PROBED_DOCUMENTS], least_s),
-        train_token=train_rate(config, model, documents, config.training.batch_tokens, least_s),
+        train_token=train_rate(config, model, documents, config.training.batch_tokens, least_s, rounded),
     )
 
 

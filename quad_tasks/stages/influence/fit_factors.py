@@ -293,8 +293,9 @@ def covariance_chunk(fit: Fit, positions: np.ndarray[Any, Any], index: int) -> l
     parts = [chunk_key(fit.key, "covariance", index * len(groups) + group) for group in range(len(groups))]
     if not all(store.exists(part) for part in parts):
         model, batches = _chunk_batches(fit, positions)
+        rounded = chosen.rounds_products(fit.use.dtype)
         sums = covariance.accumulate_covariances(
-            model, batches, blocks, chosen.fisher, max_width=chosen.max_factor_width, rounded=chosen.rounded_products
+            model, batches, blocks, chosen.fisher, max_width=chosen.max_factor_width, rounded=rounded
         )
         for part, group in zip(parts, groups, strict=True):
             _save(store, part, covariance.covariances_to_tensors(covariance.select_blocks(sums, group)))
@@ -317,9 +318,8 @@ def eigenvalue_chunk(fit: Fit, positions: np.ndarray[Any, Any], index: int) -> s
     if not store.exists(part):
         model, batches = _chunk_batches(fit, positions)
         basis = _load_basis(store, fit.key, len(group_blocks(_blocks(fit), fit.settings.max_factor_width)))
-        sums = ekfac.accumulate_eigenvalues(
-            model, batches, basis, fit.settings.fisher, rounded=fit.settings.rounded_products
-        )
+        rounded = fit.settings.rounds_products(fit.use.dtype)
+        sums = ekfac.accumulate_eigenvalues(model, batches, basis, fit.settings.fisher, rounded=rounded)
         _save(store, part, ekfac.eigenvalue_sums_to_tensors(sums))
     return part
 

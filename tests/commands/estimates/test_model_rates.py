@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+import torch
 from small_pool import small_config
 
 from quad_tasks.commands.estimates import model_rates as rates
@@ -18,9 +20,9 @@ def test_a_first_group_of_blocks_stands_for_all_and_no_sum_of_the_others_is_made
     summed = []
     accumulate = covariance.accumulate_covariances
 
-    def spy(model, batches, blocks, *arguments):
+    def spy(model, batches, blocks, *arguments, **named):
         summed.append(len(blocks))
-        return accumulate(model, batches, blocks, *arguments)
+        return accumulate(model, batches, blocks, *arguments, **named)
 
     monkeypatch.setattr(covariance, "accumulate_covariances", spy)
     documents = [list(range(40))] * 8
@@ -31,6 +33,22 @@ def test_a_first_group_of_blocks_stands_for_all_and_no_sum_of_the_others_is_made
         assert all(math.isfinite(taken) and taken > 0 for taken in found.values())
         assert rates.decompose_s(config, model, find_blocks(model), documents[0]) > 0
         summed.clear()
+
+
+@pytest.mark.parametrize(("dtype", "rounded"), [("float32", False), ("bfloat16", True)])
+def test_a_fit_is_timed_with_the_products_that_the_run_takes(dtype, rounded, tmp_path, monkeypatch):
+    config = parse_config(small_config(tmp_path, str(tmp_path), model__dtype=dtype), "rates")
+    model = fresh_llama(LlamaSize(16, 2, 2, 1, 32), 320, 64, 0).to(getattr(torch, dtype))
+    asked = []
+    accumulate = covariance.accumulate_covariances
+
+    def spy(*arguments, rounded):
+        asked.append(rounded)
+        return accumulate(*arguments, rounded=rounded)
+
+    monkeypatch.setattr(covariance, "accumulate_covariances", spy)
+    rates.model_rates(config, model, [list(range(40))] * 8, 0.01)
+    assert set(asked) == {rounded}
 
 
 def test_batches_of_a_large_model_are_cut_to_a_window_at_least(tmp_path, monkeypatch):
