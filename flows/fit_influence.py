@@ -7,7 +7,8 @@ from quad_tasks.runtime.events import timed
 from quad_tasks.runtime.prefect_runs import flow
 from quad_tasks.runtime.run import pinned_pool, pinned_reference, starting_checkpoint
 from quad_tasks.stages.influence.find_overlap import search_positions
-from quad_tasks.stages.influence.fit_factors import fit_direction, fit_factors
+from quad_tasks.stages.influence.fit_direction import fit_direction
+from quad_tasks.stages.influence.fit_factors import fit_factors
 from quad_tasks.stages.influence.prepare_reference import prepare_reference
 from quad_tasks.storage.store import open_store
 

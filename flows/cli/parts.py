@@ -99,7 +99,8 @@ def fit(
     """
     with session(quiet, debug):
         from quad_tasks.config.load import load_config
-        from quad_tasks.stages.influence.fit_factors import read_direction, read_factors
+        from quad_tasks.stages.influence.fit_direction import read_direction
+        from quad_tasks.stages.influence.fit_factors import read_factors
         from quad_tasks.storage.store import open_store
 
         settings = load_config(config, overrides or ())

@@ -5,12 +5,10 @@ gives the same result. The ledger decides what a rerun skips; Prefect caches and
 """
 
 import itertools
-import resource
-import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from distributed import CancelledError, Client, Future, as_completed, default_client
@@ -21,6 +19,7 @@ from prefect import Task
 from prefect_dask import get_dask_client
 
 from quad_tasks.runtime.prefect_runs import make_task
+from quad_tasks.runtime.processes.memory import own_gpu_peak_bytes, own_peak_bytes, release_freed_memory
 from quad_tasks.runtime.progress import notice, progress
 from quad_tasks.storage.errors import StoreUnavailable
 
@@ -85,7 +84,7 @@ def map_tasks(
         def submit(n: int) -> list[Future]:
             """Submit the next `n` calls."""
             new = {
-                client.submit(function, *given, *items[i], pure=False, resources=resources): i
+                client.submit(_call, function, *given, *items[i], key=_new_key(function), resources=resources): i
                 for i in itertools.islice(numbers, n)
             }
             number_of.update(new)
@@ -97,7 +96,21 @@ def map_tasks(
             advance(1)
             for following in submit(1):
                 running.add(following)
+        release_freed_memory()
         return results
+
+
+def _call(function: Callable[..., R], *arguments: Any) -> R:
+    """Call a function on a worker, and let go of the memory that it took."""
+    try:
+        return function(*arguments)
+    finally:
+        release_freed_memory()
+
+
+def _new_key(function: Callable[..., Any]) -> str:
+    """Name a call by its function, as Dask's dashboard shows it."""
+    return f"{function.__name__}-{uuid.uuid4()}"
 
 
 def _completed(client: Client, running: as_completed, label: str) -> Iterator[Future]:
@@ -186,20 +199,5 @@ def peak_memory_bytes() -> int:
 def peak_gpu_memory_bytes() -> int | None:
     """Return the most memory torch held on a GPU in any of the Dask cluster's workers; None where none used one."""
     with _dask_client() as client:
-        workers: dict[str, int | None] = client.run(_own_gpu_peak)
+        workers: dict[str, int | None] = client.run(own_gpu_peak_bytes)
     return max((peak for peak in workers.values() if peak), default=None)
-
-
-def _own_gpu_peak() -> int | None:
-    torch = sys.modules.get("torch")  # a worker that never loaded it has used no GPU
-    return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_initialized() else None
-
-
-def own_peak_bytes() -> int:
-    """Return the peak resident size of this process."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss starts from the parent's size in a process that was forked
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)

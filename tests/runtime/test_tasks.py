@@ -44,7 +44,7 @@ def test_a_window_of_calls_is_in_the_scheduler_and_what_they_share_is_sent_once(
     submit = Client.submit
 
     def watched(client, function, *arguments, **settings):
-        first_arguments.add(arguments[0])
+        first_arguments.add(arguments[1])  # after the function that a worker calls
         in_scheduler.append(1 + len([key for key in client.futures if key.startswith("power-")]))
         return submit(client, function, *arguments, **settings)
 

@@ -17,7 +17,7 @@ from quad_tasks.runtime.checkpoints import load_checkpoint
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.bandit.ledger import SET_COLUMN
 from quad_tasks.stages.bandit.plan_round import Plan
-from quad_tasks.stages.influence.fit_factors import load_directions, read_direction
+from quad_tasks.stages.influence.fit_direction import load_directions, read_direction
 from quad_tasks.stages.pool.ingest import read_shard
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import read_positions

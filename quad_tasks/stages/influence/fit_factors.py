@@ -1,4 +1,4 @@
-"""Stage: EK-FAC factors of the training loss at a checkpoint, then the reference direction (iHVP).
+"""Stage: EK-FAC factors of the training loss at a checkpoint.
 
 The fit is two passes of sums over a random sample of the pool, cut into chunks that any worker may do; a chunk's sums
 are kept until what is made of them is, so that a fit goes on where it stopped. Sums are merged in the chunks' order.
@@ -10,24 +10,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from quad_tasks.config.schema import ConfigError, FactorsConfig
-from quad_tasks.core import covariance, ekfac, influence
+from quad_tasks.config.schema import FactorsConfig
+from quad_tasks.core import covariance, ekfac
 from quad_tasks.core.blocks import Block, find_blocks
 from quad_tasks.core.lm.model import Batch, encode, make_batches, pick_device, split_windows
 from quad_tasks.core.seeds import Stream, label_seed, make_generator
-from quad_tasks.manifests.influence import DirectionManifest, DirectionSet, FactorsManifest
+from quad_tasks.manifests.influence import FactorsManifest
 from quad_tasks.records import ModelUse
 from quad_tasks.runtime.checkpoints import load_checkpoint, read_checkpoint_manifest
-from quad_tasks.runtime.held_out import read_reference, read_reference_table
 from quad_tasks.runtime.prefect_ui import show_asset
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.run import wait_for_lease
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.influence.factor_memory import (
-    CHUNK_DOCUMENTS,
     check_memory,
     chunk_documents,
     covariance_bytes,
@@ -35,9 +31,9 @@ from quad_tasks.stages.influence.factor_memory import (
     group_blocks,
     machine_memory_bytes,
 )
+from quad_tasks.stages.influence.fit_parts import delete_parts, load_named, merge_parts, save_named
 from quad_tasks.storage.keys import (
     chunk_key,
-    direction_key,
     factors_folder,
     factors_key,
     manifest_key,
@@ -47,7 +43,6 @@ from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import nth_open, read_positions
 from quad_tasks.storage.store import Store
-from quad_tasks.storage.tensors import iterate_tensors, load_tensors, save_tensors
 
 Positions = npt.NDArray[np.int64]
 
@@ -100,12 +95,10 @@ def _fit(fit: "Fit") -> None:
         sums = map_tasks(covariance_chunk, chunks, "fit covariances", "chunks", on_gpu=True)
         groups = [(fit, [chunk[group] for chunk in sums], group) for group in range(n_groups)]
         map_tasks(decompose_group, groups, "decompose", "groups of blocks", on_gpu=True)
-        _delete(store, [part for chunk in sums for part in chunk])
+        delete_parts(store, [part for chunk in sums for part in chunk])
     more = map_tasks(eigenvalue_chunk, _chunks(fit, second, size_bytes), "fit eigenvalues", "chunks", on_gpu=True)
-    eigenvalues = ekfac.eigenvalue_sums_from_tensors(_merge(store, more))
-    basis = _load_basis(store, key, n_groups)
-    sha256 = _save(store, factors_key(key), ekfac.factors_to_tensors(ekfac.finish(basis, eigenvalues)))
-    cut = describe_cut(basis.blocks, fit.settings.max_factor_width)
+    ((sha256, blocks),) = map_tasks(finish_factors, [(fit, n_groups, more)], "join factors", "fits", on_gpu=True)
+    cut = describe_cut(blocks, fit.settings.max_factor_width)
     if cut:
         widest = max(cut, key=lambda name: cut[name].width)
         notice(
@@ -119,114 +112,17 @@ def _fit(fit: "Fit") -> None:
         sample_documents=len(first),
         eigenvalue_documents=len(second),
         sha256=sha256,
-        blocks=tuple(block.name for block in basis.blocks),
+        blocks=tuple(block.name for block in blocks),
         diagonal_parts=cut,
     )
     check_lease(store, key)
     write_manifest(store, manifest_key(key), manifest)
-    _delete(store, [*parts, *more])
-
-
-@stage_task("fit direction")
-def fit_direction(
-    store: Store, factors: str, checkpoint: str, reference: str, settings: FactorsConfig, use: ModelUse
-) -> str:
-    """Turn each reference set's mean gradient into its direction v = (F + λI)^-1 g_r and return their key.
-
-    The inverse being linear, the direction of all sets is the mean of theirs by weight.
-
-    Args:
-        store: the workspace.
-        factors: key of the factors.
-        checkpoint: key of the checkpoint they were fitted at.
-        reference: key of the reference tables.
-        settings: which blocks, and the damping.
-        use: how the model reads documents.
-
-    Raises:
-        ConfigError: no document of a reference set has two tokens.
-    """
-    table = read_reference(store, reference).reference
-    key = factors_folder(digest([factors, table.model_dump(mode="json"), settings.damping_scale]))
-    if store.exists(manifest_key(key)):
-        return key
-    with wait_for_lease(store, key):
-        if not store.exists(manifest_key(key)):
-            _solve(store, factors, checkpoint, reference, settings, use, key)
-    return key
-
-
-def _solve(
-    store: Store, factors: str, checkpoint: str, reference: str, settings: FactorsConfig, use: ModelUse, key: str
-) -> None:
-    """Sum up the reference gradient, apply the inverse and commit the direction."""
-    sets = read_reference(store, reference).reference.sets
-    common = (store, reference, checkpoint, key, settings.attention, use)
-    chunks = _set_chunks([one.documents for one in sets])
-    items = [(*common, start, n) for _, start, n in chunks]
-    parts = map_tasks(gradient_chunk, items, "reference gradient", "chunks", on_gpu=True)
-    fitted = ekfac.factors_from_tensors(_load(store, factors_key(factors), read_factors(store, factors).sha256))
-    directions: dict[str, Tensor] = {}
-    described = {}
-    total = sum(one.weight for one in sets)
-    for index, one in enumerate(sets):
-        own = [part for part, (owner, _, _) in zip(parts, chunks, strict=True) if owner == index]
-        gradient, n_targets = _mean_gradient(store, own)
-        if n_targets == 0:
-            raise ConfigError(f"reference set {one.name!r}: expected documents of at least 2 tokens, found none")
-        inverse = ekfac.apply_inverse(fitted, gradient, settings.damping_scale)
-        directions |= {f"{one.name}/{block}": inverse[block] for block in inverse}
-        described[one.name] = DirectionSet(n_targets=n_targets, share=one.weight / total)
-    manifest = DirectionManifest(
-        factors=factors,
-        checkpoint=checkpoint,
-        reference=reference,
-        damping_scale=settings.damping_scale,
-        sets=described,
-        sha256=_save(store, direction_key(key), directions),
-    )
-    check_lease(store, key)
-    write_manifest(store, manifest_key(key), manifest)
-    for part in parts:
-        store.delete(part)
-
-
-def load_directions(store: Store, key: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
-    """Load the direction of every reference set, [O, I] by set and block, and each set's share of the weight."""
-    made = read_direction(store, key)
-    sets = made.sets
-    directions: dict[str, dict[str, Tensor]] = {name: {} for name in sets}
-    for name, tensor in _load(store, direction_key(key), made.sha256).items():
-        owner, _, block = name.partition("/")
-        directions[owner][block] = tensor
-    return directions, {name: one.share for name, one in sets.items()}
+    delete_parts(store, [*parts, *more])
 
 
 def read_factors(store: Store, key: str) -> FactorsManifest:
     """Read the manifest of factors."""
     return read_manifest(FactorsManifest, store, manifest_key(key))
-
-
-def read_direction(store: Store, key: str) -> DirectionManifest:
-    """Read the manifest of a direction."""
-    return read_manifest(DirectionManifest, store, manifest_key(key))
-
-
-def _set_chunks(documents: list[int]) -> list[tuple[int, int, int]]:
-    """Cut the sets' documents, which stand set by set, into chunks: (set, first document, documents)."""
-    chunks, first = [], 0
-    for index, n in enumerate(documents):
-        for start in range(first, first + n, CHUNK_DOCUMENTS):
-            chunks.append((index, start, min(CHUNK_DOCUMENTS, first + n - start)))
-        first += n
-    return chunks
-
-
-def _mean_gradient(store: Store, parts: list[str]) -> tuple[dict[str, Tensor], int]:
-    """Add up chunks' gradients and divide by their targets."""
-    total = _merge(store, parts)
-    n_targets = int(total.pop("n_targets"))
-    return {name: tensor.div_(max(1, n_targets)) for name, tensor in total.items()}, n_targets
 
 
 def _samples(
@@ -298,7 +194,7 @@ def covariance_chunk(fit: Fit, positions: np.ndarray[Any, Any], index: int) -> l
             model, batches, blocks, chosen.fisher, max_width=chosen.max_factor_width, rounded=rounded
         )
         for part, group in zip(parts, groups, strict=True):
-            _save(store, part, covariance.covariances_to_tensors(covariance.select_blocks(sums, group)))
+            save_named(store, part, covariance.covariances_to_tensors(covariance.select_blocks(sums, group)))
     return parts
 
 
@@ -306,9 +202,9 @@ def decompose_group(fit: Fit, parts: list[str], group: int) -> str:
     """Merge the chunks' covariances of a group of blocks, in the chunks' order, and keep their eigenbasis."""
     store, key = fit.store, chunk_key(fit.key, "basis", group)
     if not store.exists(key):
-        sums = covariance.covariances_from_tensors(_merge(store, parts))
+        sums = covariance.covariances_from_tensors(merge_parts(store, parts))
         basis = ekfac.decompose(sums, pick_device(fit.use.device))
-        _save(store, key, ekfac.basis_to_tensors(basis))
+        save_named(store, key, ekfac.basis_to_tensors(basis))
     return key
 
 
@@ -320,23 +216,16 @@ def eigenvalue_chunk(fit: Fit, positions: np.ndarray[Any, Any], index: int) -> s
         basis = _load_basis(store, fit.key, len(group_blocks(_blocks(fit), fit.settings.max_factor_width)))
         rounded = fit.settings.rounds_products(fit.use.dtype)
         sums = ekfac.accumulate_eigenvalues(model, batches, basis, fit.settings.fisher, rounded=rounded)
-        _save(store, part, ekfac.eigenvalue_sums_to_tensors(sums))
+        save_named(store, part, ekfac.eigenvalue_sums_to_tensors(sums))
     return part
 
 
-def gradient_chunk(
-    store: Store, reference: str, checkpoint: str, key: str, attention: Any, use: ModelUse, start: int, n: int
-) -> str:
-    """Sum one chunk's reference gradients; return where they are."""
-    part = chunk_key(key, "gradient", start)
-    if not store.exists(part):
-        model, tokenizer = load_checkpoint(store, checkpoint, use.dtype, use.device)
-        rows = read_reference_table(store, reference, "reference", ["text"]).slice(start, n)
-        documents = encode(tokenizer, rows["text"].to_pylist())
-        batches, _ = make_batches(documents, use.window_tokens, use.batch_tokens)
-        sums, n_targets = influence.gradient_sums(model, batches, find_blocks(model, attention))
-        _save(store, part, {**sums, "n_targets": torch.tensor(n_targets)})
-    return part
+def finish_factors(fit: Fit, n_groups: int, parts: list[str]) -> tuple[str, tuple[Block, ...]]:
+    """Join the eigenbasis and the chunks' eigenvalues, on a worker; return the digest of their file, and the blocks."""
+    eigenvalues = ekfac.eigenvalue_sums_from_tensors(merge_parts(fit.store, parts))
+    basis = _load_basis(fit.store, fit.key, n_groups)
+    joined = ekfac.factors_to_tensors(ekfac.finish(basis, eigenvalues))
+    return save_named(fit.store, factors_key(fit.key), joined), basis.blocks
 
 
 def _chunk_batches(fit: Fit, positions: np.ndarray[Any, Any]) -> tuple[Any, list[Batch]]:
@@ -357,32 +246,10 @@ def _blocks(fit: Fit) -> list[Block]:
 
 def _load_basis(store: Store, key: str, n_groups: int) -> ekfac.Eigenbasis:
     """Load the eigenbasis between the two passes, its groups of blocks together."""
-    parts = (_load(store, chunk_key(key, "basis", group)) for group in range(n_groups))
+    parts = (load_named(store, chunk_key(key, "basis", group)) for group in range(n_groups))
     return ekfac.join_bases(ekfac.basis_from_tensors(part) for part in parts)
-
-
-def _delete(store: Store, keys: list[str]) -> None:
-    for key in keys:
-        store.delete(key)
 
 
 def _identity(settings: FactorsConfig) -> dict[str, Any]:
     """Return what of the settings the factors depend on: the damping comes in with the direction."""
     return settings.model_dump(exclude={"damping_scale"})
-
-
-def _merge(store: Store, parts: list[str]) -> dict[str, Tensor]:
-    """Add up chunks' sums in the chunks' order, holding one set of them and a tensor of the next."""
-    total = _load(store, parts[0])
-    for part in parts[1:]:
-        covariance.add_tensors(total, ((name, torch.from_numpy(array)) for name, array in iterate_tensors(store, part)))
-    return total
-
-
-def _save(store: Store, key: str, tensors: dict[str, Tensor]) -> str:
-    return save_tensors(store, key, {name: t.detach().cpu().numpy() for name, t in tensors.items()}, {})
-
-
-def _load(store: Store, key: str, sha256: str | None = None) -> dict[str, Tensor]:
-    arrays, _ = load_tensors(store, key, sha256)
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}

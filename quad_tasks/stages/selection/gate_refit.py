@@ -22,7 +22,7 @@ from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.run import check_run_lease
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.bandit.ledger import read_choice, read_choice_table
-from quad_tasks.stages.influence.fit_factors import read_direction
+from quad_tasks.stages.influence.fit_direction import read_direction
 from quad_tasks.stages.selection.paired_gain import mean_loss, paired_gain
 from quad_tasks.stages.selection.select_documents import StageSelection, try_choice
 from quad_tasks.stages.selection.train import (

@@ -27,7 +27,7 @@ from quad_tasks.runtime.run import check_run_lease, starting_checkpoint
 from quad_tasks.runtime.tasks import stage_task
 from quad_tasks.stages.bandit.ledger import read_choice, read_chosen, read_scores
 from quad_tasks.stages.influence.find_overlap import HELD_OUT_OVERLAP, overlap_positions
-from quad_tasks.stages.influence.fit_factors import read_direction
+from quad_tasks.stages.influence.fit_direction import read_direction
 from quad_tasks.storage import tables
 from quad_tasks.storage.errors import StoreFault
 from quad_tasks.storage.keys import (

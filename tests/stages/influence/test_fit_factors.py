@@ -1,6 +1,5 @@
 """How a fit is cut into pieces of work changes no number of the factors, and leaves nothing behind."""
 
-import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +14,11 @@ from quad_tasks.core.lm.model import LlamaSize, fresh_llama, make_batches
 from quad_tasks.manifests.pool import Part
 from quad_tasks.records import ModelUse
 from quad_tasks.runtime.run import pinned_pool
-from quad_tasks.stages.influence import factor_memory, fit_factors
+from quad_tasks.stages.influence import factor_memory, fit_direction, fit_factors, fit_parts
 from quad_tasks.stages.influence.find_overlap import overlap_positions
 from quad_tasks.storage.keys import chunk_key, factors_key, manifest_key
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.store import open_store
-from quad_tasks.storage.tensors import save_tensors
 
 DOCUMENTS = [[int(t) for t in np.random.default_rng(n).integers(0, 320, 4 + n % 20)] for n in range(50)]
 
@@ -48,7 +46,7 @@ def begin(tmp_path, key):
 
 
 def factors_of(fit):
-    return fit_factors._load(fit.store, factors_key(fit.key))
+    return fit_parts.load_named(fit.store, factors_key(fit.key))
 
 
 def test_factors_are_those_of_one_process_however_blocks_are_grouped(model, dask_client, tmp_path, monkeypatch):
@@ -70,22 +68,6 @@ def test_factors_are_those_of_one_process_however_blocks_are_grouped(model, dask
     assert again.keys() == found.keys()
     assert all(torch.equal(again[name], found[name]) for name in found)
     assert grouped.store.list(grouped.key) == [factors_key(grouped.key), manifest_key(grouped.key)]
-
-
-def test_merging_chunks_holds_one_set_of_sums_and_little_more(tmp_path):
-    store, n_tensors, width = open_store(str(tmp_path)), 16, 256
-    sums = {f"squares/{n}": np.full((width, width), n, np.float32) for n in range(n_tensors)}
-    parts = [f"part-{number}" for number in range(3)]
-    for part in parts:
-        save_tensors(store, part, {**sums, "counts": np.array([5])}, {})
-    fit_factors._merge(store, parts)  # what is imported first is held too
-    tracemalloc.start()
-    total = fit_factors._merge(store, parts)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert int(total.pop("counts")) == 15
-    assert all(torch.equal(total[name], torch.from_numpy(3 * array)) for name, array in sums.items())
-    assert peak < 1.4 * n_tensors * 4 * width**2
 
 
 def test_a_fit_that_stopped_between_its_passes_does_not_sum_again(model, dask_client, tmp_path, monkeypatch):
@@ -115,7 +97,7 @@ def test_documents_with_held_out_text_are_in_no_sample_of_the_factors(leaking_ru
     aside = overlap_positions(store, leaking_run.run)
     all_there_are = leaking_run.factors.model_copy(update={"sample_documents": documents})
     direction = fit_influence(leaking_run.model_copy(update={"factors": all_there_are}))
-    factors = fit_factors.read_factors(store, fit_factors.read_direction(store, direction).factors)
+    factors = fit_factors.read_factors(store, fit_direction.read_direction(store, direction).factors)
     assert len(aside) > 0
     assert factors.sample_documents == documents - len(aside)
 

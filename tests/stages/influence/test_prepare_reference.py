@@ -11,7 +11,7 @@ from quad_tasks.commands.inspect import inspect_document
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.stages.bandit.ledger import read_scores
-from quad_tasks.stages.influence.fit_factors import load_directions
+from quad_tasks.stages.influence.fit_direction import load_directions
 from quad_tasks.stages.influence.prepare_reference import split_reference
 from quad_tasks.storage import rounds
 from quad_tasks.storage.store import open_store
