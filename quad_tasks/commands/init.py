@@ -19,6 +19,7 @@ from quad_tasks.commands.input_sample import Sample, look_at, value_at
 from quad_tasks.commands.schema import write_schema
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError, TrainingConfig
+from quad_tasks.runtime.check_environment import check_inputs
 from quad_tasks.storage.readers import InputError, expand_inputs
 
 NAMES = {
@@ -129,6 +130,7 @@ def write_config(
 
 
 def _look(files: Sequence[str], which: str) -> Inputs:
+    check_inputs({f"{which}.inputs": files})
     uris = expand_inputs(files)
     sample = look_at(uris)
     if not sample.records:

@@ -16,13 +16,21 @@ from typing import TypeVar
 
 from quad_tasks.config.schema import ComputeConfig, ConfigError
 from quad_tasks.storage.errors import StorageError, call_in_daemon, http_status, is_transient, redact
-from quad_tasks.storage.store import check_conditional_create, connect, open_store
+from quad_tasks.storage.input_files import expand_inputs, open_input
+from quad_tasks.storage.store import HUB_SCHEME, UnsupportedStore, check_conditional_create, connect, open_store
 
 ANSWER_S = 8.0
 """What a check waits for an answer from elsewhere: all checks together stay within ten seconds."""
 LEAST_FREE_BYTES = 2**26
 LARGE_DATABASE_BYTES = 2**28
 VACUUM_VARIABLE = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
+REMEDIES = {
+    "s3://": "check the bucket's name, its endpoint (AWS_ENDPOINT_URL) and the credentials in the environment "
+    "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)",
+    "hf://": "check the name; a private or gated dataset needs a token in the environment (HF_TOKEN)",
+}
+HUB_KINDS = ("datasets", "spaces", "buckets")
+"""First parts of the Hub's paths that do not name a model."""
 LOCAL_SCHEMES = ("file://", "memory://")
 ADDRESS_VARIABLE = "DASK_SCHEDULER_ADDRESS"
 API_VARIABLE = "PREFECT_API_URL"
@@ -112,33 +120,46 @@ def check_workspace(workspace: str) -> str:
         _check_writable(folder.absolute(), "workspace", "choose another, or make room")
         return str(folder)
     place = redact(workspace)
-    store = open_store(workspace)
+    if workspace.startswith(HUB_SCHEME):
+        raise UnsupportedStore(
+            f"workspace: expected a local path or s3://bucket/prefix, got {place}, where only inputs can be"
+        )
     _check_answers(workspace, "workspace")
+    store = open_store(workspace)
     try:
         _within(lambda: check_conditional_create(store), f"workspace: {place}")
     except (StorageError, OSError) as error:
         if isinstance(error, ValueError):  # a store that cannot serve, which says so itself
             raise
         raise ConfigError(
-            f"workspace: expected a bucket that can be written at {place}: {redact(str(error))}: check its name, its "
-            "endpoint and the credentials in the environment"
+            f"workspace: expected a bucket that can be written at {place}: {redact(str(error))}: {_remedy(workspace)}"
         ) from None
     return place
 
 
 def check_inputs(patterns: Mapping[str, Sequence[str]]) -> str:
-    """Check that the stores of inputs elsewhere answer: reading asks again and again, for longer than a check may take.
+    """Check that inputs elsewhere are there and can be opened; of each pattern, the first file.
+
+    Their stores are asked once before: reading asks again and again, for longer than a check may take.
 
     Args:
         patterns: by the key of the configuration they stand under.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: a store does not answer, refuses, or does not have what the pattern names.
     """
-    places = {_store_of(one): (key, one) for key, given in patterns.items() for one in given if _is_elsewhere(one)}
-    for key, pattern in places.values():
-        _check_answers(pattern, key)
-    return ", ".join(sorted(places)) or "on this machine"
+    elsewhere = [(key, one) for key, given in patterns.items() for one in given if _is_elsewhere(one)]
+    asked: set[str] = set()
+    for key, pattern in elsewhere:
+        if _store_of(pattern) not in asked:
+            _check_answers(pattern, key)
+            asked.add(_store_of(pattern))
+        try:
+            with open_input(expand_inputs([pattern])[0]) as file:
+                file.read(1)
+        except (StorageError, OSError) as error:
+            raise ConfigError(f"{key}: {redact(str(error))}: {_remedy(pattern)}") from None
+    return ", ".join(sorted(asked)) or "on this machine"
 
 
 def check_workers(compute: ComputeConfig, workspace: str) -> str:
@@ -192,26 +213,37 @@ def _is_elsewhere(uri: str) -> bool:
 
 
 def _store_of(uri: str) -> str:
-    """Return a URI's scheme and host or bucket, without its secrets."""
-    return "/".join(redact(uri).split("/")[:3])
+    """Return a URI's scheme and host, bucket or repository, without its secrets."""
+    parts = redact(uri).split("/")
+    host_parts = 3 if not uri.startswith(HUB_SCHEME) else 5 if parts[2] in HUB_KINDS else 4
+    return "/".join(parts[:host_parts])
+
+
+def _remedy(uri: str) -> str:
+    """Say what to do about a store that refuses, or does not have what is looked for."""
+    scheme = f"{uri.partition('://')[0]}://"
+    return REMEDIES.get(scheme, "check the name, and the credentials in the environment")
 
 
 def _check_answers(uri: str, name: str) -> None:
     """Ask a store once for what a URI begins with; any answer will do, a refusal too.
 
     Raises:
-        ConfigError: it cannot be reached.
+        ConfigError: it cannot be reached, or no filesystem is known for it.
     """
-    files, path = connect(uri)
+    on_hub = uri.startswith(HUB_SCHEME)
 
     def ask() -> None:
         try:
-            files.info(path.partition("/")[0])
+            files, path = connect(uri)
+            files.info(_store_of(uri).removeprefix(HUB_SCHEME) if on_hub else path.partition("/")[0])
+        except UnsupportedStore as error:
+            raise ConfigError(f"{name}: {error}") from None
         except Exception as error:
             if is_transient(error) and http_status(error) is None:
                 raise ConfigError(
                     f"{name}: expected an answer from {_store_of(uri)}, got {redact(str(error))}: check the endpoint, "
-                    "the network and the proxy in the environment"
+                    f"the network and the proxy in the environment{', or give files of this machine' if on_hub else ''}"
                 ) from None
 
     _within(ask, f"{name}: {redact(uri)}")

@@ -109,7 +109,11 @@ def is_transient(error: BaseException) -> bool:
     status = http_status(error)
     if status is not None:
         return status in TRANSIENT_STATUS
-    return isinstance(error, (TimeoutError, ConnectionError, S3ConnectionError, S3ClientError, HttpClientError))
+    # httpx's errors by their name: its successors, of which the Hub's client takes one or another, have the same
+    lost = any(
+        kind.__name__ == "TransportError" and kind.__module__.startswith("httpx") for kind in type(error).__mro__
+    )
+    return lost or isinstance(error, (TimeoutError, ConnectionError, S3ConnectionError, S3ClientError, HttpClientError))
 
 
 def http_status(error: BaseException | None) -> int | None:
@@ -117,7 +121,8 @@ def http_status(error: BaseException | None) -> int | None:
     while error is not None:
         response = getattr(error, "response", None)
         metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-        for status in (metadata.get("HTTPStatusCode"), getattr(error, "status", None), getattr(error, "code", None)):
+        given = (metadata.get("HTTPStatusCode"), getattr(response, "status_code", None))
+        for status in (*given, getattr(error, "status", None), getattr(error, "code", None)):
             if isinstance(status, int):
                 return status
         error = error.__cause__
@@ -136,7 +141,7 @@ def redact(text: str) -> str:
 
 
 def _permanent(error: Exception, place: str) -> StorageError:
-    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) or http_status(error) == 404:
         return StoreKeyError(f"not found: {place}")
     if isinstance(error, PermissionError) or http_status(error) == 403:
         return StoreForbidden(f"access refused: {place}: {_describe(error)}")

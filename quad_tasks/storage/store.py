@@ -65,6 +65,8 @@ UNSAFE_IN_KEY = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]")
 PROBE_FOLDER = "probes"
 """Holds what `check_conditional_create` writes for a moment, each named by its time in seconds since 1970."""
 
+HUB_SCHEME = "hf://"
+"""Of the Hugging Face Hub, whose client lists a file's folder once, and reads further ahead than is asked for."""
 CLIENT_VARIABLES = ("AWS_", "FSSPEC_")
 """Start the names of the environment variables that filesystem clients are made from."""
 
@@ -85,6 +87,7 @@ class Store:
         """Open ``uri``; use `open_store`."""
         self._given_uri = uri
         self.uri = redact(uri)
+        self._on_hub = uri.startswith(HUB_SCHEME)
         self._filesystem, self._root = connect(uri)
         self._process_id = os.getpid()
 
@@ -153,7 +156,7 @@ class Store:
         """
 
         def measure(files: Any, path: str) -> int:
-            info = files.info(path)
+            info = files.info(path, refresh=True) if self._on_hub else files.info(path)
             if info["type"] != "file":
                 raise FileNotFoundError(path)
             return int(info["size"])
@@ -207,7 +210,8 @@ class Store:
         Raises:
             StoreKeyError: nothing stands under ``key``.
         """
-        return cast(bytes, self._call(key, lambda files, path: files.cat_file(path, start=start, end=end)))
+        how = {"size": end, "cache_type": "none"} if self._on_hub else {}
+        return cast(bytes, self._call(key, lambda files, path: files.cat_file(path, start=start, end=end, **how)))
 
     def local_path(self, key: str) -> Path | None:
         """Return where the object lies on this machine's filesystem, or None for a remote store."""
@@ -346,7 +350,7 @@ def connect(uri: str) -> tuple[Any, str]:
     if is_s3:
         filesystem.retries = 1
     root = root.rstrip("/")
-    if is_s3 and not root:
+    if is_s3 and not root.partition("/")[0]:
         raise UnsupportedStore(f"expected a bucket's name after s3://, got {redact(uri)!r}")
     return filesystem, root
 

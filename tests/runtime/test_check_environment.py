@@ -1,14 +1,21 @@
 """Each broken surrounding is one message with its name and what to do, and a whole one passes."""
 
 import os
+import re
 import socket
+import sys
 import tempfile
+from contextlib import closing
 
+import boto3
 import pytest
+from fsspec.registry import _registry
+from hub_server import at_hub, running_hub
 from s3_server import running_s3
 
 from quad_tasks.config.schema import ComputeConfig, ConfigError
 from quad_tasks.runtime import check_environment as environment
+from quad_tasks.storage.errors import UnsupportedStore
 
 
 @pytest.fixture
@@ -113,15 +120,89 @@ def test_workers_without_the_drivers_disk_are_named(tmp_path):
         environment._check_shared_disk(lambda _check, _path: {"a": True, "b": False}, str(tmp_path))
 
 
-def test_a_missing_bucket_is_named(monkeypatch):
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 server with a bucket `bucket` that has one file."""
     monkeypatch.setattr(environment, "ANSWER_S", 60.0)  # on a busy machine
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with running_s3() as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        with pytest.raises(ConfigError, match=r"workspace: expected a bucket .* at s3://none") as refused:
-            environment.check_workspace("s3://none/quad")
-        assert "planted-secret" not in str(refused.value)
+        with closing(boto3.client("s3")) as client:
+            client.create_bucket(Bucket="bucket")
+            client.put_object(Bucket="bucket", Key="pool/a.jsonl", Body=b"{}")
+        yield
+
+
+def test_a_missing_bucket_is_named(s3):
+    with pytest.raises(
+        ConfigError, match=r"workspace: expected a bucket .* at s3://none.*: check the bucket's"
+    ) as refused:
+        environment.check_workspace("s3://none/quad")
+    assert "planted-secret" not in str(refused.value)
+
+
+def test_inputs_in_a_bucket_are_found_or_named_with_their_key_and_what_to_do(s3):
+    there = ["s3://bucket/pool/*.jsonl", "s3://bucket/pool/a.jsonl"]
+    assert environment.check_inputs({"pool.inputs": there, "heldout.inputs": []}) == "s3://bucket"
+    remedy = r": check the bucket's name, its endpoint \(AWS_ENDPOINT_URL\) and the credentials .*AWS_PROFILE"
+    for uri in (
+        "s3://none/pool/*.jsonl",
+        "s3://Not_A_Bucket/a.jsonl",
+        "s3://bucket/none/*.jsonl",
+        "s3://bucket/b.jsonl",
+    ):
+        with pytest.raises(ConfigError, match=rf"^heldout\.inputs: .*{re.escape(uri)}.*{remedy}"):
+            environment.check_inputs({"pool.inputs": there, "heldout.inputs": [uri]})
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///a.jsonl", "nothing://a.jsonl"])
+def test_a_uri_without_a_bucket_or_a_filesystem_is_named_with_its_key(uri):
+    with pytest.raises(ConfigError, match=rf"^reference\.inputs: expected .*{uri}"):
+        environment.check_inputs({"reference.inputs": [uri]})
+    with pytest.raises(ConfigError, match=rf"^workspace: expected .*{uri}"):
+        environment.check_workspace(uri)
+
+
+def test_datasets_of_the_hub_are_found_or_named_with_their_key_and_what_to_do(monkeypatch):
+    monkeypatch.setattr(environment, "ANSWER_S", 60.0)
+    uri = "hf://datasets/owner/name/**/*.jsonl"
+    with running_hub({"owner/name": {"data/a.jsonl": b"{}"}}) as hub:
+        at_hub(monkeypatch, hub.address)
+        assert environment.check_inputs({"pool.inputs": [uri]}) == "hf://datasets/owner/name"
+        for other in (uri.replace("jsonl", "parquet"), uri.replace("name", "none"), uri.replace("name", "gated")):
+            with pytest.raises(
+                ConfigError, match=rf"^pool\.inputs: .*{re.escape(other)}.*: check the name; .*HF_TOKEN"
+            ):
+                environment.check_inputs({"pool.inputs": [other]})
+
+
+def test_without_the_hub_or_its_package_its_datasets_are_refused_at_once(monkeypatch):
+    monkeypatch.setattr("quad_tasks.storage.errors.sleep", lambda _seconds: pytest.fail("asked again"))
+    given = {"pool.inputs": ["hf://datasets/owner/name/a.jsonl"]}
+    at_hub(monkeypatch, f"http://127.0.0.1:{closed_port()}")
+    refused = r"^pool\.inputs: expected an answer from hf://datasets/owner/name, got .*, or give files of this machine$"
+    with pytest.raises(ConfigError, match=refused):
+        environment.check_inputs(given)
+    with socket.socket() as silent, monkeypatch.context() as waiting:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        waiting.setattr(environment, "ANSWER_S", 1.0)
+        at_hub(waiting, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(
+            ConfigError, match=r"^pool\.inputs: hf://.*/a.jsonl: expected an answer within 1 s, got none"
+        ):
+            environment.check_inputs(given)
+    monkeypatch.delitem(_registry, "hf", raising=False)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConfigError, match=r"^pool\.inputs: .*'hf://datasets/owner/name/a.jsonl': .*huggingface_hub"):
+        environment.check_inputs(given)
+
+
+def test_a_workspace_on_the_hub_is_refused():
+    with pytest.raises(UnsupportedStore, match=r"workspace: expected a local path or s3://.*, got hf://datasets/o/n"):
+        environment.check_workspace("hf://datasets/o/n")
 
 
 def test_a_named_prefect_server_that_does_not_answer_is_named(monkeypatch):

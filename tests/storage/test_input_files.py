@@ -2,13 +2,18 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import struct
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hub_server import at_hub, running_hub
 
-from quad_tasks.storage.input_files import InputError, suffix_of
+from quad_tasks.storage.errors import StorageError, StoreForbidden
+from quad_tasks.storage.input_files import InputError, expand_inputs, fingerprint, input_size, open_input, suffix_of
 from quad_tasks.storage.readers import read_documents
 
 LINES = b"".join(b'{"id": "%d", "text": "a text of some words, number %d"}\n' % (i, i) for i in range(200))
@@ -72,3 +77,74 @@ def test_a_suffix_is_a_kind_and_a_compression():
     assert (suffix_of("a.parquet"), suffix_of("a.tsv.xz")) == ((".parquet", ""), (".tsv", ".xz"))
     with pytest.raises(InputError, match=r"a\.parquet\.gz: expected a file ending in one of"):
         suffix_of("a.parquet.gz")
+
+
+def as_parquet(data: bytes) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"id": ["p", "q"], "text": [data.decode(), "another text"]}), file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    files = {
+        "README.md": b"read me",
+        "data/train.jsonl.zst": COMPRESS[".zst"](LINES),
+        "data/deep/er/a b.parquet": as_parquet(LINES),
+    }
+    with running_hub({"owner/name": files, "owner/gated": files}) as hub:
+        at_hub(monkeypatch, hub.address)
+        yield hub
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("owner/name/**/*.parquet", ["owner/name/data/deep/er/a b.parquet"]),
+        ("owner/name/data/*.zst", ["owner/name/data/train.jsonl.zst"]),
+        ("owner/name@main/data/train.jsonl.zst", ["owner/name@main/data/train.jsonl.zst"]),
+    ],
+)
+def test_files_of_a_dataset_of_the_hub_are_found_and_read_as_local_ones(hub, tmp_path, pattern, names):
+    found = expand_inputs([f"hf://datasets/{pattern}"])
+    assert found == [f"hf://datasets/{name}" for name in names]
+    local = tmp_path / found[0].rpartition("/")[2]
+    local.write_bytes(hub.files["owner/name"]["/".join(names[0].split("/")[2:])])
+    assert (input_size(found[0]), fingerprint(found[0])) == (local.stat().st_size, fingerprint(str(local)))
+    assert list(read_documents(found[0])) == list(read_documents(str(local)))
+
+
+def test_no_more_of_a_file_of_the_hub_is_fetched_than_is_asked_for(hub):
+    hub.files["owner/name"]["large.jsonl"] = b"x" * 10_000_000
+    with open_input("hf://datasets/owner/name/large.jsonl") as file:
+        file.seek(500)
+        assert file.read(100) == b"x" * 100
+    assert hub.sent == [100]
+
+
+def test_a_file_of_the_hub_that_has_grown_is_read_to_its_new_end(hub):
+    uri = "hf://datasets/owner/name/data/a.jsonl"
+    hub.files["owner/name"]["data/a.jsonl"] = LINES[:999]
+    assert input_size(uri) == 999
+    hub.files["owner/name"]["data/a.jsonl"] = LINES
+    assert input_size(uri) == len(LINES)
+    assert [document.id for document in read_documents(uri)] == [str(i) for i in range(200)]
+
+
+def test_the_hub_is_asked_again_where_it_fails_for_a_moment(hub, monkeypatch):
+    monkeypatch.setattr("quad_tasks.storage.errors.sleep", lambda _seconds: None)
+    hub.failing = [503, 429]
+    assert input_size("hf://datasets/owner/name/README.md") == 7
+
+
+@pytest.mark.parametrize("name", ["owner/none", "owner/gated"])
+def test_a_dataset_that_is_not_there_or_refused_is_named(hub, name):
+    with pytest.raises(StorageError, match=f"hf://datasets/{name}/"):
+        expand_inputs([f"hf://datasets/{name}/*.parquet"])
+
+
+def test_a_file_that_the_hub_refuses_while_it_is_read_is_named(hub):
+    with open_input("hf://datasets/owner/name/README.md") as file:
+        hub.failing = [403]
+        with pytest.raises(StoreForbidden, match=r"access refused: 'README.md' in hf://datasets/owner/name"):
+            file.read(1)

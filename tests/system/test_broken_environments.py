@@ -14,6 +14,7 @@ from pathlib import Path
 import boto3
 import pytest
 import yaml
+from hub_server import at_hub, running_hub
 from moto import settings as moto_settings
 from s3_server import running_s3
 from small_pool import small_config
@@ -24,6 +25,7 @@ from flows.cli.app import app
 from quad_tasks.runtime import check_environment as environment
 
 COMMANDS = (["doctor"], ["run", "--dry-run"])
+CHECK_BUCKET = r"check the bucket's name, its endpoint \(AWS_ENDPOINT_URL\) and the credentials .*, or AWS_PROFILE\)"
 SECRET = "planted-secret"
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 QUAD = str(Path(sys.executable).with_name("quad"))
@@ -92,9 +94,9 @@ def _each(messages: list[str], pattern: str) -> None:
 @pytest.mark.parametrize(
     ("workspace", "pattern"),
     [
-        ("s3://none/quad", r"^workspace: expected a bucket .* s3://none/quad: .*check its name, its endpoint and the"),
-        ("s3://Not_A_Bucket/quad", r"^workspace: expected a bucket .* s3://Not_A_Bucket/quad: .*check its name"),
-        ("s3://", r"expected a bucket's name after s3://"),
+        ("s3://none/quad", rf"^workspace: expected a bucket .* s3://none/quad: .*{CHECK_BUCKET}"),
+        ("s3://Not_A_Bucket/quad", rf"^workspace: expected a bucket .* s3://Not_A_Bucket/quad: .*{CHECK_BUCKET}"),
+        ("s3://", r"^workspace: expected a bucket's name after s3://"),
     ],
 )
 def test_a_bucket_that_is_not_there(refused, s3, workspace, pattern):
@@ -102,14 +104,23 @@ def test_a_bucket_that_is_not_there(refused, s3, workspace, pattern):
 
 
 def test_a_pool_in_a_bucket_that_is_not_there(refused, s3):
-    _each(refused(pool__inputs=["s3://none/pool/*.jsonl"]), r"s3://none/pool/\*\.jsonl")
+    uri = "s3://none/pool/*.jsonl"
+    _each(refused(pool__inputs=[uri]), rf"^pool\.inputs: .*{re.escape(uri)}.*: {CHECK_BUCKET}")
+
+
+def test_a_pool_on_the_hub_that_is_not_there(refused, monkeypatch):
+    uri = "hf://datasets/owner/name/**/*.parquet"
+    with running_hub({}) as hub:
+        at_hub(monkeypatch, hub.address)
+        _each(refused(pool__inputs=[uri]), rf"^pool\.inputs: .*{re.escape(uri)}: check the name; a private .*HF_TOKEN")
 
 
 def test_wrong_credentials(refused, s3, monkeypatch):
     monkeypatch.setattr(moto_settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)  # moto asks who asks
-    pattern = r"^workspace: expected a bucket .* s3://bucket/quad: access refused.* credentials in the environment"
+    pattern = r"^workspace: expected a bucket .* s3://bucket/quad: access refused.* credentials in the env.*AWS_PROFILE"
     _each(refused(workspace="s3://bucket/quad"), pattern)
-    _each(refused(pool__inputs=["s3://bucket/pool/a.jsonl"]), r"access refused: s3://bucket/pool/a.jsonl")
+    uri = "s3://bucket/pool/a.jsonl"
+    _each(refused(pool__inputs=[uri]), rf"^pool\.inputs: access refused: {uri}.*: {CHECK_BUCKET}")
 
 
 def test_no_credentials(refused, s3, monkeypatch):
