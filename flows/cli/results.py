@@ -96,6 +96,9 @@ def export(
     ] = False,
     shard_size: Annotated[int, typer.Option(metavar="BYTES", help="Text bytes after which a file ends.")] = 256 * 2**20,
     license: Annotated[str, typer.Option(help="Licence identifier of the dataset card.")] = "other",
+    influence: Annotated[
+        bool, typer.Option("--influence", help="Write influence.parquet instead: every pool document's influence.")
+    ] = False,
     workspace: Workspace = "workspace",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -105,9 +108,13 @@ def export(
     Example: quad export lambada --format hf --out dataset --license cc-by-4.0
     """
     with session(True, debug):
+        from quad_tasks.commands.export.export_influence import export_influence
         from quad_tasks.commands.export.export_selection import export_selection
         from quad_tasks.runtime.run import load_run
 
+        if influence:
+            print_body(export_influence(load_run(workspace, run), out), as_json)
+            return
         written = export_selection(load_run(workspace, run), out, format, shard_size, license, tokenize)
         summary: dict[str, Any] = {
             key: written[key] for key in ("run", "format", "rows", "tokens", "token_ids") if key in written

@@ -18,6 +18,7 @@ from quad_tasks.core.evaluation import diversity
 from quad_tasks.core.evaluation.diagnosis import budget_not_reached, stale_influence, too_little_diversity
 from quad_tasks.core.seeds import Stream, draw_seed, make_generator
 from quad_tasks.core.selection import fill_budget
+from quad_tasks.core.selection.prediction import Predictor
 from quad_tasks.core.selection.ranking import Rows, take_rows
 from quad_tasks.core.selection.redundancy import select_diverse
 from quad_tasks.manifests.run import Choice, PredictionQuality
@@ -44,7 +45,7 @@ from quad_tasks.stages.bandit.ledger import (
     stage_budget,
 )
 from quad_tasks.stages.bandit.pool_prediction import Block, read_values, write_predictions
-from quad_tasks.stages.bandit.predict import feature_source, fit_scored
+from quad_tasks.stages.bandit.predict import FeatureSource, feature_source, fit_scored
 from quad_tasks.stages.selection.drop_near_duplicates import NearDuplicateSearch
 from quad_tasks.stages.selection.pool_ranking import (
     Ranking,
@@ -150,7 +151,7 @@ def _commit_choice(store: Store, stage: Stage, how: StageSelection, name: str, g
         drop_rankings(store, folder)  # of a driver that was killed right after
         return key
     committed = list_stage_rounds(store, stage.run, stage.number, how.rounds)
-    scores, threshold = _read_scores(store, stage, committed)
+    scores, threshold = read_stage_scores(store, stage, committed)
     taken = read_chosen(store, stage.run, stage.number)
     closed = closed_positions(store, stage)
     eligible = _rank_eligible(store, stage, how, folder, scores, threshold, closed)
@@ -296,9 +297,7 @@ def _rank_predicted(
     """
     version, arms = stage.version, scores["arm"].to_numpy()
     n_arms = len(load_arms(store, version))
-    generator = make_generator(how.seed, Stream.SELECTION_REGRESSION, stage.number)
-    features = feature_source(store, version, how.features, how.use)
-    predictor = fit_scored(store, version, scores, n_arms, generator, features)
+    predictor, features = fit_stage_scores(store, stage, how, scores)
     best = np.full(n_arms, np.inf)
     best[np.unique(arms)] = -np.inf
     np.maximum.at(best, arms, scores["influence"].to_numpy())
@@ -314,6 +313,23 @@ def _rank_predicted(
         predicted_documents=sum(each.predicted for each in written),
     )
     return Eligible([blocks], threshold, blocks, quality)
+
+
+def fit_stage_scores(
+    store: Store, stage: Stage, how: StageSelection, scores: pa.Table
+) -> tuple[Predictor, FeatureSource]:
+    """Fit the regression that a stage's choice predicts by; return it and what it reads of a document.
+
+    Args:
+        store: the workspace.
+        stage: the stage.
+        how: how it selects.
+        scores: from `read_stage_scores`.
+    """
+    features = feature_source(store, stage.version, how.features, how.use)
+    generator = make_generator(how.seed, Stream.SELECTION_REGRESSION, stage.number)
+    n_arms = len(load_arms(store, stage.version))
+    return fit_scored(store, stage.version, scores, n_arms, generator, features), features
 
 
 def _arm_means(scores: pa.Table, n_arms: int) -> np.ndarray[Any, Any]:
@@ -366,7 +382,7 @@ def write_chosen(store: Store, key: str, chosen: pa.Table) -> dict[str, Any]:
     return {"documents": rows, "tokens": int(chosen["n_tokens"].to_numpy().sum()), "sha256": sha256}
 
 
-def _read_scores(store: Store, stage: Stage, own: list[rounds.RoundManifest]) -> tuple[pa.Table, float]:
+def read_stage_scores(store: Store, stage: Stage, own: list[rounds.RoundManifest]) -> tuple[pa.Table, float]:
     """Read the scores measured against the stage's direction, with `round` and `at_random`, and its τ."""
     earlier = [one for number in range(stage.number) for one in list_stage_rounds(store, stage.run, number)]
     current = []
