@@ -22,7 +22,7 @@ from quad_tasks.stages.selection.select_documents import select_documents, stage
 from quad_tasks.stages.selection.train import training_run
 from quad_tasks.storage.store import Store, open_store
 
-WHOLE_WAY = 1000
+WHOLE_WAY = 100
 """Steps of the rounds' bar."""
 
 
@@ -60,7 +60,7 @@ def _run_rounds(store: Store, config: RunConfig, stage: Stage) -> int:
     if stop_reason(store, stage, number, settings) is not None:
         return number
     way = way_to_stop(store, stage, number, settings)
-    with progress(f"stage {stage.number}: rounds", WHOLE_WAY, "‰ of the way to the nearest stop") as advance:
+    with progress(f"stage {stage.number}: rounds", WHOLE_WAY, "% of the way to the nearest stop") as advance:
         advance(round(WHOLE_WAY * way))
         while (reason := stop_reason(store, stage, number, settings)) is None:
             bandit_round(config, stage, number)
