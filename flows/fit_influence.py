@@ -35,5 +35,6 @@ def fit_influence(config: RunConfig, version: Key = None, checkpoint: Key = None
         checkpoint = checkpoint or starting_checkpoint(store, version)
         held_out = search_positions(store, run, version, reference, config.heldout.overlap_words)
         with timed(store, run, "fit"):
-            factors = fit_factors(store, version, checkpoint, config.factors, use, config.seed, held_out)
+            limit = config.compute.memory_limit
+            factors = fit_factors(store, version, checkpoint, config.factors, use, config.seed, held_out, limit)
             return fit_direction(store, factors, checkpoint, reference, config.factors, use)

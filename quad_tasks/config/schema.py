@@ -6,7 +6,7 @@ secrets: credentials come from the environment, never from here.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from quad_tasks.config.command import Command
 from quad_tasks.config.uris import Uri
@@ -359,6 +359,12 @@ class ComputeConfig(_Frozen):
     )
     training_processes: Positive = Field(
         1, description="Processes of one machine that share each training; with GPUs a device each."
+    )
+    memory_limit: ByteSize | None = Field(
+        None,
+        description="Most memory that all processes may hold together, in bytes or as `10GB`. Fewer models are trained "
+        "at once to keep to it; a plan that cannot keep to it, and a fit whose sums alone are more, are refused. null: "
+        "what the machine has, and a plan that needs more says so.",
     )
 
 

@@ -56,6 +56,7 @@ def map_tasks(
     unit: str,
     on_gpu: bool = False,
     shared: Sequence[Any] = (),
+    at_once: int | None = None,
 ) -> list[Any]:
     """Call `function(*shared, *item)` on the Dask cluster for every item; return the results in the items' order.
 
@@ -69,6 +70,7 @@ def map_tasks(
         unit: what an item is, in the plural.
         on_gpu: keep to workers that declare a `GPU`, one item at a time each, where the cluster has any.
         shared: first arguments of every call, sent to each worker once.
+        at_once: calls that may run at the same time; None: as many as the cluster has threads.
 
     Raises:
         NoWorkers: the cluster is this process's own and has no worker left; for another one's it waits, and says so.
@@ -90,7 +92,7 @@ def map_tasks(
             number_of.update(new)
             return list(new)
 
-        running = as_completed(submit(_window(client)))
+        running = as_completed(submit(at_once or _window(client)))
         for future in _completed(client, running, label):
             results[number_of.pop(future)] = future.result()
             advance(1)

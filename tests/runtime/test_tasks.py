@@ -56,6 +56,20 @@ def test_a_window_of_calls_is_in_the_scheduler_and_what_they_share_is_sent_once(
     assert [type(argument) for argument in first_arguments] == [Future]
 
 
+def test_no_more_calls_than_asked_for_run_at_once(dask_client, monkeypatch):
+    in_scheduler = []
+    submit = Client.submit
+
+    def watched(client, *arguments, **settings):
+        in_scheduler.append(1 + len([key for key in client.futures if key.startswith("power-")]))
+        return submit(client, *arguments, **settings)
+
+    monkeypatch.setattr(Client, "submit", watched)
+    found = map_tasks(power, [(number, 2) for number in range(9)], "power", "numbers", at_once=1)
+    assert found == [2**number for number in range(9)]
+    assert max(in_scheduler) <= 2  # one that has ended may not be forgotten yet
+
+
 def test_a_failing_call_raises_its_own_error(dask_client):
     with pytest.raises(ZeroDivisionError):
         map_tasks(power, [(number,) for number in (2, 1, 0)], "power", "numbers", shared=[-1])

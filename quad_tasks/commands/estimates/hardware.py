@@ -15,12 +15,9 @@ from quad_tasks.commands.estimates.probe import Rates, Shape
 from quad_tasks.config.schema import ConfigError, RunConfig
 from quad_tasks.core.lm.training import PASS_BYTES
 from quad_tasks.stages.influence.factor_memory import machine_memory_bytes
+from quad_tasks.stages.selection.training_memory import PROCESS_BYTES, training_bytes, trainings_at_once
 
-PROCESS_BYTES = 600 * 2**20
-"""A process with torch, transformers and pyarrow imported, before it holds a model (measured: 0.45 to 0.6 GB)."""
 FLOAT_BYTES = 4
-TRAINED_BYTES = 16
-"""A parameter in training: weight, gradient and AdamW's two moments, all in float32."""
 ASSUMED, MEASURED, DATASHEET = "assumed", "measured", "data sheet"
 SHARES = {"measure": 0.35, "score": 0.3, "gradient": 0.3, "fit": 0.05, "train": 0.28}
 """Of the data sheet's rate that each kind of work reaches: assumed."""
@@ -73,17 +70,38 @@ def plan_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
 
     Returns:
         `fit`, `bandit` and `train`; `most`, the largest of them; `machine`, what this machine has.
+
+    Raises:
+        ConfigError: a stage needs more than `compute.memory_limit`; the message says what to change.
     """
-    workers, driver = config.compute.workers, PROCESS_BYTES
+    compute, driver = config.compute, PROCESS_BYTES
+    workers, processes = compute.workers, compute.training_processes
     each = {stage: PROCESS_BYTES + size for stage, size in worker_memory(config, shape).items()}
     idle = PROCESS_BYTES + _weight_bytes(config, shape)
     solving = shape.covariance_bytes + 3 * FLOAT_BYTES * shape.tracked  # factors, a gradient and its inverse
+    fitting = trainings_at_once(compute.memory_limit, workers, processes, shape.parameters) or workers
+    training = min(workers, _trainings(config), fitting)
     stages = {
         "fit": driver + max(workers * each["fit"], workers * idle + solving),
         "bandit": driver + workers * each["bandit"],
-        "train": driver + min(workers, _trainings(config)) * config.compute.training_processes * each["train"],
+        "train": driver + (workers - training) * PROCESS_BYTES + training * processes * each["train"],
     }
+    _refuse_above_limit(compute.memory_limit, stages)
     return {**stages, "most": max(stages.values()), "machine": machine_memory_bytes()}
+
+
+def _refuse_above_limit(memory_limit: int | None, stages: Mapping[str, int]) -> None:
+    remedies = {
+        "fit": "lower compute.workers or model.batch_tokens, or set factors.max_factor_width",
+        "bandit": "lower compute.workers or model.batch_tokens, or use model.dtype bfloat16",
+        "train": "lower compute.workers, or train by training.command",
+    }
+    for stage, needed in stages.items():
+        if memory_limit is not None and needed > memory_limit:
+            raise ConfigError(
+                f"compute.memory_limit: expected a {stage} of at most {memory_limit:,} bytes in all processes, found "
+                f"about {needed:,}: {remedies[stage]}"
+            )
 
 
 def worker_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
@@ -95,7 +113,7 @@ def worker_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
     return {
         "fit": weights + shape.covariance_bytes + direction + activations,  # the eigenbasis, and squares in it
         "bandit": weights + direction * len(config.reference.named_sets()) + activations,
-        "train": TRAINED_BYTES * shape.parameters + activations,
+        "train": training_bytes(shape.parameters, activations),
     }
 
 

@@ -5,6 +5,7 @@ are kept until what is made of them is, so that a fit goes on where it stopped. 
 Covariances are kept, merged and decomposed in groups of blocks, so that no process holds two sets of all of them.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,7 @@ def fit_factors(
     use: ModelUse,
     seed: int,
     held_out: Positions,
+    memory_limit: int | None = None,
 ) -> str:
     """Fit EK-FAC factors at a checkpoint on a sample of the pool and return their key.
 
@@ -67,6 +69,10 @@ def fit_factors(
         use: how the model reads documents.
         seed: of the run.
         held_out: positions of documents with held-out text, which are not drawn.
+        memory_limit: bytes that the sums may take; None: what the machine has.
+
+    Raises:
+        ConfigError: they take more.
     """
     weights = read_checkpoint_manifest(store, checkpoint).weights_sha256
     precision = [use.window_tokens, use.batch_tokens, use.dtype]
@@ -78,7 +84,7 @@ def fit_factors(
         return key
     with wait_for_lease(store, key):
         if not store.exists(manifest_key(key)):
-            _fit(Fit(store, version, checkpoint, key, settings, use, seed, tuple(held_out.tolist())))
+            _fit(Fit(store, version, checkpoint, key, settings, use, seed, tuple(held_out.tolist()), memory_limit))
             show_asset(store, "factors", key, [version], sample_documents=settings.sample_documents)
     return key
 
@@ -159,6 +165,7 @@ class Fit:
         use: how the model reads documents.
         seed: of the run.
         held_out: positions that are not drawn.
+        memory_limit: bytes that the sums may take; None: what the machine has.
     """
 
     store: Store
@@ -169,6 +176,7 @@ class Fit:
     use: ModelUse
     seed: int
     held_out: tuple[int, ...] = ()
+    memory_limit: int | None = None
 
 
 def covariance_sizes(fit: Fit) -> tuple[int, int]:
@@ -178,7 +186,7 @@ def covariance_sizes(fit: Fit) -> tuple[int, int]:
         ConfigError: they do not fit the memory.
     """
     blocks, width = _blocks(fit), fit.settings.max_factor_width
-    check_memory(blocks, width, machine_memory_bytes())
+    check_memory(blocks, width, min(machine_memory_bytes(), fit.memory_limit or sys.maxsize))
     return len(group_blocks(blocks, width)), covariance_bytes(blocks, width)
 
 

@@ -43,6 +43,7 @@ from quad_tasks.stages.pool.prepare_model import FRESH
 from quad_tasks.stages.selection.random_control import draw_random_control
 from quad_tasks.stages.selection.select_documents import StageSelection, select_mixture
 from quad_tasks.stages.selection.train_by_command import train_by_command
+from quad_tasks.stages.selection.training_memory import trainings_at_once
 from quad_tasks.storage.keys import losses_key, manifest_key, steps_key, trained_key, trainer_log_key
 from quad_tasks.storage.manifest import write_manifest
 from quad_tasks.storage.positions import read_positions
@@ -71,6 +72,8 @@ class TrainingRun:
         total_tokens: of the one schedule that runs through all stages.
         seed: of the run.
         processes: that share a training.
+        workers: of the cluster.
+        memory_limit: bytes that all processes may hold together; None: no limit.
     """
 
     settings: TrainingConfig
@@ -79,6 +82,8 @@ class TrainingRun:
     total_tokens: int
     seed: int
     processes: int = 1
+    workers: int = 1
+    memory_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,17 @@ class Training:
 
 def training_run(config: RunConfig) -> TrainingRun:
     """Read what a run's trainings need from its configuration."""
-    rate = peak_rate(config)
-    budget, processes = config.selection.budget_tokens, config.compute.training_processes
-    return TrainingRun(config.training, rate, config.model_use(), budget, config.seed, processes)
+    budget, compute = config.selection.budget_tokens, config.compute
+    return TrainingRun(
+        config.training,
+        peak_rate(config),
+        config.model_use(),
+        budget,
+        config.seed,
+        compute.training_processes,
+        compute.workers,
+        compute.memory_limit,
+    )
 
 
 def peak_rate(config: RunConfig) -> float:
@@ -143,7 +156,10 @@ def train_stage(store: Store, stage: Stage, reference: str, run: TrainingRun, ho
         for one in trainings:
             _train_by_command(one, run.settings.command)
     before = Training(store, stage, reference, run, max_targets, None, "before", 0)
-    map_tasks(train_and_measure, [(one,) for one in [*trainings, before]], "train and measure", "models", on_gpu=True)
+    parameters = read_checkpoint_manifest(store, stage.checkpoint).parameters
+    at_once = trainings_at_once(run.memory_limit, run.workers, run.processes, parameters)
+    items = [(one,) for one in [*trainings, before]]
+    map_tasks(train_and_measure, items, "train and measure", "models", on_gpu=True, at_once=at_once)
     return trained_key(stage.run, stage.number, FIRST_SELECTED)
 
 

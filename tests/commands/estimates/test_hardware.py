@@ -6,11 +6,12 @@ import pytest
 from small_pool import small_config
 
 from quad_tasks.commands.estimates import hardware
-from quad_tasks.commands.estimates.hardware import PROCESS_BYTES, Device, describe_device, plan_memory, rates_on
+from quad_tasks.commands.estimates.hardware import Device, describe_device, plan_memory, rates_on
 from quad_tasks.commands.estimates.probe import Rates, Shape, WorkerRates
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.lm.flops import ModelSize
+from quad_tasks.stages.selection.training_memory import PROCESS_BYTES
 
 SIZE = ModelSize(maps=0, reached=0, tracked=0, head=0, attention=0, attention_reached=0)  # of no use here
 SMOLLM2_135M = Shape(
@@ -42,7 +43,20 @@ def test_more_workers_and_wider_numbers_take_more_and_a_training_alone_takes_one
     assert all(four[stage] > two[stage] for stage in ("fit", "bandit", "train"))
     assert planned(tmp_path, model__dtype="float32")["bandit"] > planned(tmp_path)["bandit"]
     alone = planned(tmp_path, compute__workers=4, training__control=False)
-    assert alone["train"] == planned(tmp_path, compute__workers=1, training__control=False)["train"]
+    one = planned(tmp_path, compute__workers=1, training__control=False)
+    assert alone["train"] == one["train"] + 3 * PROCESS_BYTES  # the other three hold no model
+
+
+def test_fewer_trainings_at_once_keep_to_a_limit_and_what_cannot_is_refused_by_the_stage(tmp_path):
+    settings = {"compute__workers": 2, "training__seeds": 2, "model__window_tokens": 128, "model__batch_tokens": 256}
+    free = planned(tmp_path, **settings)
+    limited = planned(tmp_path, **settings, compute__memory_limit=free["train"] - 1)
+    assert limited["train"] < free["fit"] < free["train"]
+    assert limited["fit"] == free["fit"]
+    with pytest.raises(
+        ConfigError, match=r"memory_limit: expected a fit of at most 4,000,000,000 .* lower compute.workers"
+    ):
+        planned(tmp_path, **settings, compute__memory_limit="4GB")
 
 
 def config_of(tmp_path, **changes):
