@@ -30,7 +30,7 @@ Int64 = npt.NDArray[np.int64]
 COST_SHARE = 0.1
 """Of scoring the whole pool exactly, that methods which score a share of it may take: a run's default."""
 OTHER_COST_SHARES = (0.05, 0.15)
-GENERAL_SHARES = (0.0, 0.1)
+GENERAL_SHARES = (0.0, 0.1, 0.25)
 """General shares that are tried beside a run's default."""
 RELEASED_THRESHOLD = 2e-3
 """τ of the published code."""
@@ -156,6 +156,18 @@ def _methods_of_a_share(testbed: Testbed, scorer: ScorerCost) -> dict[str, Metho
 
         return Method(select, reads=int(features == "hidden_states"), fits=True, shared_s=before_scores_s)
 
+    def by_conditional_loss(rules: simulation.Rules) -> Method:
+        """Score by the losses of the checkpoint and of its adapted copy, two forward passes, pilot included."""
+        passes = 2 * scorer_cost.reading_cost(testbed)
+
+        def select(seed: int) -> Chosen:
+            pool, scores_N = _pool(testbed.workspace, testbed.key, None), model_baselines.conditional_losses(testbed)
+            dearer = replace(rules, cost_share=COST_SHARE / passes)
+            selected = simulation.simulate_selection(scores_N, pool, dearer, seed)
+            return Chosen(selected.rows, float(selected.scored.mean()), passes * selected.cost_share)
+
+        return Method(select, shared_s=seconds["embed"] + seconds["cluster"])
+
     exact = simulation.Rules(cost_share=COST_SHARE)
     run = replace(exact, scorer_cost=scorer.cost, trial_cost=scorer.trial_cost)
     states = method(run, "hidden_states")
@@ -165,6 +177,8 @@ def _methods_of_a_share(testbed: Testbed, scorer: ScorerCost) -> dict[str, Metho
         **{f"quad_at_{100 * share:.0f}_percent": method(replace(run, cost_share=share)) for share in OTHER_COST_SHARES},
         "quad_scored_exactly": method(exact),
         "quad_n_grams_scored_exactly": method(exact, "embedding"),
+        "quad_conditional_loss": by_conditional_loss(exact),
+        "quad_conditional_loss_25_percent_general": by_conditional_loss(replace(exact, general_share=0.25)),
         "quad_states": replace(states, shared_s=states.shared_s + seconds["loss"]),
         **{
             f"quad_{100 * share:.0f}_percent_general": method(replace(run, general_share=share))
