@@ -12,6 +12,7 @@ Each function returns an order of the pool's rows, best first, to be cut at a to
 Shape suffixes: N documents of the pool, M of the reference, H hidden state.
 """
 
+import copy
 import functools
 import math
 
@@ -19,21 +20,22 @@ import numpy as np
 import numpy.typing as npt
 
 from quad_tasks.core.blocks import find_blocks
+from quad_tasks.core.conditional_loss import adapt
 from quad_tasks.core.influence import gradient_sums
 from quad_tasks.core.lm.hidden_states import losses_and_states
 from quad_tasks.core.lm.measurement import document_losses
 from quad_tasks.core.lm.model import make_batches
 from quad_tasks.experiments.lab.baselines import similarity_order
 from quad_tasks.experiments.lab.testbed import Testbed, encode_windows, open_testbed
-from quad_tasks.experiments.lab.train_choice import Documents, begin, one_pass, restart, train
+from quad_tasks.experiments.lab.train_choice import Documents
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 ADAPTED_PASSES = 4
 ADAPTED_RATE = 1e-3
-"""Passes over the reference by which a copy of the checkpoint is adapted, and the peak learning rate of each: chosen in
-two laboratories of other seeds, where 2 to 8 passes, and three times the rate, did as well."""
+"""Passes over the reference by which a copy of the checkpoint is adapted, and the peak learning rate: chosen in two
+laboratories of other seeds, where 2 to 8 passes, and three times the rate, did as well."""
 
 
 def representation_order(testbed: Testbed) -> Int64:
@@ -78,12 +80,10 @@ def loss_drop_order(testbed: Testbed) -> Int64:
 def adapted_losses(workspace: str, key: str) -> Float64:
     """Measure every document's loss per target under a copy of the checkpoint that is adapted to the reference, [N]."""
     testbed = open_testbed(workspace, key)
-    size, reference = testbed.size, _reference(testbed)
-    settings = one_pass(reference, ADAPTED_RATE, size.window_tokens, 2 * size.batch_tokens, size.batch_tokens)
-    learner = begin(testbed.model)
-    for number in range(ADAPTED_PASSES):
-        learner = train(restart(learner), reference, settings, np.random.default_rng(number))
-    nats_N, targets_N = document_losses(learner.model, testbed.documents, size.window_tokens, size.batch_tokens)
+    size, copied = testbed.size, copy.deepcopy(testbed.model)
+    limits = (size.window_tokens, 2 * size.batch_tokens, size.batch_tokens)
+    adapt(copied, _reference(testbed), ADAPTED_PASSES, ADAPTED_RATE, *limits, np.random.default_rng(0))
+    nats_N, targets_N = document_losses(copied, testbed.documents, size.window_tokens, size.batch_tokens)
     loss_N: Float64 = nats_N / targets_N
     return loss_N
 
