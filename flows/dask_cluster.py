@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import dask
 from distributed import Client, LocalCluster
 
-from quad_tasks.config.schema import ComputeConfig
+from quad_tasks.config.compute import ComputeConfig
 from quad_tasks.runtime.tasks import current_client
 from quad_tasks.runtime.versions import refuse_mixed_workers
 

@@ -6,10 +6,13 @@ from quad_tasks.config.schema import RunConfig
 from quad_tasks.runtime.events import timed
 from quad_tasks.runtime.prefect_runs import flow
 from quad_tasks.runtime.run import pinned_pool, pinned_reference, starting_checkpoint
+from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
+from quad_tasks.stages.influence.adapt_copies import Adaptation, adapt_copies
 from quad_tasks.stages.influence.find_overlap import search_positions
 from quad_tasks.stages.influence.fit_direction import fit_direction
 from quad_tasks.stages.influence.fit_factors import fit_factors
 from quad_tasks.stages.influence.prepare_reference import prepare_reference
+from quad_tasks.stages.selection.train import peak_rate
 from quad_tasks.storage.store import open_store
 
 Key = str | None
@@ -17,7 +20,7 @@ Key = str | None
 
 @flow(name="fit-influence", flow_run_name="{config.run}")
 def fit_influence(config: RunConfig, version: Key = None, checkpoint: Key = None, reference: Key = None) -> str:
-    """Return the key of the reference direction at `checkpoint`.
+    """Return the key of the reference direction at `checkpoint`, or of what `conditional_loss` scores by in its place.
 
     Args:
         config: the run's configuration.
@@ -35,6 +38,10 @@ def fit_influence(config: RunConfig, version: Key = None, checkpoint: Key = None
         checkpoint = checkpoint or starting_checkpoint(store, version)
         held_out = search_positions(store, run, version, reference, config.heldout.overlap_words)
         with timed(store, run, "fit"):
+            if config.bandit.scorer == CONDITIONAL_LOSS:
+                passes, rate = config.bandit.adaptation_passes, peak_rate(config)
+                how = Adaptation(passes, rate, config.training.batch_tokens, use, config.seed)
+                return adapt_copies(store, checkpoint, reference, how)
             limit = config.compute.memory_limit
             factors = fit_factors(store, version, checkpoint, config.factors, use, config.seed, held_out, limit)
             return fit_direction(store, factors, checkpoint, reference, config.factors, use)

@@ -6,7 +6,8 @@ from typing import Any
 from flows.dask_cluster import dask_cluster
 from flows.end_to_end import END_TO_END
 from flows.selfcheck import SELFCHECK
-from quad_tasks.config.schema import ComputeConfig, ConfigError, RunConfig
+from quad_tasks.config.compute import ComputeConfig
+from quad_tasks.config.schema import ConfigError, RunConfig
 from quad_tasks.experiments.attention import ATTENTION
 from quad_tasks.experiments.bandit import BANDIT
 from quad_tasks.experiments.diversity import DIVERSITY

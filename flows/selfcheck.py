@@ -3,7 +3,8 @@
 from uuid import uuid4
 
 from flows.select_data import select_data
-from quad_tasks.config.schema import ComputeConfig, RunConfig
+from quad_tasks.config.compute import ComputeConfig
+from quad_tasks.config.schema import RunConfig
 from quad_tasks.experiments.experiment import Experiment
 from quad_tasks.experiments.selfcheck import Result, describe, draw, find_failures, lay_out, prepare, shuffle_influence
 from quad_tasks.records import Stage

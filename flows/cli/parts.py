@@ -107,15 +107,17 @@ def fit(
         direction = run_until(settings, "fit")
         store = open_store(settings.workspace)
         made = read_direction(store, direction)
-        factors = read_factors(store, made.factors)
         body: dict[str, Any] = {
             "run": settings.run,
             "direction": direction,
             "factors": made.factors,
             "checkpoint": made.checkpoint,
-            "blocks": len(factors.blocks),
-            "sample_documents": factors.sample_documents,
         }
+        if made.factors is None:
+            print_body(body | {"adapted": made.adapted}, as_json)
+            return
+        factors = read_factors(store, made.factors)
+        body |= {"blocks": len(factors.blocks), "sample_documents": factors.sample_documents}
         print_body(body | {"block_names": list(factors.blocks)} if as_json else body, as_json)
 
 

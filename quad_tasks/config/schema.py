@@ -6,11 +6,12 @@ secrets: credentials come from the environment, never from here.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from quad_tasks.config.command import Command
+from quad_tasks.config.compute import ComputeConfig, DiagnosisConfig
 from quad_tasks.config.uris import Uri
-from quad_tasks.config.values import EmbedderName, Features, LearningRate, Name, PolicyName, Positive, Share, Signature
+from quad_tasks.config.values import EmbedderName, Features, LearningRate, Name, PolicyName, Positive, Section, Share
 from quad_tasks.records import ModelUse
 
 
@@ -18,13 +19,7 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message names file and key."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, hide_input_in_errors=True
-    )
-
-
-class FieldNames(_Frozen):
+class FieldNames(Section):
     """Which columns of the user's records hold what; a dotted path reaches into nested records."""
 
     id: str = Field("id", description="Stable id; absent in a record: derived from its content.")
@@ -34,7 +29,7 @@ class FieldNames(_Frozen):
     domain: str = Field("domain", description="Domain of a held-out document; absent: the file's name.")
 
 
-class PoolConfig(_Frozen):
+class PoolConfig(Section):
     """The candidate pool."""
 
     name: Name = Field("pool", description="Name under which the pool's tables are kept and reused by later runs.")
@@ -46,14 +41,14 @@ class PoolConfig(_Frozen):
     fields: FieldNames = Field(FieldNames(), description="Names of the records' fields.")
 
 
-class ReferenceSetConfig(_Frozen):
+class ReferenceSetConfig(Section):
     """One of several reference sets."""
 
     inputs: tuple[Uri, ...] = Field(min_length=1, description="Paths, URIs or globs, formats as for the pool.")
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="What its gradient counts beside the others'.")
 
 
-class ReferenceConfig(_Frozen):
+class ReferenceConfig(Section):
     """The reference set, or several: what the model should become good at."""
 
     inputs: tuple[Uri, ...] = Field((), description="Paths, URIs or globs, formats as for the pool.")
@@ -85,7 +80,7 @@ class ReferenceConfig(_Frozen):
         return f"reference.sets.{name}.inputs" if self.sets else "reference.inputs"
 
 
-class HeldoutConfig(_Frozen):
+class HeldoutConfig(Section):
     """Held-out domains: what the gain may cost elsewhere."""
 
     inputs: tuple[Uri, ...] = Field((), description="Paths, URIs or globs of held-out documents, by domain.")
@@ -102,7 +97,7 @@ class HeldoutConfig(_Frozen):
     )
 
 
-class FreshModelConfig(_Frozen):
+class FreshModelConfig(Section):
     """The small Llama trained on a sample of the pool when `model.source` is `fresh`."""
 
     vocabulary: Annotated[int, Field(ge=300)] = Field(2048, description="Entries of the byte-level BPE tokenizer.")
@@ -125,7 +120,7 @@ class FreshModelConfig(_Frozen):
         return self
 
 
-class ModelConfig(_Frozen):
+class ModelConfig(Section):
     """The checkpoint whose data is chosen."""
 
     source: Uri = Field("fresh", description="A Hugging Face id, a local folder, a `.gguf` file, or `fresh`.")
@@ -139,7 +134,7 @@ class ModelConfig(_Frozen):
     )
 
 
-class EmbeddingConfig(_Frozen):
+class EmbeddingConfig(Section):
     """How documents become vectors."""
 
     method: EmbedderName = Field(
@@ -152,7 +147,7 @@ class EmbeddingConfig(_Frozen):
     max_tokens: Positive = Field(256, description="Tokens of a document an encoder or the model reads.")
 
 
-class ClusteringConfig(_Frozen):
+class ClusteringConfig(Section):
     """How vectors become arms."""
 
     arms: Annotated[int, Field(ge=1)] = Field(100, description="Clusters, each an arm of the bandit.")
@@ -170,7 +165,7 @@ class ClusteringConfig(_Frozen):
         return self.model_dump(exclude={"recluster_drift"})
 
 
-class FactorsConfig(_Frozen):
+class FactorsConfig(Section):
     """The EK-FAC approximation of the training loss's Hessian."""
 
     attention: Literal["joint", "split", "none"] = Field(
@@ -203,7 +198,7 @@ class FactorsConfig(_Frozen):
         return dtype == "bfloat16" if self.rounded_products is None else self.rounded_products
 
 
-class BanditConfig(_Frozen):
+class BanditConfig(Section):
     """Rounds of pulls."""
 
     preset: PolicyName = Field("paper", description="Arm-choosing policy.")
@@ -263,11 +258,16 @@ class BanditConfig(_Frozen):
     propagation: Literal["none", "weights", "released"] | None = Field(
         None, description="What arms near in Wasserstein distance hear of a pull; None: the preset's."
     )
-    scorer: Literal["auto", "exact", "low_rank", "forward_only"] = Field(
+    scorer: Literal["auto", "exact", "low_rank", "forward_only", "conditional_loss"] = Field(
         "auto",
         description="How documents are scored after the pilot; one that is not exact must first rank a part of the "
         "pilot as exact scoring does, or exact scoring goes on. `auto` takes the cheapest that does, where trying it "
-        "costs less than it can save.",
+        "costs less than it can save. `conditional_loss` scores everything, the pilot too, by how much less a copy of "
+        "the model, trained for a while on the reference, loses on a document: no factors are fitted, no direction.",
+    )
+    adaptation_passes: Positive = Field(
+        4,
+        description="Passes over the reference for which `conditional_loss` trains its copy, at the rate of training.",
     )
     scorer_floor: Share = Field(
         0.999, description="Least rank correlation with exact scoring that lets a scorer be used."
@@ -278,7 +278,7 @@ class BanditConfig(_Frozen):
     discount: Share = Field(0.5, description="What arms' statistics of the stage before still count (γ).")
 
 
-class SelectionConfig(_Frozen):
+class SelectionConfig(Section):
     """What is published."""
 
     budget_tokens: Positive = Field(description="Tokens to select, all stages together.")
@@ -311,7 +311,7 @@ class SelectionConfig(_Frozen):
     part_bytes: Positive = Field(256 * 2**20, description="Text bytes after which a new output part starts.")
 
 
-class TrainingConfig(_Frozen):
+class TrainingConfig(Section):
     """Continued pretraining on what was selected, beside a random control."""
 
     stages: Annotated[int, Field(ge=1, le=99)] = Field(1, description="Stages the budget is spent in.")
@@ -346,39 +346,7 @@ class TrainingConfig(_Frozen):
     command_timeout_s: Positive | None = Field(None, description="Seconds after which the command is killed.")
 
 
-class ComputeConfig(_Frozen):
-    """Where it runs; never part of a result's identity."""
-
-    workers: Positive = Field(2, description="Processes of the local Dask cluster.")
-    threads_per_worker: Positive = Field(1, description="BLAS threads of each worker.")
-    dask_address: Uri | None = Field(
-        None, description="An existing Dask scheduler; None: DASK_SCHEDULER_ADDRESS, or a local one."
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where models run; auto: a GPU where there is one."
-    )
-    training_processes: Positive = Field(
-        1, description="Processes of one machine that share each training; with GPUs a device each."
-    )
-    memory_limit: ByteSize | None = Field(
-        None,
-        description="Most memory that all processes may hold together, in bytes or as `10GB`. Fewer models are trained "
-        "at once to keep to it; a plan that cannot keep to it, and a fit whose sums alone are more, are refused. null: "
-        "what the machine has, and a plan that needs more says so.",
-    )
-
-
-class DiagnosisConfig(_Frozen):
-    """What a run makes of its findings; never part of a result's identity."""
-
-    stop_on: tuple[Signature, ...] = Field(
-        (),
-        description="Findings at which a run ends as failed: before the first fit, before a stage is trained, or after "
-        "the report is written.",
-    )
-
-
-class RunConfig(_Frozen):
+class RunConfig(Section):
     """Everything a run needs; the file `quad run` takes."""
 
     run: Name = Field("run", description="Name of the run.")

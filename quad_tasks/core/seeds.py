@@ -32,6 +32,7 @@ class Stream(IntEnum):
     SELECTION_DIVERSITY = 19  # stage
     FISHER_LABELS = 20  # position of the document
     REMAINING = 21  # stage, round that was just scored
+    ADAPTATION = 22
 
 
 def make_generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:

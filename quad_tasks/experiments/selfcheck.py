@@ -26,8 +26,9 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from pydantic import BaseModel
 
+from quad_tasks.config.compute import ComputeConfig
 from quad_tasks.config.load import parse_config
-from quad_tasks.config.schema import ComputeConfig, RunConfig
+from quad_tasks.config.schema import RunConfig
 from quad_tasks.core.evaluation.statistics import Interval
 from quad_tasks.experiments.experiment import Tables
 from quad_tasks.experiments.lab import plots

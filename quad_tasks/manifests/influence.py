@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from quad_tasks.manifests.base import Frozen, Manifest
 
 
@@ -124,11 +126,16 @@ class DirectionSet(Frozen):
 
 
 class DirectionManifest(Manifest):
-    """The reference direction v = (F + λI)^-1 g_r of each reference set, by the factors and at the checkpoint named."""
+    """The reference direction v = (F + λI)^-1 g_r of each reference set, by the factors and at the checkpoint named.
 
-    factors: str
+    Or, in place of directions, factors and damping: `adapted`, by set the key of a copy of the checkpoint that was
+    trained on it, whose losses documents are scored by.
+    """
+
+    factors: str | None
     checkpoint: str
     reference: str
-    damping_scale: float
+    damping_scale: float | None
     sets: dict[str, DirectionSet]
-    sha256: str
+    sha256: str | None
+    adapted: dict[str, str] = Field(default_factory=dict)

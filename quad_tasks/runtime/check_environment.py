@@ -14,7 +14,8 @@ from concurrent.futures import TimeoutError as TooSlow
 from pathlib import Path
 from typing import TypeVar
 
-from quad_tasks.config.schema import ComputeConfig, ConfigError
+from quad_tasks.config.compute import ComputeConfig
+from quad_tasks.config.schema import ConfigError
 from quad_tasks.storage.errors import StorageError, call_in_daemon, http_status, is_transient, redact
 from quad_tasks.storage.input_files import expand_inputs, open_input
 from quad_tasks.storage.store import HUB_SCHEME, UnsupportedStore, check_conditional_create, connect, open_store

@@ -175,6 +175,11 @@ def factors_folder(digest: str) -> str:
     return f"factors/{digest[:12]}"
 
 
+def adapted_key(folder: str, number: int) -> str:
+    """Return the key of a copy of the checkpoint adapted to a reference set, by the set's number."""
+    return f"{folder}/adapted-{number:02d}"
+
+
 def factors_key(factors: str) -> str:
     """Return the key of the factors' tensors."""
     return f"{factors}/factors.safetensors"

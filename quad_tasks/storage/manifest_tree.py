@@ -197,11 +197,11 @@ def _named_of_influence(key: str, manifest: Manifest) -> tuple[Links, Files]:
         case FactorsManifest():
             return {manifest_key(manifest.checkpoint): Checkpoint}, {factors_key(folder): manifest.sha256}
         case DirectionManifest():
-            links: Links = {
-                manifest_key(manifest.factors): FactorsManifest,
-                manifest_key(manifest.reference): ReferenceManifest,
-            }
-            return links, {direction_key(folder): manifest.sha256}
+            links: Links = {manifest_key(manifest.reference): ReferenceManifest}
+            links |= {manifest_key(copy): Checkpoint for copy in manifest.adapted.values()}
+            if manifest.factors is None or manifest.sha256 is None:
+                return {**links, manifest_key(manifest.checkpoint): Checkpoint}, {}
+            return {**links, manifest_key(manifest.factors): FactorsManifest}, {direction_key(folder): manifest.sha256}
     return {}, {}
 
 

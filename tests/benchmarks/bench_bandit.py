@@ -37,8 +37,9 @@ import numpy.typing as npt
 from prefect import flow
 
 from flows.dask_cluster import dask_cluster
+from quad_tasks.config.compute import ComputeConfig
 from quad_tasks.config.load import load_config
-from quad_tasks.config.schema import BanditConfig, ComputeConfig, SelectionConfig
+from quad_tasks.config.schema import BanditConfig, SelectionConfig
 from quad_tasks.core.bandit import (
     choose_arms,
     contextual_policy,

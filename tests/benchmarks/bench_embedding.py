@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from flows.dask_cluster import dask_cluster
-from quad_tasks.config.schema import ComputeConfig
+from quad_tasks.config.compute import ComputeConfig
 from quad_tasks.core.clustering.embedding import Encoder, embed_encoder, load_encoder
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "candidate"

@@ -33,7 +33,7 @@ from prefect import flow
 from scipy.stats import spearmanr
 
 from flows.dask_cluster import dask_cluster
-from quad_tasks.config.schema import ComputeConfig
+from quad_tasks.config.compute import ComputeConfig
 from quad_tasks.core.evaluation.statistics import interval
 from quad_tasks.core.selection.features import FeatureMatrix
 from quad_tasks.core.selection.prediction import fit_predictor, predict

@@ -24,7 +24,7 @@ from bench_selection import REFERENCES, SEED, SIZES, configure, describe_environ
 from prefect import flow
 
 from flows.dask_cluster import dask_cluster
-from quad_tasks.config.schema import ComputeConfig
+from quad_tasks.config.compute import ComputeConfig
 from quad_tasks.core.evaluation.statistics import interval
 from quad_tasks.experiments.experiment import within
 from quad_tasks.experiments.lab import simulation

@@ -33,8 +33,9 @@ from prefect import flow
 from pydantic import TypeAdapter
 
 from flows.dask_cluster import dask_cluster
+from quad_tasks.config.compute import ComputeConfig
 from quad_tasks.config.load import load_config
-from quad_tasks.config.schema import ComputeConfig, RunConfig
+from quad_tasks.config.schema import RunConfig
 from quad_tasks.core.evaluation.statistics import Interval
 from quad_tasks.experiments.attention import NAMES, measure_attention
 from quad_tasks.experiments.diversity import compare_methods

@@ -9,7 +9,7 @@ from distributed.security import Security
 
 from flows import dask_cluster as module
 from flows.dask_cluster import ADDRESS_VARIABLE, THREAD_VARIABLES, dask_cluster
-from quad_tasks.config.schema import ComputeConfig
+from quad_tasks.config.compute import ComputeConfig
 
 
 @pytest.fixture

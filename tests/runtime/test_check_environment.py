@@ -13,7 +13,8 @@ from fsspec.registry import _registry
 from hub_server import at_hub, running_hub
 from s3_server import running_s3
 
-from quad_tasks.config.schema import ComputeConfig, ConfigError
+from quad_tasks.config.compute import ComputeConfig
+from quad_tasks.config.schema import ConfigError
 from quad_tasks.runtime import check_environment as environment
 from quad_tasks.storage.errors import UnsupportedStore
 

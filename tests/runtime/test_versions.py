@@ -73,7 +73,7 @@ def test_a_cluster_by_address_is_asked_for_its_versions(monkeypatch):
 
 
 def versions_config(address: str):
-    from quad_tasks.config.schema import ComputeConfig
+    from quad_tasks.config.compute import ComputeConfig
 
     return ComputeConfig(dask_address=address)
 

@@ -114,6 +114,11 @@ def forward_only_flops(size: ModelSize, directions: int = 1) -> PassFlops:
     return PassFlops(2 * directions * token, 2 * directions * target, 2 * directions * pair)
 
 
+def conditional_loss_flops(size: ModelSize, copies: int = 1) -> PassFlops:
+    """Count scoring by the conditional loss: a forward pass of the checkpoint and of each adapted copy."""
+    return PassFlops(*((1 + copies) * part for part in forward_flops(size)))
+
+
 def added(passes: Sequence[PassFlops]) -> PassFlops:
     """Add up several passes over the same windows."""
     return PassFlops(*(sum(part) for part in zip(*passes, strict=True)))

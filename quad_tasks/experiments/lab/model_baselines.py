@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from quad_tasks.core.blocks import find_blocks
-from quad_tasks.core.conditional_loss import adapt
 from quad_tasks.core.influence import gradient_sums
+from quad_tasks.core.lm.conditional_loss import adapt
 from quad_tasks.core.lm.hidden_states import losses_and_states
 from quad_tasks.core.lm.measurement import document_losses
 from quad_tasks.core.lm.model import make_batches

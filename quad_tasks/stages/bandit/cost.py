@@ -29,6 +29,8 @@ Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 COUNTED_ROWS = 2**20
+CONDITIONAL_LOSS = "conditional_loss"
+"""The scorer that needs no direction: `core.lm.conditional_loss`."""
 DEFAULT_COST_SHARE = 0.1
 """Of scoring the whole pool exactly, where a regression ranks the rest: beyond it a pilot's gained little."""
 
@@ -112,6 +114,8 @@ def scorer_flops(size: ModelSize, scorer: Mapping[str, Any], directions: int) ->
     """
     if scorer["scorer"] == "forward_only":
         return flops.forward_only_flops(size, directions)
+    if scorer["scorer"] == CONDITIONAL_LOSS:
+        return flops.conditional_loss_flops(size, directions)
     return flops.contracted_flops(size, scorer.get("numbers", directions * size.tracked))
 
 

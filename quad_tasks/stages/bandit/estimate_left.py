@@ -28,6 +28,7 @@ from quad_tasks.stages.bandit.ledger import (
     REFIT_GROWTH,
     LedgerState,
     count_tokens_without,
+    load_arms,
     mark_at_random,
     stage_scores,
 )
@@ -119,9 +120,9 @@ def _hold_out(
     features = feature_source(store, stage.version, settings.bandit.features, settings.use)
     folds = np.array_split(generator.permutation(at_random), FOLDS)
     seeds = generator.integers(2**32, size=FOLDS).tolist()
-    items = [
-        (store, stage.version, scores, fold, seed, unscored, features) for fold, seed in zip(folds, seeds, strict=True)
-    ]
+    n_arms = len(load_arms(store, stage.version))
+    common = (store, stage.version, n_arms, scores)
+    items = [(*common, fold, seed, unscored, features) for fold, seed in zip(folds, seeds, strict=True)]
     predicted = map_tasks(predict_fold, items, "hold out", "folds")
     rows = scores.take(np.concatenate(folds))
     held_out_H = np.concatenate([of_fold for of_fold, _ in predicted])
@@ -134,6 +135,7 @@ def _hold_out(
 def predict_fold(
     store: Store,
     version: str,
+    n_arms: int,
     scores: pa.Table,
     fold: npt.NDArray[np.int64],
     seed: int,
@@ -142,7 +144,6 @@ def predict_fold(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Predict a fold's scored documents, and unscored ones at their positions, by a fit on the others, on a worker."""
     kept = np.setdiff1d(np.arange(len(scores)), fold)
-    n_arms = int(scores["arm"].to_numpy().max()) + 1
     predictor = fit_scored(store, version, scores.take(kept), n_arms, np.random.default_rng(seed), features)
     positions = np.concatenate([scores["position"].to_numpy()[fold], unscored])
     predicted = predict_block(predictor, store, version, positions, features)

@@ -22,7 +22,7 @@ from quad_tasks.records import ModelUse, Stage
 from quad_tasks.runtime.checkpoints import load_checkpoint
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.tasks import map_tasks, stage_task
-from quad_tasks.stages.bandit.cost import Reading, read_size, scoring_costs
+from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS, Reading, read_size, scoring_costs
 from quad_tasks.stages.bandit.ledger import read_ledger
 from quad_tasks.stages.bandit.plan_round import EXACT, Plan, find_room
 from quad_tasks.stages.bandit.policy import RoundSettings
@@ -49,7 +49,7 @@ def calibrate_scorer(
         scores: what the pilot scored exactly, a table a chunk.
     """
     bandit = settings.bandit
-    if bandit.scorer == "exact":
+    if bandit.scorer in ("exact", CONDITIONAL_LOSS):
         return None
     pilot = pa.concat_tables(scores[: len(plan.chunks)]).select(["position", "influence"])
     generator = make_generator(settings.seed, Stream.CALIBRATION, stage.number)

@@ -21,7 +21,7 @@ from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.core.selection import fill_budget
 from quad_tasks.records import Stage
 from quad_tasks.runtime.tasks import stage_task
-from quad_tasks.stages.bandit.cost import Room, cost_limit, pool_cost, reading_cost, scoring_costs
+from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS, Room, cost_limit, pool_cost, reading_cost, scoring_costs
 from quad_tasks.stages.bandit.draw_pulls import (
     Draw,
     OpenDocuments,
@@ -98,12 +98,11 @@ def plan_round(store: Store, stage: Stage, number: int, settings: RoundSettings)
     generator = make_generator(settings.seed, Stream.ROUND, stage.number, number)
     room = find_room(store, stage, settings, ledger)
     documents = find_open_documents(store, stage, ledger)
-    if number == 0:
-        costs = functools.partial(scoring_costs, store, stage.version, settings.reading, EXACT)
-        sizes = _pilot_sizes(store, stage, settings, room, ledger.n_documents, _is_refitted(stage, ledger))
-        return _plan_pilot(stage, ledger, documents, room, costs, sizes, generator)
-    scorer = read_scorer(store, stage, settings)
+    scorer = pilot_scorer(settings) if number == 0 else read_scorer(store, stage, settings)
     costs = functools.partial(scoring_costs, store, stage.version, settings.reading, scorer)
+    if number == 0:
+        sizes = _pilot_sizes(store, stage, settings, room, ledger.n_documents, _is_refitted(stage, ledger))
+        return _plan_pilot(stage, ledger, documents, room, costs, sizes, generator)._replace(scorer=scorer)
     chosen = bandit.choose_arms(ledger.state, settings.policy, generator, _arm_features(store, stage.version))
     draws = [draw_next(documents, arm, settings.pull.random_documents) for arm in chosen.tolist()]
     n_pulled = sum(len(unscored_positions(documents, draw)) for draw in draws)
@@ -163,10 +162,15 @@ def _pilot_sizes(
     return min(settings.bandit.pilot_documents, n_pilot), rescored
 
 
+def pilot_scorer(settings: RoundSettings) -> dict[str, Any]:
+    """Return how pilots score: exactly, for other scorers to be tried beside it, unless there is no direction."""
+    return {"scorer": CONDITIONAL_LOSS} if settings.bandit.scorer == CONDITIONAL_LOSS else dict(EXACT)
+
+
 def read_scorer(store: Store, stage: Stage, settings: RoundSettings) -> dict[str, Any]:
     """Return how a stage's rounds score, as its pilot's calibration found; exactly where none was asked for."""
-    if settings.bandit.scorer == "exact":
-        return dict(EXACT)
+    if settings.bandit.scorer in ("exact", CONDITIONAL_LOSS):
+        return pilot_scorer(settings)
     calibration = rounds.read_round(store, stage.run, stage.number, 0).info.calibration
     return dict(calibration.used if calibration else EXACT)
 

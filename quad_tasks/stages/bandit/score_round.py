@@ -1,19 +1,23 @@
 """Stage: score a round's documents along the direction, at the checkpoint it was fitted at, chunks over Dask."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
+from transformers import PreTrainedModel
 
+from quad_tasks.core.group_sums import group_sums
 from quad_tasks.core.influence import NotFinite, score_directions
+from quad_tasks.core.lm.conditional_loss import conditional_losses
 from quad_tasks.core.lm.model import encode, make_batches, pick_device
 from quad_tasks.core.scorers import Direction
 from quad_tasks.records import ModelUse, Stage
-from quad_tasks.runtime.checkpoints import load_checkpoint
+from quad_tasks.runtime.checkpoints import load_checkpoint, load_checkpoint_tokenizer, read_checkpoint
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.bandit.ledger import SET_COLUMN
 from quad_tasks.stages.bandit.plan_round import Plan
@@ -22,6 +26,10 @@ from quad_tasks.stages.pool.ingest import read_shard
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import read_positions
 from quad_tasks.storage.store import Store
+
+Documents = Sequence[Sequence[int]]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 
 
 @stage_task("score round")
@@ -46,17 +54,15 @@ def score_chunk(
     columns = ["id", "source", "arm", "text"]
     rows = read_positions(store, stage.version, np.array(positions), columns)
     direction = load_on_device(store, stage.direction, use.device)
-    model, tokenizer = load_checkpoint(store, direction.checkpoint, use.dtype, use.device)
-    documents = encode(tokenizer, rows["text"].to_pylist())
-    batches, owner = make_batches(documents, use.window_tokens, use.batch_tokens)
+    documents = encode(load_checkpoint_tokenizer(store, direction.checkpoint), rows["text"].to_pylist())
     try:
-        along = score_directions(model, batches, direction.by_set, **scorer)
+        if direction.copies:
+            by_set, n_targets = _by_copies(direction, documents, use)
+        else:
+            by_set, n_targets = _along_directions(store, direction, documents, use, scorer)
     except NotFinite as error:
-        place = describe_document(store, stage.version, positions[int(owner[error.row])])
+        place = describe_document(store, stage.version, positions[error.row])
         raise FloatingPointError(f"{place}: expected a finite influence, got NaN or infinity") from None
-    by_document = functools.partial(np.bincount, owner.numpy(), minlength=len(positions))
-    n_targets = by_document(weights=next(iter(along.values())).n_tokens)
-    by_set = {name: by_document(weights=scores.influence) / n_targets for name, scores in along.items()}
     table = pa.table(
         {
             "position": np.array(positions, dtype=np.int64),
@@ -71,6 +77,36 @@ def score_chunk(
     for name, influence in by_set.items() if len(by_set) > 1 else ():
         table = table.append_column(f"{SET_COLUMN}{name}", pa.array(influence))
     return table
+
+
+def _along_directions(
+    store: Store, direction: "LoadedDirections", documents: Documents, use: ModelUse, scorer: Mapping[str, Any]
+) -> tuple[dict[str, Float64], Int64]:
+    """Score documents along each set's direction; return influence per target by set, and targets, [N].
+
+    Raises:
+        NotFinite: a score is not; its row is the document's.
+    """
+    model, _ = load_checkpoint(store, direction.checkpoint, use.dtype, use.device)
+    batches, owner = make_batches(documents, use.window_tokens, use.batch_tokens)
+    try:
+        along = score_directions(model, batches, direction.by_set, **scorer)
+    except NotFinite as error:
+        raise NotFinite(int(owner[error.row])) from None
+    n, owner_W = len(documents), owner.numpy()
+    n_targets = group_sums(next(iter(along.values())).n_tokens, owner_W, n).astype(np.int64)
+    return {name: group_sums(scores.influence, owner_W, n) / n_targets for name, scores in along.items()}, n_targets
+
+
+def _by_copies(direction: "LoadedDirections", documents: Documents, use: ModelUse) -> tuple[dict[str, Float64], Int64]:
+    """Score documents by the conditional loss under each set's copy; results and errors as `_along_directions`."""
+    model, *copies = direction.copies
+    losses_NK, targets_N = conditional_losses(model, copies, documents, use.window_tokens, use.batch_tokens)
+    finite_N = np.isfinite(losses_NK).all(axis=1)
+    if not finite_N.all():
+        raise NotFinite(int(finite_N.argmin()))
+    per_target_NK = losses_NK / targets_N[:, None]
+    return dict(zip(direction.shares, per_target_NK.T, strict=True)), targets_N
 
 
 def describe_document(store: Store, version: str, position: int) -> str:
@@ -88,19 +124,30 @@ class LoadedDirections:
         checkpoint: key of the checkpoint it was fitted at: influence along it is measured there.
         by_set: each reference set's direction, [O, I] float32 by block, on the device.
         shares: each set's share of the weight.
+        copies: in place of directions the checkpoint itself and its copy adapted to each set, for the conditional loss.
     """
 
     checkpoint: str
     by_set: dict[str, Direction]
     shares: dict[str, float]
+    copies: tuple[PreTrainedModel, ...] = ()
 
 
 @functools.lru_cache(maxsize=2)
 def load_on_device(store: Store, key: str, device: str) -> LoadedDirections:
-    """Load a direction once a process."""
+    """Load a direction once a process.
+
+    Copies are read in float32: what they differ by is less than bfloat16 tells apart.
+    """
+    made = read_direction(store, key)
+    if made.adapted:
+        keys = (made.checkpoint, *made.adapted.values())
+        shares = {name: made.sets[name].share for name in made.adapted}
+        copies = tuple(read_checkpoint(store, key, "float32", device)[0] for key in keys)
+        return LoadedDirections(made.checkpoint, {}, shares, copies)
     directions, shares = load_directions(store, key)
     here: dict[str, Direction] = {
         name: {block: tensor.to(pick_device(device), torch.float32) for block, tensor in direction.items()}
         for name, direction in directions.items()
     }
-    return LoadedDirections(read_direction(store, key).checkpoint, here, shares)
+    return LoadedDirections(made.checkpoint, here, shares)

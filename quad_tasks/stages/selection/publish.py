@@ -135,7 +135,8 @@ def publish_selection(store: Store, run: Published, version: str) -> str:
 def _factors(store: Store, run: Published) -> list[str]:
     """Return the keys of the factors that the stages' directions were made with, each once."""
     choices = (read_choice(store, choice_key(run.name, number, "selected")) for number in range(run.stages))
-    return sorted({read_direction(store, chosen.direction).factors for chosen in choices if chosen.direction})
+    made = (read_direction(store, chosen.direction).factors for chosen in choices if chosen.direction)
+    return sorted({factors for factors in made if factors is not None})
 
 
 def read_selection(store: Store, run: str) -> SelectionManifest:

@@ -14,7 +14,7 @@ from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.stages.bandit import estimate_left as module
 from quad_tasks.stages.bandit.draw_pulls import closed_positions
 from quad_tasks.stages.bandit.estimate_left import FOLDS, predict_fold
-from quad_tasks.stages.bandit.ledger import mark_at_random, read_ledger, stage_scores
+from quad_tasks.stages.bandit.ledger import load_arms, mark_at_random, read_ledger, stage_scores
 from quad_tasks.stages.bandit.plan_round import targeted_tokens
 from quad_tasks.stages.bandit.policy import round_settings
 from quad_tasks.stages.bandit.predict import FeatureSource, feature_source, fit_scored, predict_block
@@ -48,6 +48,22 @@ def test_rounds_after_which_a_regression_is_due_say_what_is_left(small_run):
         assert len([info for info in infos if info.remaining]) <= len(infos)
 
 
+def test_unscored_documents_of_arms_without_any_score_are_predicted_too(small_run, monkeypatch):
+    """Where arms are more than scores, the last arms are often among those nobody has looked at."""
+    store, stage, settings = open_store(small_run.workspace), stage_of(small_run), round_settings(small_run, 0)
+    ledger = read_ledger(store, stage, 1, small_run.bandit.discount)
+    scores = mark_at_random(store, stage.version, stage_scores(ledger, stage), ledger.state.cursor)
+    arm, last = scores["arm"].to_numpy(), len(load_arms(store, stage.version)) - 1
+    of_last = np.flatnonzero(read_column(store, stage.version, "arm") == last)
+    scores = scores.filter(pa.array(arm != last))
+    at_random = np.flatnonzero(scores["at_random"].to_numpy(zero_copy_only=False))
+    unscored = of_last[:3]
+    generator = np.random.default_rng(0)
+    _, refits_FS = module._hold_out(store, stage, settings, scores, at_random, unscored, generator)
+    assert refits_FS.shape == (FOLDS, 3)
+    assert np.isfinite(refits_FS).all()
+
+
 def test_what_is_left_follows_from_fits_without_the_held_out(small_run, monkeypatch):
     """Each fold is predicted by a fit on all scored documents but its own."""
     store, stage = open_store(small_run.workspace), stage_of(small_run)
@@ -55,9 +71,9 @@ def test_what_is_left_follows_from_fits_without_the_held_out(small_run, monkeypa
     scores = mark_at_random(store, stage.version, stage_scores(ledger, stage), ledger.state.cursor)
     fold = np.arange(5)
     unscored = np.setdiff1d(np.arange(ledger.n_documents), ledger.scored_S)[:3]
-    found, of_unscored = predict_fold(store, stage.version, scores, fold, 7, unscored, FeatureSource())
+    n_arms = len(load_arms(store, stage.version))
+    found, of_unscored = predict_fold(store, stage.version, n_arms, scores, fold, 7, unscored, FeatureSource())
     others = scores.slice(5)
-    n_arms = int(scores["arm"].to_numpy().max()) + 1
     predictor = fit_scored(store, stage.version, others, n_arms, np.random.default_rng(7))
     expected = predict_block(predictor, store, stage.version, scores["position"].to_numpy()[:5])
     assert found == pytest.approx(expected)
@@ -66,7 +82,9 @@ def test_what_is_left_follows_from_fits_without_the_held_out(small_run, monkeypa
     changed[:5] += 100
     column = scores.schema.get_field_index("influence")
     altered = scores.set_column(column, "influence", pa.array(changed))
-    assert predict_fold(store, stage.version, altered, fold, 7, unscored, FeatureSource())[0] == pytest.approx(found)
+    assert predict_fold(store, stage.version, n_arms, altered, fold, 7, unscored, FeatureSource())[0] == pytest.approx(
+        found
+    )
     assert FOLDS > 1
     assert module.estimate_remaining is estimate_remaining
     assert HeldOut._fields == ("predicted_H", "measured_H", "n_tokens_H")
