@@ -72,6 +72,25 @@ def digest_of(rows: int) -> str:
     return digest({"rows": rows, "format": 1})
 
 
+def test_a_manifest_is_stored_as_sorted_indented_json_with_a_digest_of_each_part():
+    created = digest({"created": "monday"})
+    expected = f"""{{
+  "digest": "{digest_of(3)}",
+  "digest_of_volatile": "{created}",
+  "format": 1,
+  "rows": 3,
+  "volatile": {{
+    "created": "monday"
+  }}
+}}
+"""
+    assert encode_manifest(Count(rows=3, created="monday")).decode() == expected
+
+
+def test_a_manifest_without_a_volatile_part_has_no_place_for_one():
+    assert list(json.loads(encode_manifest(CountBySource(rows={"all": 3})))) == ["digest", "format", "rows"]
+
+
 class Anything(Manifest):
     content: dict[str, Any]
 

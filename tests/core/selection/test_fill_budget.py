@@ -85,9 +85,17 @@ def test_an_arm_fills_no_more_than_its_share() -> None:
     assert select(pool, 16, SelectionSettings(0, per_arm_share=0.5)).tolist() == [0, 1, 3]
 
 
-def test_a_negative_budget_is_refused() -> None:
+def test_a_document_that_fills_the_budget_and_its_arms_share_to_the_last_token_is_taken() -> None:
+    pool = candidates([4, 3, 2], [4, 4, 1], arm=[0, 1, 1])
+    assert select(pool, 8, SelectionSettings(0, per_arm_share=0.5)).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("per_arm_share", [None, 0.5])
+def test_a_negative_budget_is_refused_and_none_selects_nothing(per_arm_share: float | None) -> None:
+    settings = SelectionSettings(0, per_arm_share=per_arm_share)
+    assert select(candidates([1.0], [1]), 0, settings).tolist() == []
     with pytest.raises(ValueError, match="budget_tokens: expected >= 0, got -1"):
-        select(candidates([1.0], [1]), -1, SelectionSettings(0))
+        select(candidates([1.0], [1]), -1, settings)
 
 
 def test_an_unknown_mode_is_refused() -> None:
