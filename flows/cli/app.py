@@ -281,10 +281,10 @@ def _plan(config: Any, price_per_hour: float | None, as_json: bool, device: str 
     _refuse_unfit(None)  # Prefect, which is imported below, fails on a home that it cannot read
     forkserver.set_forkserver_preload(["quad_tasks.commands.estimates.probe"])
     forkserver.ensure_running()
+    _refuse_unfit(config, device is not None)  # before the imports below, which take longer
     from flows.cli.printing import print_plan
     from quad_tasks.commands.plan import plan_run
 
-    _refuse_unfit(config, device is not None)
     result = plan_run(config, price_per_hour, device)
     print_body(result, True) if as_json else print_plan(result)
 

@@ -1,6 +1,7 @@
 """Arguments and options that several commands take, and how they run a flow."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,8 +24,12 @@ Price = Annotated[float | None, typer.Option(min=0, help="What this machine cost
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
     """Complete a run's name from the workspace given before it, or the default one."""
     from quad_tasks.runtime.run import list_runs
+    from quad_tasks.storage.errors import StorageError
 
-    return [name for name in list_runs(context.params.get("workspace") or "workspace") if name.startswith(incomplete)]
+    with suppress(StorageError):
+        there = list_runs(context.params.get("workspace") or "workspace")
+        return [name for name in there if name.startswith(incomplete)]
+    return []
 
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.", autocompletion=complete_run)]

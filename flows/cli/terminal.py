@@ -1,5 +1,6 @@
 """What every command does alike: set up its process, turn errors into one message and an exit code, print results."""
 
+import errno
 import json
 import os
 import signal
@@ -74,7 +75,7 @@ def session(quiet: bool, debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        _fail(str(error) or type(error).__name__, _exit_code(error))
+        _fail(_message(error), _exit_code(error))
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -91,6 +92,13 @@ def _exit_code(error: Exception) -> int:
     """Choose the exit code by the names of an error's classes: none is imported, torch's libraries least of all."""
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
     return BAD_INPUT if names & BAD_INPUT_ERRORS else FAILED
+
+
+def _message(error: Exception) -> str:
+    """Return an error's message; one of a full disk that no store met says what to do, as the store's own does."""
+    text = str(error) or type(error).__name__
+    full = os.strerror(errno.ENOSPC) in text
+    return f"{text}: make room there (for temporary files, or set TMPDIR), then begin or resume again" if full else text
 
 
 def _fail(message: str, code: int) -> None:

@@ -6,8 +6,10 @@ ends its use is committed: an unfinished pool build or fit is what a resume goes
 """
 
 import re
+import stat
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from quad_tasks.config.schema import RunConfig
 from quad_tasks.runtime.run import hold_run_lease
 from quad_tasks.stages.selection.publish import read_selection
 from quad_tasks.storage.atomic_write import TEMPORARY_PREFIX
+from quad_tasks.storage.errors import StoreKeyError
 from quad_tasks.storage.keys import (
     manifest_key,
     run_folder,
@@ -43,11 +46,14 @@ def clean_run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
     """
     store = open_store(config.workspace)
     with hold_run_lease(store, config.run):
-        found = find_leftovers(store, config)
-        objects = {kind: _old(store, keys) for kind, keys in found.items()}
+        young = 0
+        objects: dict[str, dict[str, int]] = {}
+        for kind, keys in find_leftovers(store, config).items():
+            objects[kind], more = _old(store, keys)
+            young += more
         files = find_unfinished(store, config)
-        sizes = {kind: [store.size(key) for key in keys] for kind, keys in objects.items()}
-        sizes["unfinished_files"] = [path.stat().st_size for path in files]
+        sizes = {kind: list(found.values()) for kind, found in objects.items()}
+        sizes["unfinished_files"] = [path.lstat().st_size for path in files]
         if not dry_run:
             for key in (key for keys in objects.values() for key in keys):
                 store.delete(key)
@@ -55,7 +61,6 @@ def clean_run(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
                 path.unlink(missing_ok=True)
     counts = {kind: {"objects": len(found), "size_bytes": sum(found)} for kind, found in sizes.items()}
     total = {name: sum(count[name] for count in counts.values()) for name in ("objects", "size_bytes")}
-    young = sum(len(keys) - len(objects[kind]) for kind, keys in found.items())
     return {"dry_run": dry_run, **total, "too_young": young, "leftovers": counts}
 
 
@@ -70,9 +75,21 @@ def find_leftovers(store: Store, config: RunConfig) -> dict[str, list[str]]:
     }
 
 
-def _old(store: Store, keys: list[str]) -> list[str]:
+def _old(store: Store, keys: list[str]) -> tuple[dict[str, int], int]:
+    """Return the sizes of keys that have long not been written, and how many are younger.
+
+    Folders that runs share are cleaned by others too, and who makes a probe removes it: a key that is gone meanwhile is
+    neither.
+    """
     latest = time.time() - ABANDONED_AFTER_S
-    return [key for key in keys if store.modified_s(key) <= latest]
+    sizes, young = {}, 0
+    for key in keys:
+        with suppress(StoreKeyError):
+            if store.modified_s(key) <= latest:
+                sizes[key] = store.size(key)
+            else:
+                young += 1
+    return sizes, young
 
 
 def find_unfinished(store: Store, config: RunConfig) -> list[Path]:
@@ -90,7 +107,13 @@ def _unfinished_files(store: Store, prefix: str) -> list[Path]:
     if folder is None:
         return []
     latest = time.time() - ABANDONED_AFTER_S
-    return sorted(path for path in folder.rglob(f"{TEMPORARY_PREFIX}*") if path.stat().st_mtime <= latest)
+    found = []
+    for path in folder.rglob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(FileNotFoundError):  # its writer ended meanwhile
+            status = path.lstat()
+            if not stat.S_ISDIR(status.st_mode) and status.st_mtime <= latest:
+                found.append(path)
+    return sorted(found)
 
 
 def _unnamed_parts(store: Store, run: str) -> Iterator[str]:

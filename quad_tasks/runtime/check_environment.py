@@ -148,6 +148,7 @@ def check_inputs(patterns: Mapping[str, Sequence[str]]) -> str:
 
     Raises:
         ConfigError: a store does not answer, refuses, or does not have what the pattern names.
+        UnsupportedStore: no filesystem is known for a pattern.
     """
     elsewhere = [(key, one) for key, given in patterns.items() for one in given if _is_elsewhere(one)]
     asked: set[str] = set()
@@ -230,16 +231,20 @@ def _check_answers(uri: str, name: str) -> None:
     """Ask a store once for what a URI begins with; any answer will do, a refusal too.
 
     Raises:
-        ConfigError: it cannot be reached, or no filesystem is known for it.
+        ConfigError: it cannot be reached.
+        UnsupportedStore: no filesystem is known for it.
     """
     on_hub = uri.startswith(HUB_SCHEME)
+    try:
+        files, path = connect(uri)  # its imports may take longer than an answer
+    except UnsupportedStore as error:
+        raise UnsupportedStore(f"{name}: {error}") from None
+    except OSError as error:  # of a chain of filesystems, which is opened here
+        raise ConfigError(f"{name}: {redact(str(error))}: {_remedy(uri)}") from None
 
     def ask() -> None:
         try:
-            files, path = connect(uri)
             files.info(_store_of(uri).removeprefix(HUB_SCHEME) if on_hub else path.partition("/")[0])
-        except UnsupportedStore as error:
-            raise ConfigError(f"{name}: {error}") from None
         except Exception as error:
             if is_transient(error) and http_status(error) is None:
                 raise ConfigError(

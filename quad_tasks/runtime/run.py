@@ -12,7 +12,7 @@ from quad_tasks.config.schema import RunConfig
 from quad_tasks.manifests.run import PinnedPool, PinnedReference, RunRecord
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.versions import computing_versions, describe_differences
-from quad_tasks.storage.errors import StoreKeyError
+from quad_tasks.storage.errors import StoreKeyError, call_with_retries, redact
 from quad_tasks.storage.keys import manifest_key, pinned_pool_key, pinned_reference_key, run_folder, run_record_key
 from quad_tasks.storage.lease import check_lease, hold_lease
 from quad_tasks.storage.manifest import (
@@ -79,11 +79,16 @@ def load_run(workspace: str, run: str, overrides: Sequence[str] = ()) -> RunConf
 
 
 def list_runs(workspace: str) -> list[str]:
-    """Name the runs of a workspace; none where there is no such place."""
-    files, path = connect(f"{workspace}/runs")
+    """Name the runs of a workspace; none where there is no such place.
+
+    Raises:
+        StorageError: the workspace does not answer or refuses; what no run seems to need may be removed.
+    """
+    place = f"{workspace}/runs"
+    files, path = connect(place)
     try:
-        found = files.ls(path, detail=False)
-    except OSError:
+        found: list[str] = call_with_retries(lambda: files.ls(path, detail=False), redact(place))
+    except StoreKeyError:
         return []
     return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
 

@@ -9,7 +9,7 @@ from small_pool import stored
 from typer.testing import CliRunner
 
 from flows.cli.app import app
-from quad_tasks.commands.clean import ABANDONED_AFTER_S, clean_run
+from quad_tasks.commands.clean import ABANDONED_AFTER_S, _old, _unfinished_files, clean_run
 from quad_tasks.commands.verify import verify_run
 from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.storage.lease import LeaseHeld, claim_lease, release_lease
@@ -130,3 +130,24 @@ def test_what_would_be_removed_is_said_by_kind(small_run, leftovers):
     assert "factor chunks" in result.stdout
     assert "2 (10 bytes)" in result.stdout
     assert "would be removed" in result.stdout
+
+
+def test_what_another_process_removes_meanwhile_is_passed_over(tmp_path):
+    store = open_store(str(tmp_path))
+    for key in ("probes/old", "probes/young"):
+        store.put(key, b"12345")
+    age(store.local_path("probes/old"))
+    assert _old(store, ["probes/gone", "probes/old", "probes/young"]) == ({"probes/old": 5}, 1)
+
+
+def test_of_names_of_unfinished_files_only_files_and_links_are_taken(tmp_path):
+    store = open_store(str(tmp_path))
+    folder = tmp_path / "factors" / ".tmp-folder"
+    folder.mkdir(parents=True)
+    (folder / "theirs").write_bytes(b"theirs")
+    (folder.parent / ".tmp-file").write_bytes(b"half")
+    (folder.parent / ".tmp-link").symlink_to(tmp_path / "nowhere")
+    for path in (folder, folder.parent / ".tmp-file", folder.parent / ".tmp-link"):
+        past = time.time() - ABANDONED_AFTER_S - 1
+        os.utime(path, (past, past), follow_symlinks=False)
+    assert [path.name for path in _unfinished_files(store, "factors")] == [".tmp-file", ".tmp-link"]

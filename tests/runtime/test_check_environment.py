@@ -160,9 +160,9 @@ def test_inputs_in_a_bucket_are_found_or_named_with_their_key_and_what_to_do(s3)
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:///a.jsonl", "nothing://a.jsonl"])
 def test_a_uri_without_a_bucket_or_a_filesystem_is_named_with_its_key(uri):
-    with pytest.raises(ConfigError, match=rf"^reference\.inputs: expected .*{uri}"):
+    with pytest.raises(UnsupportedStore, match=rf"^reference\.inputs: expected .*{uri}"):
         environment.check_inputs({"reference.inputs": [uri]})
-    with pytest.raises(ConfigError, match=rf"^workspace: expected .*{uri}"):
+    with pytest.raises(UnsupportedStore, match=rf"^workspace: expected .*{uri}"):
         environment.check_workspace(uri)
 
 
@@ -197,7 +197,9 @@ def test_without_the_hub_or_its_package_its_datasets_are_refused_at_once(monkeyp
             environment.check_inputs(given)
     monkeypatch.delitem(_registry, "hf", raising=False)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConfigError, match=r"^pool\.inputs: .*'hf://datasets/owner/name/a.jsonl': .*huggingface_hub"):
+    with pytest.raises(
+        UnsupportedStore, match=r"^pool\.inputs: .*'hf://datasets/owner/name/a.jsonl': .*huggingface_hub"
+    ):
         environment.check_inputs(given)
 
 

@@ -75,7 +75,7 @@ def export_selection(
     tokenizer = _tokenizer(source, manifest, format) if tokenize or exporter.tokens == "always" else None
     body = _describe(manifest, format, shard_bytes, license if exporter.licensed else None, tokenizer)
     if target.exists("export.json"):
-        return _same_export(json.loads(target.get("export.json")), body, out)
+        return _same_export(target, body, out)
     _claim_folder(target, out, body)
     tables = _shards(source, selection_folder(config.run), manifest, shard_bytes)
     form = ExportForm(config.pool.fields, manifest.created, tokenizer)
@@ -97,15 +97,28 @@ def _published(store: Store, run: str) -> SelectionManifest:
     return read_selection(store, run)
 
 
-def _same_export(found: dict[str, Any], body: dict[str, Any], out: str) -> dict[str, Any]:
+def _same_export(target: Store, body: dict[str, Any], out: str) -> dict[str, Any]:
     """Return what a finished export holds.
 
     Raises:
-        ConfigError: it is not the one that is asked for.
+        ConfigError: it is not the one that is asked for, or files of it are gone.
     """
+    found = _read_object(target, "export.json")
     if found != {**found, **body} or ("end_of_document" in found) != ("end_of_document" in body):
         raise ConfigError(f"{out}: expected an empty folder or the same export, found another one (export.json)")
+    gone = sorted({file["name"] for file in found.get("files", [])} - set(target.list()))
+    if gone:
+        raise ConfigError(f"{out}: expected the files that its export.json names, found no {gone[0]}: name another")
     return found
+
+
+def _read_object(target: Store, name: str) -> dict[str, Any]:
+    """Read a JSON object; somebody else's file of that name is none with entries."""
+    try:
+        found = json.loads(target.get(name))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _refuse_strays(target: Store, out: str, files: list[dict[str, Any]]) -> None:
@@ -162,13 +175,14 @@ def _claim_folder(target: Store, out: str, body: dict[str, Any]) -> None:
     """
     there = target.list()
     if UNFINISHED in there:
-        if json.loads(target.get(UNFINISHED)) == json.loads(json_bytes(body)):
+        if _read_object(target, UNFINISHED) == json.loads(json_bytes(body)):
             return
         raise ConfigError(f"{out}: expected an empty folder, found another export that was interrupted ({UNFINISHED})")
     if there:
         more = f" and {len(there) - 1:,} more files" if len(there) > 1 else ""
         raise ConfigError(f"{out}: expected an empty folder, found {there[0]}{more}: nothing was written; name another")
-    target.put(UNFINISHED, json_bytes(body))
+    if not target.put_if_absent(UNFINISHED, json_bytes(body)):  # somebody else's export began meanwhile
+        _claim_folder(target, out, body)
 
 
 def _shards(

@@ -9,10 +9,10 @@ from small_pool import stored
 from typer.testing import CliRunner
 
 from flows.cli.app import app
-from quad_tasks.commands.export.export_selection import export_selection
+from quad_tasks.commands.export.export_selection import UNFINISHED, _claim_folder, _same_export, export_selection
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.storage.positions import read_table
-from quad_tasks.storage.store import StoreKeyError, open_store
+from quad_tasks.storage.store import Store, StoreKeyError, open_store
 
 
 def published(config):
@@ -149,3 +149,34 @@ def test_two_fields_that_end_alike_keep_their_whole_names(small_run, tmp_path):
     table = pq.read_table(tmp_path / summary["files"][0]["name"])
     assert table.column_names[:4] == ["key.value", "content.value", "source", "metadata"]
     assert table["content.value"].to_pylist() == [row["text"] for row in published(small_run)]
+
+
+@pytest.mark.parametrize("data", [b"not json", b"[1]", b"{}", b'"text"'])
+def test_a_file_of_somebody_elses_that_has_an_exports_name_is_no_export(tmp_path, data):
+    target = open_store(str(tmp_path))
+    for name in ("export.json", UNFINISHED):
+        target.put(name, data)
+    with pytest.raises(ConfigError, match=r"expected an empty folder or the same export, found another one"):
+        _same_export(target, {"run": "small"}, str(tmp_path))
+    with pytest.raises(ConfigError, match="expected an empty folder, found another export"):
+        _claim_folder(target, str(tmp_path), {"run": "small"})
+
+
+def test_a_finished_export_whose_files_are_gone_is_not_called_whole(tmp_path):
+    target = open_store(str(tmp_path))
+    body = {"run": "small"}
+    target.put("export.json", json.dumps({**body, "files": [{"name": "data/part-00000.parquet"}]}).encode())
+    with pytest.raises(ConfigError, match=r"found no data/part-00000\.parquet: name another"):
+        _same_export(target, body, str(tmp_path))
+    target.put("data/part-00000.parquet", b"rows")
+    assert _same_export(target, body, str(tmp_path))["run"] == "small"
+
+
+def test_of_two_exports_that_begin_at_once_in_one_folder_the_second_is_refused(tmp_path, monkeypatch):
+    one, two = open_store(str(tmp_path)), Store(str(tmp_path))
+    listings = iter([[], [UNFINISHED]])
+    monkeypatch.setattr(two, "list", lambda: next(listings))  # it looks before the first one begins
+    _claim_folder(one, str(tmp_path), {"format": "hf"})
+    with pytest.raises(ConfigError, match="expected an empty folder, found another export"):
+        _claim_folder(two, str(tmp_path), {"format": "parquet"})
+    assert json.loads(one.get(UNFINISHED)) == {"format": "hf"}

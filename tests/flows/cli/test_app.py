@@ -1,8 +1,12 @@
 """The command line: what it prints, its exit codes, one message for bad input and nothing left to trust."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -208,3 +212,25 @@ def test_a_run_may_be_made_in_parts_and_ends_as_a_whole_one(dask_client, config_
         for workspace in (str(tmp_path / "workspace"), small_run.workspace)
     )
     assert ours == theirs
+
+
+def test_a_plan_is_refused_before_what_makes_it_is_imported(tmp_path):
+    """As a process: this one has imported all."""
+    (tmp_path / "config.yaml").write_text(
+        "run: r\nworkspace: s3://\npool: {inputs: [a.jsonl]}\nreference: {inputs: [a.jsonl]}\n"
+        "selection: {budget_tokens: 1000}\n"
+    )
+    script = """
+import sys
+from typer.testing import CliRunner
+from flows.cli.app import app
+if __name__ == "__main__":
+    result = CliRunner().invoke(app, ["plan", "config.yaml"])
+    print(result.exit_code, result.output, "quad_tasks.commands.plan" in sys.modules, "torch" in sys.modules)
+"""
+    (tmp_path / "script.py").write_text(script)
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "PREFECT_HOME": str(tmp_path)}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=280)
+    assert done.stdout.startswith("2 quad: workspace: expected a bucket's name"), done.stdout + done.stderr
+    assert done.stdout.split()[-2:] == ["False", "False"]

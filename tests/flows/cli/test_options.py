@@ -7,6 +7,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from flows.cli import options, printing
 from flows.cli.options import complete_run, run_flow, run_selection, run_until
+from quad_tasks.storage.errors import StoreForbidden
 
 
 @pytest.fixture
@@ -54,3 +55,11 @@ def test_a_whole_selection_ends_with_its_headline(monkeypatch):
     monkeypatch.setattr(printing, "print_report", lambda config, as_json: called.append(("report", config, as_json)))
     run_selection("the configuration", True)
     assert called == [("select-data", ("the configuration",)), ("report", "the configuration", True)]
+
+
+def test_a_workspace_that_refuses_completes_to_nothing(monkeypatch):
+    def refuse(_workspace: str) -> list[str]:
+        raise StoreForbidden("access refused")
+
+    monkeypatch.setattr("quad_tasks.runtime.run.list_runs", refuse)
+    assert complete_run(SimpleNamespace(params={}), "") == []

@@ -52,6 +52,13 @@ def test_an_error_without_a_message_is_named_by_its_kind(capsys):
     assert capsys.readouterr().err == "quad: ZeroDivisionError\n"
 
 
+def test_a_full_disk_that_no_store_met_says_what_to_do(capsys):
+    with pytest.raises(typer.Exit), session(True, False):
+        raise OSError(28, "No space left on device", "/full/file")
+    shown = capsys.readouterr().err
+    assert "'/full/file': make room there (for temporary files, or set TMPDIR), then begin or resume again" in shown
+
+
 def test_debug_shows_the_error_itself_and_logs():
     with pytest.raises(ConfigError, match="as it was raised"), session(True, True):
         raise ConfigError("as it was raised")

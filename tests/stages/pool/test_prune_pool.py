@@ -14,7 +14,7 @@ from quad_tasks.stages.pool.prune_pool import prune_pool
 from quad_tasks.storage.keys import version_key
 from quad_tasks.storage.manifest import write_manifest
 from quad_tasks.storage.pool_versions import commit_version, list_versions, read_version
-from quad_tasks.storage.store import Store, StoreKeyError, open_store
+from quad_tasks.storage.store import StorageError, Store, StoreKeyError, open_store
 
 POOL = "pools/p"
 EMBEDDER, CLUSTERING = f"{POOL}/embedders/e", f"{POOL}/clusterings/c"
@@ -139,3 +139,19 @@ def test_the_command_counts_first_and_names_a_pool_that_is_not_there(store):
     result = CliRunner().invoke(app, ["pool", "prune", "q", "--workspace", store.uri])
     assert result.exit_code == 2
     assert "pool 'q'" in result.stderr
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), TimeoutError("slow")])
+def test_nothing_is_pruned_where_the_runs_cannot_be_listed(store, monkeypatch, error):
+    monkeypatch.setattr("quad_tasks.storage.errors.sleep", lambda _seconds: None)
+    pin(store, "first", 1)
+    before = store.list()
+
+    class Refusing:
+        def ls(self, path: str, detail: bool) -> list[str]:
+            raise error
+
+    monkeypatch.setattr("quad_tasks.runtime.run.connect", lambda uri: (Refusing(), uri))
+    with pytest.raises(StorageError, match="/runs: "):
+        prune_pool(store.uri, "p")
+    assert [key for key in store.list() if "/lease/" not in key] == before
