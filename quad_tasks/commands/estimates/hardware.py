@@ -14,6 +14,7 @@ import numpy as np
 from quad_tasks.commands.estimates.probe import Rates, Shape
 from quad_tasks.config.schema import ConfigError, RunConfig
 from quad_tasks.core.lm.training import PASS_BYTES
+from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
 from quad_tasks.stages.influence.factor_memory import machine_memory_bytes
 from quad_tasks.stages.selection.training_memory import PROCESS_BYTES, training_bytes, trainings_at_once
 
@@ -81,8 +82,12 @@ def plan_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
     solving = shape.covariance_bytes + 3 * FLOAT_BYTES * shape.tracked  # factors, a gradient and its inverse
     fitting = trainings_at_once(compute.memory_limit, workers, processes, shape.parameters) or workers
     training = min(workers, _trainings(config), fitting)
+    fit = max(workers * each["fit"], workers * idle + solving)
+    if config.bandit.scorer == CONDITIONAL_LOSS:
+        copies = min(workers, len(config.reference.named_sets()))
+        fit = (workers - copies) * PROCESS_BYTES + copies * each["fit"]
     stages = {
-        "fit": driver + max(workers * each["fit"], workers * idle + solving),
+        "fit": driver + fit,
         "bandit": driver + workers * each["bandit"],
         "train": driver + (workers - training) * PROCESS_BYTES + training * processes * each["train"],
     }
@@ -109,11 +114,18 @@ def worker_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
     direction = FLOAT_BYTES * shape.tracked
     tokens = max(config.model.window_tokens, min(config.model.batch_tokens, PASS_BYTES // shape.activation_bytes))
     activations = shape.activation_bytes * tokens
-    weights = _weight_bytes(config, shape)
+    weights, training = _weight_bytes(config, shape), training_bytes(shape.parameters, activations)
+    if config.bandit.scorer == CONDITIONAL_LOSS:
+        models = 1 + len(config.reference.named_sets())
+        return {
+            "fit": training,
+            "bandit": models * FLOAT_BYTES * shape.parameters + activations,
+            "train": training,
+        }
     return {
         "fit": weights + shape.covariance_bytes + direction + activations,  # the eigenbasis, and squares in it
         "bandit": weights + direction * len(config.reference.named_sets()) + activations,
-        "train": training_bytes(shape.parameters, activations),
+        "train": training,
     }
 
 

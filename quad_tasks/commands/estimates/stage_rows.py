@@ -10,6 +10,7 @@ from typing import Any
 
 from quad_tasks.commands.estimates.probe import Rates, Shape
 from quad_tasks.config.schema import RunConfig
+from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
 from quad_tasks.stages.bandit.plan_scoring import Choosing
 from quad_tasks.stages.pool.prepare_model import FRESH, SAMPLE_BYTES_PER_TOKEN
 
@@ -153,6 +154,8 @@ def _states(basis: Basis) -> Row:
 
 def _fit(basis: Basis) -> Row:
     config, volumes, shape, work = basis.config, basis.volumes, basis.shape, basis.rates.workers
+    if config.bandit.scorer == CONDITIONAL_LOSS:
+        return _adapt(basis)
     first, times = config.factors.sample_documents, _fits(config)
     passes = [min(sample, volumes.documents) for sample in (first, config.factors.eigenvalue_documents or first)]
     tokens = round(sum(passes) / len(passes) * min(volumes.mean_tokens, config.model.window_tokens))
@@ -168,6 +171,16 @@ def _fit(basis: Basis) -> Row:
     )
 
 
+def _adapt(basis: Basis) -> Row:
+    """Plan the copies that the conditional loss scores by, in place of a fit: trainings on the reference."""
+    config, shape, work, times = basis.config, basis.shape, basis.rates.workers, _fits(basis.config)
+    copies, tokens = len(config.reference.named_sets()), basis.volumes.reference_tokens
+    trained = config.bandit.adaptation_passes * tokens
+    seconds = trained * work.train_token / min(copies, config.compute.workers)
+    flops = float(times * 3 * shape.forward_flops * trained)
+    return Row(0, times * trained, flops, times * 4 * shape.parameters * copies, times * (STEP_S + seconds))
+
+
 def _bandit(basis: Basis) -> Row:
     config, scored, rounds = basis.config, basis.choosing.tokens, basis.choosing.rounds
     documents = scored / basis.volumes.mean_tokens
@@ -177,8 +190,15 @@ def _bandit(basis: Basis) -> Row:
         scored,
         basis.choosing.scoring,
         round(rounds * ROUND_BYTES + SCORE_BYTES * documents),
-        seconds + scored * basis.rates.workers.score_token / config.compute.workers,
+        seconds + scored * _score_token(basis) / config.compute.workers,
     )
+
+
+def _score_token(basis: Basis) -> float:
+    """Return the seconds of scoring a token: exactly, or by the losses of the checkpoint and of its copies."""
+    config, work = basis.config, basis.rates.workers
+    models = 1 + len(config.reference.named_sets())
+    return models * work.measure_token if config.bandit.scorer == CONDITIONAL_LOSS else work.score_token
 
 
 def _train(basis: Basis) -> Row:

@@ -1,6 +1,7 @@
 """What a plan expects choosing to take: tokens scored, rounds, and model FLOPs beside those of scoring everything.
 
-Documents count as of mean length; the pilot and the rounds count as scored exactly, as they are at most.
+Documents count as of mean length; the pilot and the rounds count as scored exactly, as they are at most, or by the
+conditional loss where that is configured.
 """
 
 import math
@@ -11,7 +12,14 @@ import numpy as np
 from quad_tasks.config.schema import ConfigError, RunConfig
 from quad_tasks.core.lm import flops
 from quad_tasks.core.lm.flops import ModelSize, PassFlops
-from quad_tasks.stages.bandit.cost import cost_cap, cost_limit, read_settings, whole_pool_reading
+from quad_tasks.stages.bandit.cost import (
+    CONDITIONAL_LOSS,
+    cost_cap,
+    cost_limit,
+    read_settings,
+    scorer_flops,
+    whole_pool_reading,
+)
 from quad_tasks.stages.bandit.policy import pull_sizes
 
 ACCEPTED_AT_RANDOM = 0.5
@@ -28,7 +36,7 @@ class Choosing:
         tokens_at_most: that may be scored.
         rounds: of the bandit, all stages.
         reading: FLOPs of hidden states and embeddings of the whole pool.
-        scoring: FLOPs of scoring `tokens` exactly.
+        scoring: FLOPs of scoring `tokens`.
         pool: FLOPs of scoring the whole pool exactly.
         share: of `pool`, that reading and scoring take.
         most_share: of `pool`, that they may take; None: no cap.
@@ -72,10 +80,12 @@ def plan_choosing(config: RunConfig, documents: int, tokens: int, size: ModelSiz
             f"bandit.max_cost_share: expected more than {read / whole:.3g}, which hidden states and embeddings of the "
             f"whole pool take of scoring it (bandit.features, embedding.method), found {cap.share}"
         )
+    way = scorer_flops(size, {"scorer": CONDITIONAL_LOSS}, reading.directions)
+    price = of_pool(way) / whole if config.bandit.scorer == CONDITIONAL_LOSS else 1.0
     scored_share = 1.0 if config.bandit.max_scored_share is None else config.bandit.max_scored_share
-    share = scored_share if most is None else min(scored_share, most - read / whole)
+    share = scored_share if most is None else min(scored_share, (most - read / whole) / price)
     expected, at_most, rounds = _scored(config, documents, tokens, share)
-    scoring = whole * expected / max(1, tokens)
+    scoring = price * whole * expected / max(1, tokens)
     return Choosing(
         tokens=expected,
         tokens_at_most=at_most,

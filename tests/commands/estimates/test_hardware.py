@@ -59,6 +59,14 @@ def test_fewer_trainings_at_once_keep_to_a_limit_and_what_cannot_is_refused_by_t
         planned(tmp_path, **settings, compute__memory_limit="4GB")
 
 
+def test_the_conditional_loss_trains_a_copy_and_scores_with_two_models_in_float32(tmp_path):
+    memory = planned(tmp_path, bandit__scorer="conditional_loss", compute__workers=2)
+    activations = 64 * 8 * 1_704_960  # model.batch_tokens
+    assert memory["fit"] == 3 * PROCESS_BYTES + 16 * SMOLLM2_135M.parameters + activations
+    models = 2 * 4 * SMOLLM2_135M.parameters
+    assert memory["bandit"] == PROCESS_BYTES + 2 * (PROCESS_BYTES + models + activations)
+
+
 def config_of(tmp_path, **changes):
     return parse_config(small_config(tmp_path, str(tmp_path), **{"model__dtype": "bfloat16", **changes}), "plan")
 

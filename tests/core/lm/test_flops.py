@@ -122,3 +122,9 @@ def test_a_model_without_weights_has_the_same_size(tiny, family):
     with torch.device("meta"):
         shape = type(model)(model.config)
     assert flops.model_size(shape, find_blocks(shape)) == flops.model_size(model, find_blocks(model))
+
+
+def test_the_conditional_loss_takes_a_forward_pass_of_the_checkpoint_and_of_every_copy():
+    size = flops.ModelSize(maps=10, reached=8, tracked=10, head=3, attention=2, attention_reached=2)
+    assert flops.conditional_loss_flops(size) == (2 * 20, 2 * 6, 2 * 8)
+    assert flops.conditional_loss_flops(size, copies=3) == (4 * 20, 4 * 6, 4 * 8)

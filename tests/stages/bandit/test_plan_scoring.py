@@ -39,6 +39,13 @@ def test_hidden_states_take_their_part_of_the_cap():
         planned(bandit__max_cost_share=0.2, **body)
 
 
+def test_the_conditional_loss_reads_with_two_models_and_scores_more_documents_for_it():
+    price = 2 * (2000 * 50 + 400 * 49) / (5600 * 50 + 800 * 49)
+    found = planned(bandit__scorer="conditional_loss", bandit__max_cost_share=0.2, bandit__oversample=100.0)
+    assert found.tokens == pytest.approx(0.2 / price * 50_000, abs=1)
+    assert found.scoring == pytest.approx(0.2 * found.pool, rel=1e-3)
+
+
 def test_both_caps_hold_whichever_is_the_lower():
     both = {"bandit__max_cost_share": 0.2, "bandit__oversample": 100.0}
     body = small_config("/corpus", "/workspace", bandit__max_scored_share=0.1, **both)
