@@ -27,7 +27,8 @@ from tokenizers import Tokenizer
 SEQUENCES = 1_024_000
 SEQUENCE_TOKENS = 2049
 """2,048 targets."""
-FILE_SEQUENCES = 16_000
+FILE_SEQUENCES = 4_000
+"""Of one file, in memory at once: a few hundred megabytes as Python integers and text."""
 COMPARED = 1_000
 """Sequences whose text is encoded again, to say how many give the same tokens."""
 TOKEN_TYPES = {"11": np.uint8, "13": np.int16, "15": np.int32, "16": np.int32, "17": np.int64, "20": np.uint16}
