@@ -18,6 +18,7 @@ Workspace = Annotated[str, typer.Option(help="Path or URI the run is kept under.
 Inputs = Annotated[
     list[str] | None, typer.Option(metavar="FILE", help="Files or globs; give it again for more of them.")
 ]
+GOES_ON = "the same command goes on from the last commit"
 Price = Annotated[float | None, typer.Option(min=0, help="What this machine costs an hour, in any currency.")]
 
 
@@ -52,8 +53,15 @@ def run_until(config: Any, until: Literal["fit", "bandit", "train"]) -> str:
 
 
 def run_flow(flow: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a flow from the command line: no heartbeats, since nobody watches for zombies here."""
+    """Run a flow from the command line: no heartbeats, since nobody watches for zombies here.
+
+    Raises:
+        KeyboardInterrupt: as it came, and says that what was committed stays.
+    """
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return flow(*arguments)
+        try:
+            return flow(*arguments)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(GOES_ON) from None

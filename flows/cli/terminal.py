@@ -70,8 +70,8 @@ def session(quiet: bool, debug: bool) -> Iterator[None]:
         yield
     except typer.Exit:
         raise
-    except KeyboardInterrupt:
-        _fail("interrupted; `quad resume` goes on from the last commit", FAILED)
+    except KeyboardInterrupt as interrupt:
+        _fail("; ".join(["interrupted", *interrupt.args]), FAILED)
     except Exception as error:
         if debug:
             raise

@@ -36,7 +36,8 @@ LEAST_PRESENT = 0.9
 """Share of records that must have a field for it to be taken."""
 LONGEST_LABEL = 100
 """Characters of a source's or an id's longest name."""
-LEAST_STEPS = 8
+LEAST_STEPS = 12
+"""Of a training; fewer than `FEWEST_STEPS` would be a finding."""
 LONGEST_WINDOW = 512
 MOST_SOURCES = 0.2
 """Distinct values per record, beyond which a field does not name sources."""
@@ -116,7 +117,7 @@ def write_config(
     return {
         "config": str(out),
         "pool": {
-            "files": pool.sample.files,
+            "files": pool.sample.files - len(pool.sample.broken),
             "documents": pool.sample.documents,
             "tokens": _tokens(pool),
             "counted": pool.sample.exact,
@@ -242,7 +243,8 @@ def _tokens(inputs: Inputs) -> int:
 def _render(pool: Inputs, others: dict[str, Inputs], undecided: Sequence[str]) -> str:
     """Write the configuration with its reasons."""
     documents, tokens = pool.sample.documents, max(1, _tokens(pool))
-    counted = "counted" if pool.sample.exact else f"estimated from {pool.sample.files_read} of them"
+    files = pool.sample.files - len(pool.sample.broken)
+    counted = "counted" if pool.sample.exact else f"estimated from {pool.sample.files_read} files"
     arms = int(np.clip(round(math.sqrt(documents / 3)), 2, 10_000))
     per_arm = documents / arms
     pilot = int(np.clip(max(256, 2 * arms), 2, max(2, documents // 10)))
@@ -262,11 +264,11 @@ def _render(pool: Inputs, others: dict[str, Inputs], undecided: Sequence[str]) -
     heldout = others.get("heldout")
     inputs = reference.patterns if reference else ["reference.jsonl"]
     return f"""\
-# Written by `quad init`: {pool.sample.files} files, {documents:,} documents, about {tokens:,} tokens ({counted}).
+# Written by `quad init`: {files} files, {documents:,} documents ({counted}), about {tokens:,} tokens of four bytes.
 # Fields seen:
 {seen}
 {open_questions}# `quad keys` explains every key; `quad plan` says what a run takes before anything is spent.
-run: run
+run: run   # the name that other commands ask for: quad status run
 workspace: workspace   # a folder, or s3://bucket/prefix
 pool:
   inputs: {_flow(pool.patterns)}

@@ -38,7 +38,7 @@ def test_fields_are_found_under_other_names_and_the_configuration_loads(shards):
     assert config.pool.fields.model_dump(include={"text", "id", "source"}) == result["fields"]
     assert config.reference.fields.text == "body"
     assert config.selection.budget_tokens < result["pool"]["tokens"]
-    assert config.training.batch_tokens <= config.selection.budget_tokens // 8
+    assert config.training.batch_tokens <= config.selection.budget_tokens // 10  # too_few_steps
     assert "#   body: text, in 100% of the records" in out.read_text()
     assert out.read_text().startswith("# yaml-language-server: $schema=quad.schema.json\n")
     assert (shards / "quad.schema.json").exists()
@@ -49,6 +49,7 @@ def test_a_shard_that_breaks_off_is_reported_and_left_out(shards):
     (shards / "pool" / "d.jsonl.gz").write_bytes(gzip.compress(lines)[:-20])
     result = write_config([f"{shards}/pool/*"], shards / "config.yaml")
     assert [uri.rpartition("/")[2] for uri in result["broken"]] == ["d.jsonl.gz"]
+    assert result["pool"]["files"] == 3
     inputs = load_config(shards / "config.yaml").pool.inputs
     assert sorted(uri.rpartition("/")[2] for uri in inputs) == ["a.jsonl", "b.jsonl.gz", "c.parquet"]
 

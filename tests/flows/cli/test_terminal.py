@@ -7,6 +7,7 @@ import signal
 import pytest
 import typer
 
+from flows.cli.options import run_flow
 from flows.cli.terminal import BAD_INPUT, DEFAULTS, FAILED, print_body, print_rows, session
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.blocks import UnsupportedLayer
@@ -72,11 +73,23 @@ def test_an_exit_code_that_a_command_chose_stands(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_an_interrupt_says_how_to_go_on(capsys):
+def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_flow_says_how_to_go_on(capsys):
     with pytest.raises(typer.Exit) as ended, session(True, False):
-        raise KeyboardInterrupt
+        run_flow(interrupted)
     assert ended.value.exit_code == 1
-    assert "`quad resume` goes on from the last commit" in capsys.readouterr().err
+    assert capsys.readouterr().err == "quad: interrupted; the same command goes on from the last commit\n"
+
+
+def test_a_command_that_commits_nothing_speaks_of_no_commit(capsys):
+    """A plan, a check or a look at a document has nothing to resume."""
+    with pytest.raises(typer.Exit) as ended, session(True, False):
+        interrupted()
+    assert ended.value.exit_code == 1
+    assert capsys.readouterr().err == "quad: interrupted\n"
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("any")])
