@@ -73,6 +73,17 @@ def test_a_regression_that_beats_the_arm_means_is_accepted_and_predicts_new_docu
     assert explained > predictor.quality.baseline_explained + 0.2
 
 
+def test_predictions_do_not_depend_on_where_features_lie_or_on_their_unit() -> None:
+    x_ND, influence_N, arm_N = pool(400)
+    there_ND = 3 * x_ND + 20
+    predicted = []
+    for features_ND in (x_ND, there_ND):
+        predictor = fit_predictor(features_ND[:300], influence_N[:300], arm_N[:300], N_ARMS, np.random.default_rng(0))
+        assert predictor.accepted
+        predicted.append(predict(predictor, features_ND[300:], arm_N[300:]))
+    assert predicted[1] == pytest.approx(predicted[0], rel=1e-6, abs=1e-6)
+
+
 def test_out_of_sample_quality_agrees_with_new_documents() -> None:
     x_ND, y_N, arm_N = pool(4000)
     predictor = fit_predictor(x_ND[:400], y_N[:400], arm_N[:400], N_ARMS, np.random.default_rng(0))
