@@ -136,6 +136,21 @@ def test_a_range_of_rows_fetches_its_row_groups_only(s3_backend, monkeypatch):
     assert sum(fetched) < store.size("t") / 5
 
 
+def test_of_neighbours_that_a_range_only_touches_nothing_is_read(local_store, monkeypatch):
+    write_table_stream(local_store, "t", NUMBERS, [numbers(0, 20)], 5)
+    read: list[list[int]] = []
+    whole = pq.ParquetFile.read_row_groups
+
+    def note(self, groups, columns=None):
+        read.append(list(groups))
+        return whole(self, groups, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", note)
+    assert read_rows(local_store, "t", 5, 5).equals(numbers(5, 10))
+    assert read_rows(local_store, "t", 4, 2).equals(numbers(4, 6))
+    assert read == [[1], [0, 1]]
+
+
 def test_batches_come_in_order_and_no_larger_than_asked(backend):
     store = open_store(backend.uri)
     write_table_stream(store, "t", NUMBERS, [numbers(0, 20)], 6)
