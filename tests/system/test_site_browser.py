@@ -1,4 +1,4 @@
-"""The site in a real browser: on a phone and a desk, light and dark, no page overflows, fades or loads from elsewhere."""
+"""The site in a real browser: on a phone and a desk, light and dark, no page overflows or fades, or loads from away."""
 
 import os
 import subprocess
