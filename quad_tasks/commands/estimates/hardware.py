@@ -91,16 +91,20 @@ def plan_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
         "bandit": driver + workers * each["bandit"],
         "train": driver + (workers - training) * PROCESS_BYTES + training * processes * each["train"],
     }
-    _refuse_above_limit(compute.memory_limit, stages)
+    _refuse_above_limit(config, stages)
     return {**stages, "most": max(stages.values()), "machine": machine_memory_bytes()}
 
 
-def _refuse_above_limit(memory_limit: int | None, stages: Mapping[str, int]) -> None:
+def _refuse_above_limit(config: RunConfig, stages: Mapping[str, int]) -> None:
+    memory_limit = config.compute.memory_limit
     remedies = {
         "fit": "lower compute.workers or model.batch_tokens, or set factors.max_factor_width",
         "bandit": "lower compute.workers or model.batch_tokens, or use model.dtype bfloat16",
         "train": "lower compute.workers, or train by training.command",
     }
+    if config.bandit.scorer == CONDITIONAL_LOSS:  # copies are trained and read in float32, and there are no factors
+        fewer = "lower compute.workers or model.batch_tokens, or set fewer reference.sets"
+        remedies |= {"fit": fewer, "bandit": fewer}
     for stage, needed in stages.items():
         if memory_limit is not None and needed > memory_limit:
             raise ConfigError(
@@ -201,6 +205,9 @@ def check_device_memory(name: str, config: RunConfig, shape: Shape) -> None:
         "bandit": "set model.dtype bfloat16, a smaller model.batch_tokens, or fewer reference.sets",
         "train": "set a smaller model.window_tokens, or train by training.command",
     }
+    if config.bandit.scorer == CONDITIONAL_LOSS:
+        remedies["fit"] = "set a smaller model.window_tokens, or another bandit.scorer"
+        remedies["bandit"] = "set a smaller model.batch_tokens, fewer reference.sets, or another bandit.scorer"
     for stage, needed in worker_memory(config, shape).items():
         if needed > memory:
             raise ConfigError(

@@ -6,7 +6,7 @@ import pytest
 from small_pool import small_config
 
 from quad_tasks.commands.estimates import hardware
-from quad_tasks.commands.estimates.hardware import Device, describe_device, plan_memory, rates_on
+from quad_tasks.commands.estimates.hardware import Device, check_device_memory, describe_device, plan_memory, rates_on
 from quad_tasks.commands.estimates.probe import Rates, Shape, WorkerRates
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError
@@ -65,6 +65,24 @@ def test_the_conditional_loss_trains_a_copy_and_scores_with_two_models_in_float3
     assert memory["fit"] == 3 * PROCESS_BYTES + 16 * SMOLLM2_135M.parameters + activations
     models = 2 * 4 * SMOLLM2_135M.parameters
     assert memory["bandit"] == PROCESS_BYTES + 2 * (PROCESS_BYTES + models + activations)
+
+
+def test_no_remedy_of_the_conditional_loss_is_a_key_that_changes_nothing_there(tmp_path):
+    """Its copies are float32 and there are no factors: neither `model.dtype` nor `factors` keys save a byte."""
+    settings = {"bandit__scorer": "conditional_loss", "compute__workers": 2}
+    memory = planned(tmp_path, **settings)
+    messages = [refusal(planned, tmp_path, **settings, compute__memory_limit=memory["fit"] - 1)]
+    messages.append(refusal(planned, tmp_path, **settings, compute__memory_limit=memory["bandit"] - 1))
+    large = replace(SMOLLM2_135M, parameters=10**10)
+    messages.append(refusal(check_device_memory, "l40s", config_of(tmp_path, **settings), large))
+    assert ["a fit" in text for text in messages] == [True, False, True]
+    assert not [text for text in messages if "factors." in text or "bfloat16" in text]
+
+
+def refusal(function, *arguments, **settings):
+    with pytest.raises(ConfigError) as error:
+        function(*arguments, **settings)
+    return str(error.value)
 
 
 def config_of(tmp_path, **changes):
