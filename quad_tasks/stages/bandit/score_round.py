@@ -133,7 +133,7 @@ class LoadedDirections:
     copies: tuple[PreTrainedModel, ...] = ()
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)
 def load_on_device(store: Store, key: str, device: str) -> LoadedDirections:
     """Load a direction once a process.
 
