@@ -1,9 +1,8 @@
 """The report of a finished run as one typed object: `report.json` is its dump, the page and the console are made of it.
 
 Units: losses in nats per token, domains in bits per byte, influence per token (> 0: training on the document lowers
-the reference loss), times in seconds. A field says nothing of where its number comes from: `collect` does.
-
-Reading is lenient, for reports of older versions: what is absent or null has its field's default.
+the reference loss), times in seconds. A field says nothing of where its number comes from: `collect` does. Reading is
+lenient, for reports of older versions: what is absent or null has its field's default.
 """
 
 from collections.abc import Mapping
@@ -327,12 +326,13 @@ class Weights(Part):
 
 
 class StageKeys(Part):
-    """Keys of what a stage was made of."""
+    """Keys of what a stage was made of; by the `scorer` conditional_loss `direction` is the adapted copies'."""
 
     stage: int | None = None
     checkpoint: str | None = None
     factors: str | None = None
     direction: str | None = None
+    scorer: str | None = None
 
 
 class Machine(Part):

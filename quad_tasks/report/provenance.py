@@ -45,9 +45,15 @@ def _inputs(run: FinishedRun) -> Inputs:
 
 
 def _stage(run: FinishedRun, number: int) -> StageKeys:
-    direction = rounds.read_round(run.store, run.config.run, number, 0).info.direction
-    made = read_direction(run.store, direction)
-    return StageKeys(stage=number, checkpoint=made.checkpoint, factors=made.factors, direction=direction)
+    last = rounds.list_rounds(run.store, run.config.run, number)[-1].info
+    made = read_direction(run.store, last.direction)
+    return StageKeys(
+        stage=number,
+        checkpoint=made.checkpoint,
+        factors=made.factors,
+        direction=last.direction,
+        scorer=last.scorer["scorer"],
+    )
 
 
 def _version(package: str) -> str:

@@ -20,4 +20,5 @@ def test_provenance_names_the_selection_and_every_input(small_run):
         "weather.jsonl",
     ]
     assert [stage["stage"] for stage in found["stages"]] == [0, 1]
+    assert {stage["scorer"] for stage in found["stages"]} <= {"exact", "low_rank", "forward_only"}
     assert found["packages"]["torch"] != "not installed"

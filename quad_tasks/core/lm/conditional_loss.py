@@ -20,6 +20,8 @@ from quad_tasks.core.lm import training
 from quad_tasks.core.lm.measurement import document_losses
 from quad_tasks.core.lm.model import Tokens
 
+METHOD = 1
+"""Number of the way a copy is adapted, a part of its key: another way makes another copy."""
 WARMUP_SHARE, WEIGHT_DECAY = 0.05, 0.01
 STEPS_A_PASS = 12
 """Optimizer steps that a pass over the reference has at least, however small it is."""

@@ -154,10 +154,10 @@ def cheapest_unscored(
 
 
 @functools.lru_cache(maxsize=2)
-def pool_cost(store: Store, version: str, reading: Reading) -> float:
-    """Count what scoring a whole pool version exactly takes."""
+def pool_cost(store: Store, version: str, reading: Reading, scorer: str = "exact") -> float:
+    """Count what scoring a whole pool version takes, exactly or by another scorer without settings."""
     lengths, documents = count_lengths(store, version)
-    return float((_length_costs(store, version, reading, {"scorer": "exact"}, lengths) * documents).sum())
+    return float((_length_costs(store, version, reading, {"scorer": scorer}, lengths) * documents).sum())
 
 
 @functools.lru_cache(maxsize=2)

@@ -148,10 +148,11 @@ def _pilot_sizes(
     if math.isinf(room.flops):
         n_pilot = max(FEWEST_SCORED, math.ceil(room.documents / 2))
         return min(settings.bandit.pilot_documents, n_pilot), RESCORED_DOCUMENTS
-    pool = pool_cost(store, stage.version, settings.reading)
+    pool = pool_cost(store, stage.version, settings.reading, pilot_scorer(settings)["scorer"])
     payable = math.floor(room.flops / (pool / n_documents) + ROUNDING)
     if payable < FEWEST_SCORED:
-        read = reading_cost(store, stage.version, settings.reading) / pool
+        known = (store, stage.version, settings.reading)
+        read = reading_cost(*known) / pool_cost(*known)
         raise ConfigError(
             f"bandit.max_cost_share: expected to leave stage {stage.number} the cost of scoring at least "
             f"{FEWEST_SCORED} documents, got that of {max(0, payable)}; hidden states and embeddings of the whole pool "

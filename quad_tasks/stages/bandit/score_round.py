@@ -140,6 +140,7 @@ def load_on_device(store: Store, key: str, device: str) -> LoadedDirections:
     Copies are read in float32: what they differ by is less than bfloat16 tells apart.
     """
     made = read_direction(store, key)
+    load_on_device.cache_clear()  # what is kept of the stage before goes first
     if made.adapted:
         keys = (made.checkpoint, *made.adapted.values())
         shares = {name: made.sets[name].share for name in made.adapted}

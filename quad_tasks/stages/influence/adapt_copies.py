@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.lm import training
-from quad_tasks.core.lm.conditional_loss import adapt
+from quad_tasks.core.lm.conditional_loss import METHOD, adapt
 from quad_tasks.core.lm.model import encode
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.manifests.influence import DirectionManifest, DirectionSet
 from quad_tasks.records import ModelUse
 from quad_tasks.runtime.checkpoints import (
     describe_checkpoint,
+    load_checkpoint_tokenizer,
     read_checkpoint,
     read_checkpoint_manifest,
     save_checkpoint,
@@ -64,7 +65,7 @@ def adapt_copies(store: Store, checkpoint: str, reference: str, how: Adaptation)
     weights = read_checkpoint_manifest(store, checkpoint).weights_sha256
     table = read_reference(store, reference).reference
     limits = [how.use.window_tokens, how.use.batch_tokens, how.step_tokens]
-    settings = [how.passes, how.peak_rate, limits, how.seed, training.METHOD]
+    settings = [how.passes, how.peak_rate, limits, how.seed, training.METHOD, METHOD]
     key = factors_folder(digest(["adapted", checkpoint, weights, table.model_dump(mode="json"), settings]))
     if store.exists(manifest_key(key)):
         return key
@@ -106,12 +107,12 @@ def adapt_copy(
     Raises:
         ConfigError: none of them has two tokens.
     """
-    model, tokenizer = read_checkpoint(store, checkpoint, "float32", how.use.device)
     texts = read_reference_table(store, reference, "reference", ["text"]).slice(*rows)["text"].to_pylist()
-    documents = [ids for ids in encode(tokenizer, texts) if len(ids) > 1]
+    documents = [ids for ids in encode(load_checkpoint_tokenizer(store, checkpoint), texts) if len(ids) > 1]
     if not documents:
         raise ConfigError(f"reference set {name!r}: expected documents of at least 2 tokens, found none")
     if not store.exists(manifest_key(key)):
+        model, tokenizer = read_checkpoint(store, checkpoint, "float32", how.use.device)
         limits = (how.use.window_tokens, how.step_tokens, how.use.batch_tokens)
         adapt(model, documents, how.passes, how.peak_rate, *limits, make_generator(how.seed, Stream.ADAPTATION))
         tokenizer_name = read_checkpoint_manifest(store, checkpoint).tokenizer.name

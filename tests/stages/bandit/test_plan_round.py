@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from quad_tasks.config.schema import BanditConfig
 from quad_tasks.records import Stage
 from quad_tasks.stages.bandit import plan_round
+from quad_tasks.stages.bandit.cost import Room
 from quad_tasks.stages.bandit.plan_round import drop_predictions, predicted_pool
 from quad_tasks.storage.errors import StoreUnavailable
 from quad_tasks.storage.keys import prediction_folder, predictions_folder
@@ -55,3 +57,12 @@ def test_a_run_needs_nothing_of_the_store_of_the_last_run_in_its_process(tmp_pat
     monkeypatch.setattr(lost, "list", fail)
     predict_in(own, 3)
     assert len(own.list()) == 1
+
+
+@pytest.mark.parametrize(("scorer", "pilot"), [("exact", 4), ("auto", 4), ("conditional_loss", 5)])
+def test_a_pilot_is_as_large_as_half_of_what_its_own_scorer_can_pay_for(scorer, pilot, monkeypatch):
+    """Room for 75 of what scoring 100 documents takes: 1,000 exactly, 750 by the conditional loss."""
+    prices = {"exact": 1000.0, "conditional_loss": 750.0}
+    monkeypatch.setattr(plan_round, "pool_cost", lambda *known: prices[known[-1]])
+    settings = SimpleNamespace(bandit=BanditConfig(scorer=scorer), reading=None)
+    assert plan_round._pilot_sizes(None, STAGE, settings, Room(10**6, 75.0), 100, False) == (pilot, 0)
