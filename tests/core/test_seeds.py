@@ -29,6 +29,7 @@ N_INDICES = {
     Stream.GATE_TRAINING: 1,
     Stream.SELECTION_DIVERSITY: 1,
     Stream.REMAINING: 2,
+    Stream.ADAPTATION: 0,
 }
 
 
