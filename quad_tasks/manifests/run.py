@@ -146,6 +146,14 @@ class RoundInfo(Frozen):
     cut: bool = False
     remaining: LeftToGain | None = None
 
+    @property
+    def scored_by(self) -> str | None:
+        """How documents were scored, and why, where that was not exactly, as asked for."""
+        if self.calibration is not None:
+            return self.calibration.reason
+        by_losses = self.scorer["scorer"] == "conditional_loss"
+        return "scored, as in the pilot, by the loss of a copy adapted to the reference" if by_losses else None
+
 
 class PredictionQuality(Frozen):
     """How well the regression does on scored documents it has not seen, and what it was applied to."""

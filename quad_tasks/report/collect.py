@@ -254,7 +254,7 @@ def _stage(run: FinishedRun, number: int) -> Stage:
         gain=_gain(run, number, seeds) if control else None,
         frontier=_frontier(run, number),
         pilot=Pilot(**opening.pilot.model_dump()) if opening.pilot else None,
-        scored_by=opening.calibration.reason if opening.calibration else None,
+        scored_by=opening.scored_by,
         findings=tuple(Finding(**asdict(finding)) for finding in chosen.findings),
         rounds=tuple(
             _round(committed.round, committed.info) for committed in rounds.list_rounds(store, config.run, number)

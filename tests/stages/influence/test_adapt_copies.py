@@ -11,6 +11,7 @@ from flows.select_data import select_data
 from quad_tasks.commands.verify import DamagedRun, verify_run
 from quad_tasks.config.load import parse_config
 from quad_tasks.core.lm.model import encode
+from quad_tasks.report.report_json import parse_report
 from quad_tasks.runtime.checkpoints import read_checkpoint
 from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.stages.bandit.ledger import read_scores
@@ -66,6 +67,8 @@ def test_pilot_and_rounds_are_scored_and_charged_by_two_forward_passes(config):
     infos = [one.info for stage in (0, 1) for one in rounds.list_rounds(store, config.run, stage)]
     assert {info.scorer["scorer"] for info in infos} == {"conditional_loss"}
     assert all(info.calibration is None for info in infos)
+    report = parse_report(store.get(f"runs/{config.run}/report/report.json"))
+    assert all("adapted to the reference" in (stage.scored_by or "") for stage in report.stages)
     assert len(read_scores(store, config.run, 2)) > 20
 
 
