@@ -51,6 +51,17 @@ class NotFinite(FloatingPointError):
         self.row = row
 
 
+def check_finite(scores_NK: npt.NDArray[np.float64]) -> None:
+    """Refuse scores of documents, [N, K], of which one is NaN or infinite.
+
+    Raises:
+        NotFinite: names the first such document's row.
+    """
+    finite_N = np.isfinite(scores_NK).all(axis=1)
+    if not finite_N.all():
+        raise NotFinite(int(finite_N.argmin()))
+
+
 @dataclass(frozen=True)
 class Scores:
     """Influence of documents, in batch order.
@@ -178,9 +189,7 @@ def score_directions(
     blocks = matching_blocks(model, along[0].keys())
     # Influence along every direction, and targets: [N, K], [N]
     influence_NK, n_tokens_N = score(model, batches, blocks, along, {"energy": energy, "step": step})
-    finite_N = np.isfinite(influence_NK).all(axis=1)
-    if not finite_N.all():
-        raise NotFinite(int(finite_N.argmin()))
+    check_finite(influence_NK)
     return {name: Scores(influence_NK[:, k].copy(), n_tokens_N) for k, name in enumerate(directions)}
 
 

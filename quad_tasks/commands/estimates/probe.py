@@ -46,6 +46,7 @@ from quad_tasks.records import Document
 from quad_tasks.stages.influence.factor_memory import covariance_bytes, group_blocks
 from quad_tasks.stages.pool.ingest import MIN_TOKENS, tokenize_block
 from quad_tasks.stages.pool.prepare_model import FRESH, FRESH_STEP_TOKENS
+from quad_tasks.stages.selection.train import training_run
 from quad_tasks.storage import tables
 from quad_tasks.storage.store import open_store
 
@@ -214,7 +215,7 @@ def probe_worker(config: RunConfig, texts: Sequence[str], least_s: float) -> Wor
     documents = [ids for ids in encode(tokenizer, texts[:PROBED_TEXTS]) if len(ids) >= MIN_TOKENS]
     embedded = list(texts[:PROBED_TEXTS] if config.embedding.method == "ngrams" else texts[:PROBED_EMBEDDED])
     embed = _embedder(config, embedded, model, tokenizer)
-    rounded = config.model.dtype == "bfloat16"  # as `stages.selection.train` has it
+    rounded = training_run(config).rounded
     projected_VP = project_embeddings(model.get_input_embeddings().weight.detach().float().cpu().numpy())
     return WorkerRates(
         **_table_rates(texts[:PROBED_TEXTS], tokenizer, least_s),

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from quad_tasks.core.group_sums import group_sums
-from quad_tasks.core.influence import NotFinite, score_directions
+from quad_tasks.core.influence import NotFinite, check_finite, score_directions
 from quad_tasks.core.lm.conditional_loss import conditional_losses
 from quad_tasks.core.lm.model import encode, make_batches, pick_device
 from quad_tasks.core.scorers import Direction
@@ -102,9 +102,7 @@ def _by_copies(direction: "LoadedDirections", documents: Documents, use: ModelUs
     """Score documents by the conditional loss under each set's copy; results and errors as `_along_directions`."""
     model, *copies = direction.copies
     losses_NK, targets_N = conditional_losses(model, copies, documents, use.window_tokens, use.batch_tokens)
-    finite_N = np.isfinite(losses_NK).all(axis=1)
-    if not finite_N.all():
-        raise NotFinite(int(finite_N.argmin()))
+    check_finite(losses_NK)
     per_target_NK = losses_NK / targets_N[:, None]
     return dict(zip(direction.shares, per_target_NK.T, strict=True)), targets_N
 

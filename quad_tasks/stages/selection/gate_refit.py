@@ -104,7 +104,7 @@ def train_trial(store: Store, stage: Stage, run: TrainingRun, chosen: str) -> di
         run.settings.batch_tokens,
         run.use.batch_tokens,
         make_generator(run.seed, Stream.GATE_TRAINING, stage.number),
-        rounded=run.use.dtype == "bfloat16",
+        rounded=run.rounded,
     )
     limits = (run.use.window_tokens, run.use.batch_tokens)
     _, measured = measure_references(store, _reference_of(store, stage), "reference", model, tokenizer, limits)

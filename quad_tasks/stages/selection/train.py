@@ -85,6 +85,11 @@ class TrainingRun:
     workers: int = 1
     memory_limit: int | None = None
 
+    @property
+    def rounded(self) -> bool:
+        """Whether products may be computed from bfloat16 factors."""
+        return self.use.dtype == "bfloat16"
+
 
 @dataclass(frozen=True)
 class Training:
@@ -248,7 +253,7 @@ def _train(one: Training, processes: Processes) -> tuple[PreTrainedModel, PreTra
         run.use.batch_tokens,
         make_generator(run.seed, Stream.TRAINING, stage.number, one.seed),
         max_targets=one.max_targets,
-        rounded=run.use.dtype == "bfloat16",
+        rounded=run.rounded,
         resumed=resumed,
         after_step=keep,
         processes=processes,
