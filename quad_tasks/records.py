@@ -114,18 +114,39 @@ class BanditState:
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """One input file, as it was when it was read.
+class Span:
+    """A part of an input file that is read by itself.
 
     Attributes:
-        uri: its address.
-        sha256: digest of its bytes.
-        size_bytes: its stored size.
+        start: its first byte in the file.
+        end: the byte after its last.
+        tail: first byte of what is read with every span, a Parquet file's footer; the file's size where there is none.
+        before: lines or rows of the file before it.
+        sha256: digest of its bytes and the tail's.
+    """
+
+    start: int
+    end: int
+    tail: int
+    before: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One input file, as it was when it was read, or a span of one.
+
+    Attributes:
+        uri: the file's address.
+        sha256: digest of the file's bytes.
+        size_bytes: the file's stored size.
+        span: the part that the shard is; None: all.
     """
 
     uri: str
     sha256: str
     size_bytes: int
+    span: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)

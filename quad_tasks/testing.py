@@ -31,7 +31,7 @@ from quad_tasks.manifests.run import SelectionManifest
 from quad_tasks.plugins import load_plugin
 from quad_tasks.records import Pull
 from quad_tasks.storage.errors import StorageError
-from quad_tasks.storage.input_files import find_reader
+from quad_tasks.storage.input_files import digest_spans, find_cuts, find_reader
 from quad_tasks.storage.input_rows import Rejection, read_rows
 from quad_tasks.storage.store import open_store
 
@@ -166,6 +166,10 @@ def check_reader(name: str, data: bytes, records: Sequence[Mapping[str, Any] | s
         found = [record.reason if isinstance(record, Rejection) else dict(record) for _, record in rows]
         assert found == list(records), f"expected the records {list(records)}, got {found}"
         assert list(read_rows(str(path))) == rows, "expected the same records every time"
+        for span_bytes in (1, len(data) // 2):
+            assert _rows_by_span(str(path), span_bytes) == rows, (
+                f"spans of {span_bytes} bytes: expected the same records"
+            )
         if find_reader(name).compressed:
             compressed = path.with_name(f"{path.name}.gz")
             compressed.write_bytes(gzip.compress(data))
@@ -180,6 +184,13 @@ def check_reader(name: str, data: bytes, records: Sequence[Mapping[str, Any] | s
         assert other == [], f"a gzip file of this name: expected InputError, or no record, got {other}"
         path.unlink()
         assert _rows_or_refused(path) == [], "a missing file: expected InputError"
+
+
+def _rows_by_span(uri: str, span_bytes: int) -> list[Any]:
+    """Read a file's rows span by span, where its reader cuts it."""
+    cuts = find_cuts(uri, span_bytes)
+    spans = [None] if cuts is None else digest_spans(uri, cuts)[1]
+    return [row for span in spans for row in read_rows(uri, span=span)]
 
 
 def _rows_or_refused(path: Path) -> list[Any]:

@@ -17,10 +17,12 @@ import zstandard
 
 from quad_tasks.config.schema import ConfigError, RunConfig
 from quad_tasks.storage.readers import (
+    SPAN_BYTES,
     Fields,
     InputError,
     Rejection,
     expand_inputs,
+    find_cuts,
     input_size,
     make_document,
     none_kept,
@@ -45,6 +47,7 @@ class Sample:
         files: their number.
         files_read: how many of them were looked into.
         sizes: bytes of each, as stored, but for those that cannot be found.
+        shards: bytes of the shards they become: of the spans of a large file that was looked into.
         documents: records in all of them, estimated unless `exact`.
         record_bytes: of all records as JSON.
         read_bytes: of those read, as JSON.
@@ -59,6 +62,7 @@ class Sample:
     files: int = 0
     files_read: int = 0
     sizes: list[int] = field(default_factory=list)
+    shards: list[int] = field(default_factory=list)
     documents: int = 0
     record_bytes: int = 0
     read_bytes: int = 0
@@ -93,12 +97,22 @@ def look_at(uris: Sequence[str], fields: Fields | None = None, whole_bytes: int 
         chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, SAMPLED_FILES).astype(int))]
     seen = sum(_read(uri, sizes[uri], sample, fields) for uri in chosen)
     sample.files_read = len(chosen)
+    sample.shards = [n for uri in sizes for n in (_shard_sizes(uri, sizes[uri]) if uri in chosen else [sizes[uri]])]
     sample.read_bytes = sample.record_bytes
     sample.kept_bytes = sum(len(_as_json(record)) for record in sample.records)
     if not sample.exact and seen:
         scale = sum(sample.sizes) / seen
         sample.documents, sample.record_bytes = round(sample.documents * scale), round(sample.record_bytes * scale)
     return sample
+
+
+def _shard_sizes(uri: str, size_bytes: int) -> list[int]:
+    """Return the sizes of the shards that a file becomes; one that cannot be read is one."""
+    try:
+        cuts = find_cuts(uri, SPAN_BYTES)
+    except InputError:
+        cuts = None
+    return [size_bytes] if cuts is None else np.diff([*cuts.starts, size_bytes]).tolist()
 
 
 def _read(uri: str, size_bytes: int, sample: Sample, fields: Fields | None) -> float:
@@ -131,7 +145,7 @@ def _read(uri: str, size_bytes: int, sample: Sample, fields: Fields | None) -> f
     except InputError as error:
         sample.broken[uri] = str(error)
     if bad and sample.documents == before and fields is not None:
-        sample.broken.setdefault(uri, none_kept(uri, [(reason.reason, reason.detail) for reason in bad]))
+        sample.broken.setdefault(uri, none_kept(uri, Counter(one.reason for one in bad), bad[0].detail))
     return float(size_bytes)
 
 

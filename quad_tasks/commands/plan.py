@@ -61,7 +61,7 @@ def plan_run(config: RunConfig, price_per_hour: float | None = None, device: str
     volumes = _volumes(config, pool, texts, shape)
     _refuse_budget(config, volumes)
     choosing = plan_choosing(config, volumes.documents, volumes.tokens, shape.size)
-    busy = workers_busy(pool.sizes, config.compute.workers)
+    busy = workers_busy(pool.shards, config.compute.workers)
     one_process = one_process_seconds(config, volumes, rates, shape)
     basis = Basis(config, volumes, rates, shape, busy, read_byte, choosing, one_process)
     stages = stage_rows(basis)

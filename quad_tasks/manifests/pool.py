@@ -15,8 +15,16 @@ class InputFile(Frozen):
     size_bytes: int
 
 
+class InputSpan(InputFile):
+    """A part of an input file as it was when it was read: bytes [start, end), after `before` lines or rows."""
+
+    start: int
+    end: int
+    before: int
+
+
 class ShardManifest(Manifest):
-    """One input file's documents: documents in = `documents` + all that is set aside, by reason.
+    """Documents of an input file or a span of it: documents in = `documents` + all that is set aside, by reason.
 
     `fields_dropped` counts, by field, documents kept without a value that no table can hold. Format 1 had no digest of
     the table of what is set aside.
@@ -25,7 +33,7 @@ class ShardManifest(Manifest):
     FORMAT: ClassVar[int] = 2
 
     shard: str
-    input: InputFile
+    input: InputSpan | InputFile
     fields: dict[str, str]
     tokenizer_sha256: str
     documents_sha256: str
@@ -44,7 +52,7 @@ class ShardManifest(Manifest):
 
     @property
     def documents_in(self) -> int:
-        """Documents that the input file had: those kept and those set aside."""
+        """Documents that the file or span had: those kept and those set aside."""
         return self.documents + sum(self.set_aside.values())
 
 

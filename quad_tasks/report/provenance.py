@@ -15,7 +15,7 @@ from quad_tasks.storage.keys import manifest_key, selection_folder
 from quad_tasks.storage.manifest import digest, read_digest
 
 PACKAGES = ("torch", "transformers", "tokenizers", "faiss-cpu", "numpy", "pyarrow", "prefect", "dask")
-SHARDS = 200
+FILES = 200
 """Inputs listed one by one; the digest is over all of them."""
 
 
@@ -40,8 +40,8 @@ def trace(run: FinishedRun) -> Provenance:
 
 def _inputs(run: FinishedRun) -> Inputs:
     files = [read_shard(run.store, run.config.pool.name, name).input for name in run.pool.shards]
-    sha256 = [(file.uri, file.sha256) for file in files]
-    return Inputs(files=len(files), digest=digest([list(pair) for pair in sha256]), sha256=dict(sha256[:SHARDS]))
+    sha256 = list(dict.fromkeys((file.uri, file.sha256) for file in files))  # a file may be several shards
+    return Inputs(files=len(sha256), digest=digest([list(pair) for pair in sha256]), sha256=dict(sha256[:FILES]))
 
 
 def _stage(run: FinishedRun, number: int) -> StageKeys:

@@ -1,6 +1,7 @@
 """Input files: which can be read, how they are found, opened and decompressed, and why one cannot be read.
 
-Whatever a file's compression ratio, little more is held than is asked for. Refuses, with the file named, what it cannot
+Whatever a file's compression ratio, little more is held than is asked for. A large file is cut into spans, read one by
+one, where its kind has places to cut at; compressed files have none. Refuses, with the file named, what it cannot
 read to its end, and a file that holds something else than its name says.
 """
 
@@ -21,6 +22,7 @@ import pyarrow as pa
 import zstandard
 
 from quad_tasks.plugins import load_plugin, plugin_names
+from quad_tasks.records import Span
 from quad_tasks.storage.errors import StorageError, call_with_retries, redact
 from quad_tasks.storage.store import connect, open_store
 
@@ -40,6 +42,8 @@ SIGNATURES = {
 SIGNATURE_BYTES = 32
 READ_BYTES = 8 * 2**20
 """Read at a time; on S3 this is one range request."""
+SPAN_BYTES = 2**28
+"""A file of more bytes, as stored, is cut into spans of about so many."""
 ZSTD_WINDOW_BYTES = 2**31
 """Largest window of a zstd file, that of `zstd --long=31`: so much memory its reading takes."""
 TOO_WIDE = "too much memory"
@@ -60,6 +64,21 @@ class InputError(StorageError, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Cuts:
+    """Where a file is cut into spans.
+
+    Attributes:
+        starts: first bytes of the spans, ascending from 0; each ends where the next begins, the last at `tail`.
+        tail: first byte of what is read with every span; the file's size where there is nothing.
+        rows: rows of the file before each span; None: a row is a line, to be counted.
+    """
+
+    starts: tuple[int, ...]
+    tail: int
+    rows: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reader:
     """How files of one kind are read; registered under the suffix of their names, without its dot.
 
@@ -68,10 +87,13 @@ class Reader:
             `input_rows.Rejection`; given the file's URI, the ending of its compression ("" for none), and the field
             that a text without fields becomes. Raises `InputError` where the file cannot be read to its end.
         compressed: whether files of this kind may be compressed as a whole, for `open_chunks` to decompress.
+        cut: given a file's URI and the bytes of a span, finds where to cut the file, the same each time. `read` then
+            takes a `span` too, and yields its records with their numbers in the file. None: files are read whole.
     """
 
-    read: Callable[[str, str, str], Iterator[tuple[int, Any]]]
+    read: Callable[..., Iterator[tuple[int, Any]]]
     compressed: bool
+    cut: Callable[[str, int], Cuts] | None = None
 
 
 def expand_inputs(patterns: Sequence[str]) -> list[str]:
@@ -89,17 +111,31 @@ def expand_inputs(patterns: Sequence[str]) -> list[str]:
     return sorted({uri for pattern in patterns for uri in _expand(pattern)})
 
 
-def fingerprint(uri: str) -> str:
-    """Return the SHA-256, in hex, of a file's bytes.
+def fingerprint(uri: str, span: Span | None = None) -> str:
+    """Return the SHA-256, in hex, of a file's bytes, or of those that a span is read from.
 
     Raises:
         InputError: the file cannot be read.
     """
+    state = hashlib.sha256()
     with open_input(uri) as file:
-        state = hashlib.sha256()
-        while data := file.read(READ_BYTES):
-            state.update(data)
+        size = file.seek(0, io.SEEK_END)
+        for start, end in [(0, size)] if span is None else [(span.start, span.end), (span.tail, size)]:
+            for data in read_blocks(file, start, end):
+                state.update(data)
     return state.hexdigest()
+
+
+def read_blocks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    """Read bytes [start, end) of a file, some at a time."""
+    read = read_within(file, start, end)
+    return iter(lambda: read(READ_BYTES), b"")
+
+
+def read_within(file: BinaryIO, start: int, end: int) -> Chunks:
+    """Give what reads bytes [start, end) of a file."""
+    file.seek(start)
+    return lambda size: file.read(min(size, max(0, end - file.tell())))
 
 
 def input_size(uri: str) -> int:
@@ -110,6 +146,41 @@ def input_size(uri: str) -> int:
     """
     with open_input(uri) as file:
         return file.seek(0, io.SEEK_END)
+
+
+def find_cuts(uri: str, span_bytes: int) -> Cuts | None:
+    """Find where a file of more than `span_bytes` is cut; None: it is no larger, or read whole.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if input_size(uri) <= span_bytes:
+        return None
+    suffix, ending = suffix_of(uri)
+    cut = find_reader(suffix[1:]).cut
+    cuts = cut(uri, span_bytes) if cut and not ending else None
+    return cuts if cuts and len(cuts.starts) > 1 else None
+
+
+def digest_spans(uri: str, cuts: Cuts) -> tuple[str, list[Span]]:
+    """Read a file once; return the SHA-256 of all its bytes, in hex, and its spans.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    whole, spans, lines = hashlib.sha256(), [], 0
+    with open_input(uri) as file:
+        tail = b"".join(read_blocks(file, cuts.tail, file.seek(0, io.SEEK_END)))
+        for number, (start, end) in enumerate(zip(cuts.starts, (*cuts.starts[1:], cuts.tail), strict=True)):
+            own, before = hashlib.sha256(), lines if cuts.rows is None else cuts.rows[number]
+            for data in read_blocks(file, start, end):
+                whole.update(data)
+                own.update(data)
+                lines += data.count(b"\n")
+            own.update(tail)
+            spans.append(Span(start, end, cuts.tail, before, own.hexdigest()))
+        whole.update(tail)
+    return whole.hexdigest(), spans
 
 
 def suffix_of(uri: str) -> tuple[str, str]:

@@ -21,18 +21,21 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from quad_tasks.records import Span
 from quad_tasks.storage import input_files
 from quad_tasks.storage.errors import redact
 from quad_tasks.storage.input_files import (
     COMPRESSIONS,
     UNREADABLE,
     Chunks,
+    Cuts,
     InputError,
     Reader,
     find_reader,
     name_kind,
     open_chunks,
     open_input,
+    read_within,
     refuse,
     refuse_other_kind,
     suffix_of,
@@ -40,10 +43,14 @@ from quad_tasks.storage.input_files import (
 from quad_tasks.storage.tables import iter_row_group
 
 MAX_LINE_BYTES = 64 * 2**20
+PROBE_BYTES = 2**16
+"""Read first where a line's end is looked for."""
 ROWS_AT_A_TIME = 256
 """Rows turned into Python objects at a time."""
 INT_DIGITS = 4000
 """Python reads and writes no whole number of many more digits."""
+PARQUET_END_BYTES = 8
+"""The footer's length and the magic number, after the footer."""
 MAX_COLUMN_BYTES = 2**30
 MAX_COLUMN_RATIO = 200
 """A column of a Parquet row group may hold more than `MAX_COLUMN_BYTES` only if it is stored in a share of that."""
@@ -67,25 +74,28 @@ class Unreadable:
     why: str
 
 
-def read_rows(uri: str, text_field: str = "text") -> Iterator[Row]:
+def read_rows(uri: str, text_field: str = "text", span: Span | None = None) -> Iterator[Row]:
     """Read a file's rows in order; each non-blank line or row gives exactly one.
 
     Args:
         uri: a local path or fsspec URI whose suffix a reader has.
         text_field: the field that the whole of a text file becomes.
+        span: read the rows of this part of the file alone, by their numbers in the file.
 
     Raises:
         InputError: the suffix is unknown, or the file is missing, unreadable, truncated, corrupt or of another kind.
     """
     suffix, ending = suffix_of(uri)
-    return find_reader(suffix[1:]).read(uri, ending, text_field)
+    read = find_reader(suffix[1:]).read
+    return read(uri, ending, text_field) if span is None else read(uri, ending, text_field, span=span)
 
 
-def _json_rows(uri: str, ending: str, _text_field: str) -> Iterator[Row]:
-    number = 0
+def _json_rows(uri: str, ending: str, _text_field: str, span: Span | None = None) -> Iterator[Row]:
+    number = before = span.before if span else 0
     with open_input(uri) as file:
         try:
-            for number, line in _lines(open_chunks(uri, file, ending)):
+            read = read_within(file, span.start, span.end) if span else open_chunks(uri, file, ending)
+            for number, line in _lines(read, before + 1):
                 if line is None:
                     yield number, Rejection("line_too_long", f"expected at most {MAX_LINE_BYTES} bytes, got more")
                     continue
@@ -97,9 +107,36 @@ def _json_rows(uri: str, ending: str, _text_field: str) -> Iterator[Row]:
             refuse(uri, f"a whole {COMPRESSIONS[ending] or 'readable'} file", f"after line {number}", error)
 
 
-def _lines(read: Chunks) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (1-based number, line without its newline); None in place of a line over the bound, which is not kept."""
-    number, pending, too_long = 1, bytearray(), False
+def _cut_lines(uri: str, span_bytes: int) -> Cuts:
+    """Cut a file of lines into spans of about equal size, each beginning with a line."""
+    with open_input(uri) as file:
+        size = file.seek(0, io.SEEK_END)
+        starts, n = [0], -(-size // span_bytes)
+        for place in (size * i // n for i in range(1, n)):
+            if place > starts[-1]:
+                starts.append(_next_line(file, place))
+    return Cuts(tuple(start for start in starts if start < size), size)
+
+
+def _next_line(file: BinaryIO, place: int) -> int:
+    """Return where the first line begins at `place` (of 1 or more) or later; where none does, the file's size."""
+    place, at_once = place - 1, PROBE_BYTES
+    file.seek(place)
+    while chunk := file.read(at_once):
+        if (end := chunk.find(b"\n")) >= 0:
+            return place + end + 1
+        place, at_once = place + len(chunk), input_files.READ_BYTES
+    return place
+
+
+def _lines(read: Chunks, number: int) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (its number, line without its newline); None in place of a line over the bound, which is not kept.
+
+    Args:
+        read: reads the lines' bytes.
+        number: of the first line.
+    """
+    pending, too_long = bytearray(), False
     while chunk := read(input_files.READ_BYTES):
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
@@ -215,8 +252,8 @@ def _delimited_batches(
     return iter(pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert))
 
 
-def _parquet_rows(uri: str, _ending: str, _text_field: str) -> Iterator[Row]:
-    number = 0
+def _parquet_rows(uri: str, _ending: str, _text_field: str, span: Span | None = None) -> Iterator[Row]:
+    number = span.before if span else 0
     with open_input(uri) as file:
         refuse_other_kind(uri, file.read(input_files.SIGNATURE_BYTES), "Parquet")
         file.seek(0)
@@ -224,13 +261,54 @@ def _parquet_rows(uri: str, _ending: str, _text_field: str) -> Iterator[Row]:
             with pq.ParquetFile(file) as parquet:
                 _refuse_repeats(uri, parquet.schema_arrow.names)
                 _refuse_bombs(uri, parquet.metadata)
-                for group in range(parquet.num_row_groups):
+                for group in _groups_of(parquet.metadata, span):
                     for batch in iter_row_group(parquet, group, ROWS_AT_A_TIME):
                         for row in _batch_rows(batch):
                             number += 1
                             yield number, row
         except UNREADABLE as error:
             refuse(uri, "a whole Parquet file", f"after row {number}", error)
+
+
+def _cut_row_groups(uri: str, span_bytes: int) -> Cuts:
+    """Cut a Parquet file between row groups into spans of at most `span_bytes`, or of one row group."""
+    with open_input(uri) as file:
+        refuse_other_kind(uri, file.read(input_files.SIGNATURE_BYTES), "Parquet")
+        size = file.seek(0, io.SEEK_END)
+        try:
+            metadata = pq.read_metadata(file)
+            places = _group_places(metadata)
+        except UNREADABLE as error:
+            refuse(uri, "a whole Parquet file", "after row 0", error)
+    tail = size - metadata.serialized_size - PARQUET_END_BYTES
+    limits = [*(start for start, _ in places[1:]), tail]
+    if any(end > limit for (_, end), limit in zip(places, limits, strict=False)):
+        return Cuts((0,), tail, (0,))  # groups that do not follow one another
+    starts, rows, before = [0], [0], 0
+    for group, (start, end) in enumerate(places):
+        if group and start > starts[-1] and end - starts[-1] > span_bytes:
+            starts.append(start)
+            rows.append(before)
+        before += metadata.row_group(group).num_rows
+    return Cuts(tuple(starts), tail, tuple(rows))
+
+
+def _groups_of(metadata: pq.FileMetaData, span: Span | None) -> Sequence[int]:
+    """List a file's row groups, or those that begin in a span."""
+    if span is None:
+        return range(metadata.num_row_groups)
+    return [i for i, (start, _) in enumerate(_group_places(metadata)) if span.start <= start < span.end]
+
+
+def _group_places(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
+    """Return the first byte of each row group, and the one after its last."""
+    places = []
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = [group.column(i) for i in range(group.num_columns)]
+        starts = [min(filter(None, (c.dictionary_page_offset, c.data_page_offset)), default=0) for c in columns]
+        ends = [start + c.total_compressed_size for start, c in zip(starts, columns, strict=True)]
+        places.append((min(starts, default=0), max(ends, default=0)))
+    return places
 
 
 def _arrow_rows(uri: str, _ending: str, _text_field: str) -> Iterator[Row]:
@@ -291,9 +369,9 @@ def _value(value: pa.Scalar) -> Any:
         return Unreadable(f"expected a value that Python can hold, got {error}")
 
 
-JSON_LINES = Reader(_json_rows, compressed=True)
+JSON_LINES = Reader(_json_rows, compressed=True, cut=_cut_lines)
 TEXT = Reader(_text_row, compressed=True)
 CSV = Reader(partial(_delimited_rows, ","), compressed=True)
 TSV = Reader(partial(_delimited_rows, "\t"), compressed=True)
-PARQUET = Reader(_parquet_rows, compressed=False)
+PARQUET = Reader(_parquet_rows, compressed=False, cut=_cut_row_groups)
 ARROW = Reader(_arrow_rows, compressed=False)

@@ -15,20 +15,32 @@ import math
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quad_tasks.records import Document, SetAside
+from quad_tasks.records import Document, SetAside, Span
 from quad_tasks.storage.errors import redact
-from quad_tasks.storage.input_files import InputError, expand_inputs, fingerprint, input_size, suffix_of
+from quad_tasks.storage.input_files import (
+    SPAN_BYTES,
+    InputError,
+    digest_spans,
+    expand_inputs,
+    find_cuts,
+    fingerprint,
+    input_size,
+    suffix_of,
+)
 from quad_tasks.storage.input_rows import Rejection, Unreadable, kind_of, parse_object, read_rows
 
 __all__ = [
+    "SPAN_BYTES",
     "Fields",
     "InputError",
     "Rejection",
+    "digest_spans",
     "expand_inputs",
+    "find_cuts",
     "fingerprint",
     "input_size",
     "make_document",
@@ -62,17 +74,20 @@ class Fields:
     domain: str | None = "domain"
 
 
-def read_documents(uri: str, fields: Fields | None = None) -> Iterator[Document | SetAside]:
+def read_documents(uri: str, fields: Fields | None = None, span: Span | None = None) -> Iterator[Document | SetAside]:
     """Read a file's documents in order, as `number_documents` does, without their lines."""
-    return (record for _, record in number_documents(uri, fields))
+    return (record for _, record in number_documents(uri, fields, span))
 
 
-def number_documents(uri: str, fields: Fields | None = None) -> Iterator[tuple[int, Document | SetAside]]:
+def number_documents(
+    uri: str, fields: Fields | None = None, span: Span | None = None
+) -> Iterator[tuple[int, Document | SetAside]]:
     """Read a file's documents in order; each non-blank line or row gives exactly one result.
 
     Args:
         uri: a local path or fsspec URI whose suffix a reader has (`quad_tasks.plugins`).
         fields: names of the record's fields; by default id, text, source, metadata and domain.
+        span: read the documents of this part of the file alone, by their lines or rows in the file.
 
     Yields:
         The 1-based line or row, and its document, or what was set aside with its reason.
@@ -82,7 +97,7 @@ def number_documents(uri: str, fields: Fields | None = None) -> Iterator[tuple[i
     """
     fields = fields or Fields()
     source = default_source(uri)
-    for number, record in read_rows(uri, fields.text):
+    for number, record in read_rows(uri, fields.text, span):
         document = record if isinstance(record, Rejection) else make_document(record, fields, source)
         if isinstance(document, Rejection):
             given = {} if isinstance(record, Rejection) else record
@@ -138,17 +153,18 @@ def make_document(record: Mapping[str, Any], fields: Fields, source: str) -> Doc
     )
 
 
-def none_kept(uri: str, rejected: Sequence[tuple[str, str]]) -> str:
+def none_kept(uri: str, rejected: Counter[str], first: str) -> str:
     """Say of a file without a single usable document what stands in its place.
 
     Args:
         uri: of the file.
-        rejected: reason and detail of each of its records, in order.
+        rejected: its records by the reason.
+        first: detail of the first.
     """
-    reasons = ", ".join(f"{n:,} {reason}" for reason, n in Counter(reason for reason, _ in rejected).most_common())
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in rejected.most_common())
     return (
-        f"pool.inputs: expected documents in {redact(uri)}, found none in {len(rejected):,} records ({reasons}); the "
-        f"first: {rejected[0][1]}"
+        f"pool.inputs: expected documents in {redact(uri)}, found none in {rejected.total():,} records ({reasons}); "
+        f"the first: {first}"
     )
 
 

@@ -1,5 +1,7 @@
 """A look at the pool counts as ingest does."""
 
+import gzip
+
 import pytest
 from small_pool import small_config, write_jsonl
 
@@ -33,3 +35,14 @@ def test_a_file_without_a_document_is_named_with_its_fields(tmp_path, corpus, mo
 def test_texts_may_be_bytes():
     sample = input_sample.Sample(records=[{"text": "a"}, {"text": "é".encode()}])
     assert sorted(sample_texts(sample, "text")) == ["a", "é"]
+
+
+def test_a_large_file_counts_as_the_shards_it_becomes(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_sample, "SPAN_BYTES", 100)
+    large = write_jsonl(tmp_path / "large.jsonl", [{"text": "rain"}] * 20)  # 20 lines of 17 bytes
+    small = write_jsonl(tmp_path / "small.jsonl", [{"text": "rain"}])
+    packed = tmp_path / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress(large.read_bytes() * 50, 0))
+    sample = look_at([str(large), str(packed), str(small)])
+    assert (sample.files, sample.sizes) == (3, [340, packed.stat().st_size, 17])
+    assert sample.shards == [85, 85, 85, 85, packed.stat().st_size, 17]

@@ -25,6 +25,7 @@ from quad_tasks.config.schema import RunConfig
 from quad_tasks.core.clustering import kmeans
 from quad_tasks.core.lm.model import LlamaSize, fresh_llama, train_tokenizer
 from quad_tasks.runtime.run import pin_pool, pinned_pool
+from quad_tasks.stages.pool import ingest
 from quad_tasks.storage.input_files import InputError
 from quad_tasks.storage.pool_versions import list_versions, read_version
 from quad_tasks.storage.positions import column_vectors, read_table
@@ -281,3 +282,22 @@ def test_another_recipe_starts_a_history_of_its_own(dask_client, tmp_path):
     )
     assert (first["arms"], second["arms"]) == (6, 4)
     assert first["recipe"] != second["recipe"]
+
+
+def test_a_pool_of_spans_holds_the_documents_of_its_files_whole(dask_client, tmp_path, monkeypatch):
+    corpus = write_corpus(tmp_path / "corpus")
+    weather = corpus / "pool" / "weather.jsonl"
+    weather.write_bytes(weather.read_bytes() + b"{\n" * 3000)  # whole spans without a document
+    versions = []
+    for span_bytes in (2**28, 4000):
+        monkeypatch.setattr(ingest, "SPAN_BYTES", span_bytes)
+        config = pool_config(corpus, tmp_path / str(span_bytes))
+        store = open_store(config.workspace)
+        version = read_version(store, refresh_pool(config))
+        rows = [row for part in version.parts for row in read_table(store, part.key, ["id", "text"]).to_pylist()]
+        versions.append((version, {row["id"]: row["text"] for row in rows}))
+        assert refresh_pool(config) == list_versions(store, config.pool.name)[-1][0]  # nothing is new
+    (whole, its), (cut, theirs) = versions
+    assert (len(whole.shards), len(cut.shards) > 12) == (3, True)
+    assert its == theirs
+    assert cut.set_aside == whole.set_aside

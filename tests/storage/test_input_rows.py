@@ -1,14 +1,20 @@
 """Rows of every kind of file: delimited and plain text, Arrow, and columns that nothing tells apart."""
 
+import gzip
+import hashlib
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from quad_tasks.storage.input_files import InputError
+from quad_tasks.storage import input_files, input_rows
+from quad_tasks.storage.input_files import InputError, digest_spans, find_cuts, fingerprint, input_size
 from quad_tasks.storage.input_rows import Rejection, parse_object, read_rows
 from quad_tasks.storage.readers import read_documents
+from quad_tasks.storage.store import Store
 
 TABLE = pa.table({"id": ["a", "b"], "text": ["one", "two"]})
 
@@ -106,3 +112,137 @@ def count_rows(path):
         return len(list(read_rows(str(path))))
     except InputError:
         return None
+
+
+LONGEST = 30
+LINES = st.sampled_from(
+    [
+        b"",
+        b"  ",
+        b'{"text": "a"}',
+        b'{"text": "a"}\r',
+        '\ufeff{"text": "b"}'.encode(),
+        '{"text": "\u00e9\u6f22\U0001f600"}'.encode(),
+        '{"text": "a\u2028b\\nc"}'.encode(),
+        b"{",
+        b"[1]",
+        b"\xff\xfe",
+        b'{"text": "' + b"x" * LONGEST + b'"}',
+    ]
+)
+
+
+def spans_of(uri, span_bytes):
+    cuts = find_cuts(uri, span_bytes)
+    return [None] if cuts is None else digest_spans(uri, cuts)[1]
+
+
+@settings(max_examples=150)
+@given(st.lists(LINES, max_size=12), st.booleans(), st.integers(1, 80), st.integers(1, 9))
+def test_spans_of_lines_hold_every_row_once_by_its_line(tmp_path_factory, lines, ended, span_bytes, at_once):
+    path = tmp_path_factory.getbasetemp() / "spans.jsonl"
+    data = b"\n".join([b'{"text": "first"}', *lines]) + b"\n" * ended
+    path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(input_rows, "MAX_LINE_BYTES", LONGEST)
+        patch.setattr(input_rows, "PROBE_BYTES", at_once)
+        patch.setattr(input_files, "READ_BYTES", at_once)
+        spans = spans_of(str(path), span_bytes)
+        parts = [list(read_rows(str(path), span=span)) for span in spans]
+    expected = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if len(line) > LONGEST:
+            expected.append((number, Rejection("line_too_long", f"expected at most {LONGEST} bytes, got more")))
+        elif line.strip():
+            expected.append((number, parse_object(line.removeprefix("\ufeff".encode()))))
+    assert [row for part in parts for row in part] == expected
+    if spans != [None]:
+        pieces = [data[span.start : span.end] for span in spans]
+        assert b"".join(pieces) == data
+        assert all(piece.endswith(b"\n") for piece in pieces[:-1])
+        assert max(map(len, pieces)) <= span_bytes + max(map(len, data.split(b"\n"))) + 1
+        assert [span.sha256 for span in spans] == [hashlib.sha256(piece).hexdigest() for piece in pieces]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 4000))
+def test_spans_of_row_groups_hold_every_row_once_by_its_number(tmp_path_factory, groups, span_bytes):
+    path = tmp_path_factory.getbasetemp() / "spans.parquet"
+    texts = [f"text {n} {'x' * 17 * n}" for n in range(sum(groups))]
+    with pq.ParquetWriter(path, pa.schema([("text", pa.string()), ("n", pa.int64())]), compression="none") as writer:
+        for group in groups:
+            own, texts = texts[:group], texts[group:]
+            writer.write_table(pa.table({"text": own, "n": range(group)}), row_group_size=group)
+    spans = spans_of(str(path), span_bytes)
+    whole = [(n, row) for n, row in enumerate(pq.read_table(path).to_pylist(), start=1)]
+    assert [row for span in spans for row in read_rows(str(path), span=span)] == whole
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    if spans == [None]:
+        assert len(data) <= span_bytes or len(groups) == 1 or footer <= span_bytes
+        return
+    assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
+    assert {(span.tail, spans[-1].end) for span in spans} == {(footer, footer)}
+    for span in spans:
+        rows = len(list(read_rows(str(path), span=span)))
+        assert span.end - span.start <= span_bytes or rows in groups
+        assert span.sha256 == hashlib.sha256(data[span.start : span.end] + data[footer:]).hexdigest()
+
+
+def test_row_groups_that_do_not_follow_one_another_stay_together(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"text": ["a", "b", "c"]}), tmp_path / "x.parquet", row_group_size=1)
+    assert len(spans_of(f"{tmp_path}/x.parquet", 1)) == 3
+    places = input_rows._group_places
+    monkeypatch.setattr(input_rows, "_group_places", lambda metadata: places(metadata)[::-1])
+    assert spans_of(f"{tmp_path}/x.parquet", 1) == [None]
+
+
+def test_what_has_no_place_to_cut_is_read_whole(tmp_path):
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 9))
+    (tmp_path / "x.csv").write_text("text\na\nb\n")
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "a single line, without an end"}')
+    for name in ("x.jsonl.gz", "x.csv", "x.jsonl"):
+        assert find_cuts(f"{tmp_path}/{name}", 1) is None
+
+
+def test_a_line_longer_than_many_spans_is_looked_through_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_files, "READ_BYTES", 2**16)
+    (tmp_path / "x.jsonl").write_bytes(b"{}\n" + b"x" * 2**22 + b"\n{}\n")
+    chunks, next_line = [], input_rows._next_line
+    monkeypatch.setattr(input_rows, "_next_line", lambda file, place: chunks.append(place) or next_line(file, place))
+    assert input_rows._cut_lines(f"{tmp_path}/x.jsonl", 1000).starts == (0, 2**22 + 4)
+    assert len(chunks) == 1
+
+
+def test_a_span_of_a_remote_file_is_read_by_its_range(backend, monkeypatch):
+    data = b"".join(b'{"id": "%d", "text": "some words"}\n' % i for i in range(1000))
+    backend.plant("x.jsonl", data)
+    backend.plant("y.parquet", parquet_of(1000, 100))
+    fetched, read_range = [], Store.read_range
+    monkeypatch.setattr(input_rows, "PROBE_BYTES", 64)
+
+    def counted(store, key, start, end):
+        fetched.append(end - start)
+        return read_range(store, key, start, end)
+
+    monkeypatch.setattr(Store, "read_range", counted)
+    for name in ("x.jsonl", "y.parquet"):
+        uri = f"{backend.uri}/{name}"
+        spans = spans_of(uri, input_size(uri) // 4)
+        assert len(spans) > 2
+        assert sum(fetched) < 1.5 * input_size(uri)  # once for the digests, little to find the cuts
+        fetched.clear()
+        rows = list(read_rows(uri, span=spans[1]))
+        assert rows[0][0] == spans[1].before + 1
+        assert int(rows[0][1]["id"]) == spans[1].before
+        assert sum(fetched) < input_size(uri) / 2
+        assert fingerprint(uri, spans[1]) == spans[1].sha256
+        fetched.clear()
+
+
+def parquet_of(rows, of_a_group):
+    """Write rows of little that compresses as Parquet."""
+    table = pa.table({"id": [str(i) for i in range(rows)], "text": [f"{i**9} words " * 30 for i in range(rows)]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=of_a_group, compression="none", use_dictionary=False)
+    return sink.getvalue().to_pybytes()

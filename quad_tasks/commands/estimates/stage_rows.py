@@ -63,7 +63,7 @@ class Basis:
         volumes: how much there is.
         rates: what a unit of each kind of work takes.
         shape: of the model and the embeddings.
-        busy: workers that work to the end of a stage whose unit is a file.
+        busy: workers that work to the end of a stage whose unit is a shard.
         read_byte: seconds a byte of the inputs takes to read.
         choosing: what choosing documents is expected to take.
         alone: seconds of each stage that run in one process.
@@ -231,7 +231,7 @@ def _fits(config: RunConfig) -> int:
 
 
 def workers_busy(sizes: Sequence[int], workers: int) -> float:
-    """Return how many workers files of these sizes keep busy on average: one file keeps one."""
+    """Return how many workers shards of these sizes keep busy on average: one shard keeps one."""
     return sum(sizes) / max(1.0, makespan(sizes, workers))
 
 

@@ -28,6 +28,7 @@ from quad_tasks.runtime.checkpoints import describe_checkpoint, keep_steps, resu
 from quad_tasks.runtime.held_out import HeldOut
 from quad_tasks.runtime.progress import notice, progress, working
 from quad_tasks.runtime.tasks import map_tasks, stage_task
+from quad_tasks.stages.pool.ingest import identify
 from quad_tasks.storage.keys import manifest_key, model_folder, steps_key
 from quad_tasks.storage.manifest import digest, write_manifest
 from quad_tasks.storage.readers import Fields, read_documents
@@ -65,7 +66,7 @@ def prepare_model(
         fields: names of the records' fields.
         seed: of the run.
         device: a fresh model is trained on it.
-        shards: the pool's input files.
+        shards: the pool's input files and spans of files.
         held_out: a fresh model is not trained on text that holds this; None: on any.
         checkpoint_every_s: seconds between the states of its training that are kept.
 
@@ -75,7 +76,7 @@ def prepare_model(
         UnsupportedLayer: the model has no block the influence engine supports.
     """
     if settings.source == FRESH:
-        contents = [[shard.uri, shard.sha256] for shard in shards]
+        contents = [identify(shard) for shard in shards]
         known = held_out.identity(store) if held_out else ()
         key = model_folder(digest([fresh_identity(settings, known), seed, contents]))
         if not store.exists(manifest_key(key)):
@@ -172,34 +173,34 @@ def _make_fresh(
 def _sample_texts(
     store: Store, fields: FieldNames, train_tokens: int, seed: int, shards: list[Shard], held_out: HeldOut | None
 ) -> list[str]:
-    """Draw texts from up to `SAMPLE_SHARDS` shards, each giving bytes in proportion to its file's size."""
+    """Draw texts from up to `SAMPLE_SHARDS` shards, each giving bytes in proportion to its stored size."""
     generator = make_generator(seed, Stream.FRESH_MODEL_SAMPLE)
     chosen = np.sort(generator.choice(len(shards), min(SAMPLE_SHARDS, len(shards)), replace=False))
-    files = [shards[i] for i in chosen]
+    drawn_from = [shards[i] for i in chosen]
     wanted = SAMPLE_BYTES_PER_TOKEN * train_tokens
-    total = sum(shard.size_bytes for shard in files)
-    share = [int(wanted * s.size_bytes / total) + 1 for s in files]
-    items = [(s.uri, fields.model_dump(), seed, n, store, held_out) for s, n in zip(files, share, strict=True)]
+    sizes = [s.span.end - s.span.start if s.span else s.size_bytes for s in drawn_from]
+    share = [int(wanted * size / sum(sizes)) + 1 for size in sizes]
+    items = [(s, fields.model_dump(), seed, n, store, held_out) for s, n in zip(drawn_from, share, strict=True)]
     drawn = [text for texts in map_tasks(sample_shard, items, "sample pool", "shards") for text in texts]
     return [drawn[i] for i in generator.permutation(len(drawn))]
 
 
 def sample_shard(
-    uri: str, fields: dict[str, str], seed: int, n_bytes: int, store: Store, held_out: HeldOut | None
+    shard: Shard, fields: dict[str, str], seed: int, n_bytes: int, store: Store, held_out: HeldOut | None
 ) -> list[str]:
-    """Draw random documents of one input file until they hold `n_bytes` of UTF-8; leave out what holds held-out text.
+    """Draw random documents of one shard until they hold `n_bytes` of UTF-8; leave out what holds held-out text.
 
-    Memory is that of one file's ids.
+    Memory is that of one shard's ids.
     """
-    keyed = [(order_key(seed, r.id), len(r.text.encode())) for r in _documents(uri, fields)]
+    keyed = [(order_key(seed, r.id), len(r.text.encode())) for r in _documents(shard, fields)]
     size, limit = 0, -1
     for key, length in sorted(keyed):
         if size >= n_bytes:
             break
         size, limit = size + length, key
-    texts = [r.text for r in _documents(uri, fields) if order_key(seed, r.id) <= limit]
+    texts = [r.text for r in _documents(shard, fields) if order_key(seed, r.id) <= limit]
     return held_out.clean(store, texts) if held_out else texts
 
 
-def _documents(uri: str, fields: dict[str, str]) -> Iterator[Document]:
-    return (r for r in read_documents(uri, Fields(**fields)) if isinstance(r, Document))
+def _documents(shard: Shard, fields: dict[str, str]) -> Iterator[Document]:
+    return (r for r in read_documents(shard.uri, Fields(**fields), shard.span) if isinstance(r, Document))

@@ -64,7 +64,7 @@ def test_a_fresh_model_is_not_trained_on_held_out_text(leaking_run):
     leaked = set(read_positions(store, version, aside, ["text"])["text"].to_pylist())
     shards, fields = scan_inputs.fn(leaking_run.pool.inputs), leaking_run.pool.fields.model_dump()
     everything, kept = (
-        {text for shard in shards for text in sample_shard(shard.uri, fields, 0, 10**9, store, one)}
+        {text for shard in shards for text in sample_shard(shard, fields, 0, 10**9, store, one)}
         for one in (None, held_out)
     )
     assert leaked
