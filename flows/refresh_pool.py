@@ -14,7 +14,7 @@ from quad_tasks.stages.pool.embed import embed_shards, fit_embedder, is_current
 from quad_tasks.stages.pool.ingest import ingest_shards, scan_inputs
 from quad_tasks.stages.pool.lay_out_arms import lay_out_arms
 from quad_tasks.stages.pool.prepare_model import FRESH, prepare_model
-from quad_tasks.stages.pool.refresh import hold_pool_lease, last_version, measure_drift, recipe_of
+from quad_tasks.stages.pool.refresh import hold_pool_lease, known_first, last_version, measure_drift, recipe_of
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.store import Store, open_store
 
@@ -45,6 +45,8 @@ def refresh_pool(config: RunConfig, reference: str | None = None) -> str:
         last = last_version(store, pool.name, recipe)
         if last is not None and not is_current(store, last[1].embedder, config.embedding):
             last = None
+        if last is not None:
+            names = known_first(last[1].shards, names)
         if last is not None and list(last[1].shards) == names and last[1].token_features == features:
             return last[0]
         clustering = _cluster(store, config, names, model, last[1].clustering if last else None)
@@ -55,7 +57,9 @@ def refresh_pool(config: RunConfig, reference: str | None = None) -> str:
         with timed(store, config.run, "embed"):
             describe_tokens(store, pool.name, names, features)
         with timed(store, config.run, "cluster"):
-            version = lay_out_arms(store, pool.name, seed, names, clustering, features, model, recipe, drift)
+            same = last and (last[1].clustering, last[1].token_features) == (clustering, features)
+            base = last[1] if last and same else None
+            version = lay_out_arms(store, pool.name, seed, names, clustering, features, model, recipe, drift, base)
         counts = read_version(store, version).model_dump(include={"documents", "tokens", "arms"})
         show_asset(store, "pool version", version, [], **counts)
         return version

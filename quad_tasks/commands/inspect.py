@@ -39,6 +39,7 @@ from quad_tasks.storage.keys import (
     overlap_table_key,
     set_aside_key,
 )
+from quad_tasks.storage.layers import positions_of
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import column_vectors, read_positions, read_table
 from quad_tasks.storage.store import Store, StoreKeyError, open_store
@@ -90,8 +91,9 @@ def inspect_document(config: RunConfig, document_id: str) -> dict[str, Any]:
             f"run {config.run!r} in {store.uri}: expected a pool, found none yet: `quad resume {config.run}` goes on"
         )
     manifest = read_version(store, version)
-    position = _find(store, [part.key for part in manifest.parts], "id", document_id)
-    if position is None:
+    row_of_parts = _find(store, [part.key for part in manifest.parts], "id", document_id)
+    position = -1 if row_of_parts is None else int(positions_of(store, version, np.array([row_of_parts]))[0])
+    if position < 0:
         return _set_aside(store, config.pool.name, manifest.shards, document_id)
     columns = ["id", "source", "text", "metadata", "n_tokens", "n_bytes", "arm", "shard", "shard_row"]
     row = read_positions(store, version, np.array([position]), columns).to_pylist()[0]

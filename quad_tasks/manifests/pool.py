@@ -98,6 +98,22 @@ class Part(Frozen):
     seal: str | None = None
 
 
+class Layer(Frozen):
+    """What one layout wrote: the next `parts` of a version's parts, with `rows` documents in arm order; its folder."""
+
+    tables: str
+    parts: int
+    rows: int
+
+
+class MergedBlock(Frozen):
+    """Consecutive positions of a version of several layers: an array of the rows that its `documents` stand in."""
+
+    key: str
+    documents: int
+    sha256: str
+
+
 class Drift(Frozen):
     """How far documents lie from where the centroids were trained (`stages.pool.refresh`); shares of documents."""
 
@@ -112,10 +128,12 @@ class PoolVersion(Manifest):
 
     `token_features` is the key of the features of their tokens that stand beside the embeddings; None in versions that
     older releases made, which have none. `files` are digests, by key, of all else that it was made from or that stands
-    beside its parts: embeddings, assignments, the arms' spread, token features and the arm index. Format 1 had none.
+    beside its parts: embeddings, assignments, the arms' spread, token features, the arm index and its layers' sums.
+    Positions count through `parts` where there is one layer; of several, `merged` says where each stands
+    (`storage.layers`). Format 1 had no files, formats 1 and 2 had no layers.
     """
 
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
 
     pool: str
     tables: str
@@ -126,6 +144,8 @@ class PoolVersion(Manifest):
     seed: int
     shards: tuple[str, ...]
     parts: tuple[Part, ...]
+    layers: tuple[Layer, ...] = ()
+    merged: tuple[MergedBlock, ...] = ()
     arms: int
     documents: int
     tokens: int
@@ -138,8 +158,8 @@ class PoolVersion(Manifest):
 
     @classmethod
     def upgrade(cls, body: dict[str, Any], found: int) -> dict[str, Any] | None:
-        """Read format 1."""
-        return body | {"files": {}}
+        """Read formats 1 and 2."""
+        return {"files": {}} | body
 
 
 class VersionNumber(Manifest):

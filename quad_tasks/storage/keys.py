@@ -102,6 +102,16 @@ def part_key(tables: str, group: int, part: int) -> str:
     return f"{tables}/arms/part-{group:05d}-{part:02d}.parquet"
 
 
+def layer_sums_key(tables: str) -> str:
+    """Return the key of the sums by arm of what a layout wrote."""
+    return f"{tables}/sums.safetensors"
+
+
+def merged_block_key(tables: str, block: int) -> str:
+    """Return the key of a block of the rows of merged layers."""
+    return f"{tables}/merged/block-{block:05d}.npy"
+
+
 def shuffle_folder(tables: str) -> str:
     """Return the folder of pieces of shards in arm order, which are gathered into parts."""
     return f"{tables}/shuffle"

@@ -175,7 +175,8 @@ def _named_of_pool(key: str, manifest: Manifest) -> tuple[Links, Files]:
             if manifest.token_features is not None:
                 links[manifest_key(manifest.token_features)] = TokenFeaturesManifest
             links |= {shard_manifest_key(manifest.pool, name): ShardManifest for name in manifest.shards}
-            return links, {**{part.key: part.sha256 for part in manifest.parts}, **manifest.files}
+            laid_out: Files = {one.key: one.sha256 for one in manifest.parts}
+            return links, {**laid_out, **{one.key: one.sha256 for one in manifest.merged}, **manifest.files}
         case TokenFeaturesManifest():
             return {manifest_key(manifest.model): Checkpoint}, {token_embeddings_key(folder): manifest.sha256}
         case StatesManifest():

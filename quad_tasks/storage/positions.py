@@ -1,7 +1,7 @@
 """Documents by their position in arm order, and vectors as Arrow columns.
 
-A position counts the pool version's documents from 0 through all its parts; an arm's documents have consecutive
-positions. It names a document within a version in 8 bytes.
+A position counts the pool version's documents from 0 in arm order; an arm's documents have consecutive positions. It
+names a document within a version in 8 bytes.
 """
 
 import functools
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from quad_tasks.manifests.pool import Part
+from quad_tasks.storage.layers import in_order, rows_of
 from quad_tasks.storage.manifest import check_file
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.store import Store
@@ -58,15 +59,14 @@ def read_positions(store: Store, version: str, positions: npt.NDArray[np.int64],
     Raises:
         IndexError: a position is outside the version.
     """
-    parts, starts = _part_starts(store, version)
-    if len(positions) and not (positions.min() >= 0 and positions.max() < starts[-1]):
-        raise IndexError(
-            f"{version}: expected positions in [0, {starts[-1]}), got {positions.min()}..{positions.max()}"
-        )
-    order = np.argsort(positions, kind="stable")
-    ascending = positions[order]
+    parts, starts, documents = _part_starts(store, version)
+    if len(positions) and not (positions.min() >= 0 and positions.max() < documents):
+        raise IndexError(f"{version}: expected positions in [0, {documents}), got {positions.min()}..{positions.max()}")
+    rows = rows_of(store, version, positions)
+    order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
     part = np.searchsorted(starts, ascending, side="right") - 1
-    wanted = np.unique(part) if len(positions) else np.zeros(1, dtype=np.int64)  # no position: no row, but the columns
+    wanted = np.unique(part) if len(rows) else np.zeros(1, dtype=np.int64)  # no position: no row, but the columns
     bounds = np.append(np.searchsorted(part, wanted), len(part))
     pieces = [
         take_rows(store, parts[p].key, ascending[first:end] - starts[p], columns, parts[p].seal)
@@ -78,21 +78,21 @@ def read_positions(store: Store, version: str, positions: npt.NDArray[np.int64],
 
 
 @functools.lru_cache(maxsize=4)
-def _part_starts(store: Store, version: str) -> tuple[tuple[Part, ...], npt.NDArray[np.int64]]:
-    """Read a version's parts once a process, and the first position of each, the end last."""
-    parts = read_version(store, version).parts
-    return parts, np.cumsum([0, *[part.rows for part in parts]])
+def _part_starts(store: Store, version: str) -> tuple[tuple[Part, ...], npt.NDArray[np.int64], int]:
+    """Read a version's parts once a process, the first row of each, the end last, and the number of documents."""
+    manifest = read_version(store, version)
+    return manifest.parts, np.cumsum([0, *[part.rows for part in manifest.parts]]), manifest.documents
 
 
 def read_column(store: Store, version: str, column: str) -> npt.NDArray[Any]:
     """Read one numeric column of all of a version's documents, in arm order: as many bytes a document as it has."""
-    parts, starts = _part_starts(store, version)
+    parts, starts, _ = _part_starts(store, version)
     values = None
     for part, start in zip(parts, starts.tolist(), strict=False):
         own = read_part(store, part, [column])[column].to_numpy()
         values = np.empty(starts[-1], own.dtype) if values is None else values
         values[start : start + part.rows] = own
-    return np.empty(0) if values is None else values
+    return np.empty(0) if values is None else in_order(store, version, values)
 
 
 def nth_open(closed_C: npt.NDArray[np.int64], number_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -4,8 +4,8 @@ Owns the columns of documents, arm rows and the arm index, and how rows map to r
 the same bytes, however they arrive in batches (with one version of pyarrow, whose name stands in each file).
 Shape legend: N documents, D embedding.
 
-Layout of an arm: its documents are contiguous in the concatenation of the parts, which the pool version's manifest
-lists under ``parts`` as ``{"key": ..., "rows": ..., "sha256": ...}`` in order; an arm may span parts.
+Layout of an arm: its documents are contiguous in the concatenation of a layer's parts, which the pool version's
+manifest lists under ``parts`` as ``{"key": ..., "rows": ..., "sha256": ...}`` in order; an arm may span parts.
 """
 
 import hashlib
@@ -75,7 +75,7 @@ def arm_row_schema(embedding_dim: int, token_feature_width: int) -> pa.Schema:
     """Return the columns of the pool in arm order.
 
     ``embedding`` and ``token_features`` hold so many float32 values. ``shard`` and ``shard_row`` (0-based) say where
-    the document stands in the pool's document tables.
+    the document stands in the pool's document tables, ``order`` where among those of its arm.
     """
     return pa.schema(
         [
@@ -88,6 +88,7 @@ def arm_row_schema(embedding_dim: int, token_feature_width: int) -> pa.Schema:
             pa.field("arm", pa.int32(), nullable=False),
             pa.field("shard", pa.large_string(), nullable=False),
             pa.field("shard_row", pa.int64(), nullable=False),
+            pa.field("order", pa.uint64(), nullable=False),
             pa.field("embedding", _vector(embedding_dim), nullable=False),
             pa.field("token_features", _vector(token_feature_width), nullable=False),
         ]
@@ -97,16 +98,13 @@ def arm_row_schema(embedding_dim: int, token_feature_width: int) -> pa.Schema:
 def arm_index_schema(embedding_dim: int) -> pa.Schema:
     """Return the columns of the arm index, one row per arm.
 
-    ``part`` and ``row`` (0-based) are where the arm's first document stands; ``centroid`` and ``variance`` are the
-    mean and the per-coordinate variance of its embeddings.
+    ``centroid`` and ``variance`` are the mean and the per-coordinate variance of its embeddings.
     """
     return pa.schema(
         [
             pa.field("arm", pa.int32(), nullable=False),
             pa.field("n_documents", pa.int64(), nullable=False),
             pa.field("n_tokens", pa.int64(), nullable=False),
-            pa.field("part", pa.int32(), nullable=False),
-            pa.field("row", pa.int64(), nullable=False),
             pa.field("centroid", _vector(embedding_dim), nullable=False),
             pa.field("variance", _vector(embedding_dim), nullable=False),
         ]

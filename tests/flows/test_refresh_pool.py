@@ -28,7 +28,7 @@ from quad_tasks.runtime.run import pin_pool, pinned_pool
 from quad_tasks.stages.pool import ingest
 from quad_tasks.storage.input_files import InputError
 from quad_tasks.storage.pool_versions import list_versions, read_version
-from quad_tasks.storage.positions import column_vectors, read_table
+from quad_tasks.storage.positions import column_vectors, read_positions, read_table
 from quad_tasks.storage.store import open_store
 from quad_tasks.storage.tables import read_array
 
@@ -120,10 +120,17 @@ def test_each_version_holds_the_documents_of_its_shards_and_no_others(history):
         topics - DOCUMENTS_PER_TOPIC + CHANGED,
     ]
     for n, documents in enumerate(expected):
-        parts = [read_table(store, part["key"], ["id", "arm"]) for part in history.manifest(n)["parts"]]
-        ids = [i for part in parts for i in part["id"].to_pylist()]
-        assert len(ids) == len(set(ids)) == documents == history.manifest(n)["documents"]
-        assert (np.diff(np.concatenate([part["arm"].to_numpy() for part in parts])) >= 0).all()
+        rows = read_positions(store, history.versions[n], np.arange(documents), ["id", "arm", "order"])
+        assert len(set(rows["id"].to_pylist())) == documents == history.manifest(n)["documents"]
+        sort = np.lexsort((rows["order"].to_numpy(), rows["arm"].to_numpy()))
+        assert sort.tolist() == list(range(documents))
+
+
+def test_a_refresh_with_a_new_shard_writes_its_documents_alone(history):
+    first, second = history.manifest(0), history.manifest(1)
+    assert second["parts"][: len(first["parts"])] == first["parts"]
+    assert [layer["rows"] for layer in second["layers"]] == [first["documents"], NEW]
+    assert len(history.manifest(2)["layers"]) == 1  # documents of the first layer are gone
 
 
 def test_a_documents_token_features_are_those_of_every_version_that_holds_it(history):

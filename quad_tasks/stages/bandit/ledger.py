@@ -232,9 +232,8 @@ def load_arms(store: Store, version: str) -> pa.Table:
     manifest = read_version(store, version)
     key = arm_index_key(manifest.tables)
     table = read_table(store, key, sha256=manifest.files.get(key))
-    starts = np.cumsum([0, *[part.rows for part in manifest.parts]])
-    position = starts[table["part"].to_numpy()] + table["row"].to_numpy()
-    return table.append_column("position", pa.array(position))
+    n_documents = table["n_documents"].to_numpy()
+    return table.append_column("position", pa.array(np.cumsum(n_documents) - n_documents))
 
 
 def find_arms(store: Store, version: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

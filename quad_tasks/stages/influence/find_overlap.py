@@ -22,6 +22,7 @@ from quad_tasks.runtime.run import check_run_lease
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.storage import tables
 from quad_tasks.storage.keys import overlap_manifest_key, overlap_table_key
+from quad_tasks.storage.layers import positions_of
 from quad_tasks.storage.manifest import read_manifest, write_manifest
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import read_table
@@ -92,11 +93,22 @@ def _search(store: Store, version: str, reference: str, words: int) -> pa.Table:
     parts = read_version(store, version).parts
     firsts = np.cumsum([0, *[part.rows for part in parts]])
     items = [(store, part, int(first), reference, words) for part, first in zip(parts, firsts, strict=False)]
-    return pa.concat_tables([SCHEMA.empty_table(), *map_tasks(search_part, items, "find held-out text", "parts")])
+    found = pa.concat_tables([SCHEMA.empty_table(), *map_tasks(search_part, items, "find held-out text", "parts")])
+    position = positions_of(store, version, found["position"].to_numpy())
+    found = found.set_column(0, SCHEMA.field("position"), pa.array(position))
+    return found.filter(pa.array(position >= 0)).sort_by("position")
 
 
 def search_part(store: Store, part: Part, first: int, reference: str, words: int) -> pa.Table:
-    """List the documents of one part that hold held-out text, on a worker; `first` is its first position."""
+    """List the documents of one part that hold held-out text, on a worker, each with its row for its position.
+
+    Args:
+        store: the workspace.
+        part: the part.
+        first: row of the version that the part begins with.
+        reference: key of the reference tables.
+        words: of a shingle.
+    """
     index, named = load_index(store, reference, words)
     rows, position = [], first
     for batch in tables.iter_batches(store, part.key, ["id", "text"], BATCH_ROWS, part.seal):

@@ -71,6 +71,14 @@ def read_clustering(store: Store, key: str) -> ClusteringManifest:
     return read_manifest(ClusteringManifest, store, manifest_key(key))
 
 
+def read_centroids(store: Store, key: str) -> npt.NDArray[np.float32]:
+    """Read the trained centroids of a clustering, [K, D]."""
+    centroids_KD: npt.NDArray[np.float32] = tables.read_array(
+        store, centroids_key(key), read_clustering(store, key).sha256
+    )
+    return centroids_KD
+
+
 @stage_task("assign shards")
 def assign_shards(store: Store, pool: str, seed: int, names: Sequence[str], clustering: str) -> None:
     """Assign the documents of every shard that is not assigned yet to their nearest centroids."""
@@ -83,9 +91,8 @@ def assign_shard(store: Store, pool: str, name: str, clustering: str, seed: int)
     key = assignments_key(clustering, name)
     if store.exists(key):
         return
-    made = read_clustering(store, clustering)
-    embeddings = tables.read_array(store, embeddings_key(pool, made.embedder, name))
-    arms, distances = kmeans.assign_arms(embeddings, tables.read_array(store, centroids_key(clustering), made.sha256))
+    embeddings = tables.read_array(store, embeddings_key(pool, read_clustering(store, clustering).embedder, name))
+    arms, distances = kmeans.assign_arms(embeddings, read_centroids(store, clustering))
     ids = [
         i for batch in iter_documents(store, pool, name, ["id"], SHUFFLE_GROUP_ROWS) for i in batch["id"].to_pylist()
     ]

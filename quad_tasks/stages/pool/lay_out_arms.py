@@ -8,10 +8,11 @@ The layout is an external sort by (arm, order): pieces of shards are sorted, the
 groups of parts. Both are bounded in rows and in bytes, whatever the sizes of shards and documents. Where groups begin
 follows from the arms' sizes alone: no process holds an array over the pool's documents.
 
+Where few documents are new since the last version, they alone are laid out, beside what stands (`merge_layers`).
+
 Shape suffixes: K arms, A arms present, G groups of parts.
 """
 
-import functools
 import itertools
 import math
 from collections import Counter
@@ -23,20 +24,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from quad_tasks.core.clustering import kmeans
 from quad_tasks.core.group_sums import group_sums
 from quad_tasks.manifests.pool import Drift, Part, PoolVersion
 from quad_tasks.runtime.tasks import map_tasks, stage_task
+from quad_tasks.stages.pool.arm_sums import sum_by_arm
 from quad_tasks.stages.pool.cluster import read_clustering
 from quad_tasks.stages.pool.ingest import Duplicates, find_duplicates, read_shard
 from quad_tasks.stages.pool.layout_progress import PartSummary, Piece, find_group, find_piece, keep_group, keep_piece
+from quad_tasks.stages.pool.merge_layers import join_layers, takes_layer
 from quad_tasks.storage import tables
 from quad_tasks.storage.errors import StoreFault
 from quad_tasks.storage.keys import (
-    arm_index_key,
     arm_spread_key,
     assignments_key,
-    centroids_key,
     documents_key,
     embeddings_key,
     group_record_key,
@@ -52,7 +52,7 @@ from quad_tasks.storage.keys import (
 from quad_tasks.storage.lease import check_lease
 from quad_tasks.storage.manifest import digest, file_sha256
 from quad_tasks.storage.pool_versions import commit_version, find_version
-from quad_tasks.storage.positions import column_vectors, read_table, vector_column
+from quad_tasks.storage.positions import read_table, vector_column
 from quad_tasks.storage.row_groups import cut_rows
 from quad_tasks.storage.store import Store
 from quad_tasks.storage.tables import (
@@ -120,10 +120,12 @@ def lay_out_arms(
     model_key: str,
     recipe: str,
     drift: Drift,
+    base: PoolVersion | None = None,
 ) -> str:
     """Write the pool in arm order and commit it as a version; return the version manifest's key.
 
-    A version of the same shards, clustering and checkpoint is found again rather than built twice.
+    A version of the same shards, clustering and checkpoint is found again rather than built twice. Where few documents
+    are new beside those of `base`, they alone are written.
 
     Args:
         store: the workspace.
@@ -135,15 +137,21 @@ def lay_out_arms(
         model_key: key of the checkpoint whose tokenizer counted the tokens.
         recipe: what versions of one history share.
         drift: how far documents lie from where the centroids were trained.
+        base: the last version of the same clustering, features and checkpoint, its shards the first of `names`.
     """
-    tables_key = tables_folder(pool, digest([names, clustering, token_features, model_key]))
+    duplicates = find_duplicates(store, pool, names)
+    if base is not None and not takes_layer(base, names, _count_kept(store, pool, names, duplicates)):
+        base = None
+    made_from: list[Any] = [names, clustering, token_features, model_key]
+    beside = [[layer.tables for layer in base.layers]] if base else []
+    tables_key = tables_folder(pool, digest([*made_from, *beside]))
     existing = find_version(store, pool, tables_key)
     if existing is not None:
         return existing
     build = Build(pool, read_clustering(store, clustering).embedder, clustering, token_features, tables_key)
-    duplicates = find_duplicates(store, pool, names)
-    summaries = _write_layout(store, build, names, duplicates)
-    index = _write_arm_index(store, build, summaries)
+    first_new = len(base.shards) if base else 0
+    written = _write_layout(store, build, names[first_new:], duplicates[first_new:])
+    joined = join_layers(store, tables_key, clustering, base, written)
     version = PoolVersion(
         pool=pool,
         tables=tables_key,
@@ -153,16 +161,18 @@ def lay_out_arms(
         token_features=token_features,
         seed=seed,
         shards=tuple(names),
-        parts=tuple(s.part for s in summaries),
-        arms=index.rows,
-        documents=sum(s.part.rows for s in summaries),
-        tokens=sum(s.tokens for s in summaries),
-        bytes=sum(s.bytes for s in summaries),
+        parts=joined.parts,
+        layers=joined.layers,
+        merged=joined.merged,
+        arms=joined.arms,
+        documents=joined.documents,
+        tokens=joined.tokens,
+        bytes=sum(one.bytes for one in written) + (base.bytes if base else 0),
         set_aside=_count_set_aside(store, pool, names, duplicates),
         fields_dropped=_count_dropped(store, pool, names),
         recipe=recipe,
         drift=drift,
-        files={arm_index_key(tables_key): index.sha256, **_digests_beside(store, build, names)},
+        files=joined.files | _digests_beside(store, build, names, base.files if base else {}),
     )
     _check_counts(store, version)
     check_lease(store, pool_folder(pool))
@@ -267,10 +277,11 @@ def shuffle_piece(store: Store, build: Build, name: str, number: int, first: int
         "arm": arm,
         "shard": pa.array([name] * len(rows), pa.large_string()),
         "shard_row": rows,
+        "order": order,
         "embedding": vector_column(embeddings),
         "token_features": vector_column(features),
     }
-    table = pa.table(columns).select(schema.names).cast(schema).append_column("order", pa.array(order))
+    table = pa.table(columns).select(schema.names).cast(schema)
     batches = table.to_batches()
     written = tables.write_table_stream(store, key, table.schema, batches, SHUFFLE_GROUP_ROWS, SHUFFLE_GROUP_BYTES)
     piece = Piece(_group_ranges(arm, order, arm_G, order_G), written.sha256)
@@ -305,7 +316,6 @@ def write_parts(store: Store, build: str, group: int, pieces: list[Range]) -> li
         return found
     table = pa.concat_tables([tables.read_rows(store, piece.key, piece.first, piece.n) for piece in pieces])
     order = np.lexsort((table["order"].to_numpy(), table["arm"].to_numpy()))
-    table = table.drop_columns(["order"])
     bounds = cut_rows(table["n_bytes"].to_numpy()[order], PART_ROWS, PART_BYTES)
     summaries = [
         _write_part(store, part_key(build, group, number), table.take(order[first:end]))
@@ -317,59 +327,23 @@ def write_parts(store: Store, build: str, group: int, pieces: list[Range]) -> li
 
 def _write_part(store: Store, key: str, table: pa.Table) -> PartSummary:
     rows, sha256 = tables.write_table_stream(store, key, table.schema, table.to_batches(), ROW_GROUP_ROWS)
-    arm = table["arm"].to_numpy()
-    present, first = np.unique(arm, return_index=True)
-    tokens = table["n_tokens"].to_numpy().astype(np.int64)
     return PartSummary(
         part=Part(key=key, rows=rows, sha256=sha256, seal=tables.read_seal(store, key)),
-        tokens=int(tokens.sum()),
         bytes=int(table["n_bytes"].to_numpy().sum()),
-        arm_A=present.astype(np.int64),
-        first_A=first.astype(np.int64),
-        tokens_A=np.add.reduceat(tokens, first),
-        moments=kmeans.arm_moments(column_vectors(table["embedding"]), arm),
+        sums=sum_by_arm(table),
     )
 
 
-def _write_arm_index(store: Store, build: Build, summaries: list[PartSummary]) -> tables.Written:
-    """Write the table of arms, a row each."""
-    sha256 = read_clustering(store, build.clustering).sha256
-    index = _arm_index(summaries, tables.read_array(store, centroids_key(build.clustering), sha256))
-    return tables.write_table_stream(store, arm_index_key(build.tables), index.schema, index.to_batches(), PART_ROWS)
-
-
-def _arm_index(summaries: list[PartSummary], centroids: np.ndarray[Any, Any]) -> pa.Table:
-    """Merge the parts' moments into one row per arm; an arm no document fell into keeps its trained centroid."""
-    k, dimension = centroids.shape
-    n_documents, n_tokens = np.zeros(k, np.int64), np.zeros(k, np.int64)
-    part, row = np.zeros(k, np.int32), np.zeros(k, np.int64)
-    for number, s in reversed(list(enumerate(summaries))):  # an arm's first part is written last and stays
-        part[s.arm_A], row[s.arm_A] = number, s.first_A
-        n_tokens[s.arm_A] += s.tokens_A
-    moments = functools.reduce(kmeans.merge_moments, [s.moments for s in summaries])
-    n_documents[moments.arm_A] = moments.count_A
-    mean, variance = kmeans.arm_gaussians(moments, centroids)
-    return pa.table(
-        {
-            "arm": np.arange(k, dtype=np.int32),
-            "n_documents": n_documents,
-            "n_tokens": n_tokens,
-            "part": part,
-            "row": row,
-            "centroid": vector_column(mean.astype(np.float32)),
-            "variance": vector_column(variance.astype(np.float32)),
-        }
-    ).cast(tables.arm_index_schema(dimension))
-
-
-def _digests_beside(store: Store, build: Build, names: Sequence[str]) -> dict[str, str]:
-    """Digest what a version was made from and no other manifest names."""
+def _digests_beside(store: Store, build: Build, names: Sequence[str], known: dict[str, str]) -> dict[str, str]:
+    """Digest what a version was made from and no other manifest names; of what is `known`, take the digest it has."""
     keys = [embeddings_key(build.pool, build.embedder, name) for name in names]
     keys += [assignments_key(build.clustering, name) for name in names]
     keys += [shard_token_features_key(build.token_features, name) for name in names]
     if store.exists(arm_spread_key(build.clustering)):
         keys.append(arm_spread_key(build.clustering))
-    return dict(zip(keys, map_tasks(file_sha256, [(store, key) for key in keys], "digest", "files"), strict=True))
+    new = [key for key in keys if key not in known]
+    digests = dict(zip(new, map_tasks(file_sha256, [(store, key) for key in new], "digest", "files"), strict=True))
+    return {key: known.get(key) or digests[key] for key in keys}
 
 
 def _check_counts(store: Store, version: PoolVersion) -> None:
@@ -389,6 +363,12 @@ def _check_counts(store: Store, version: PoolVersion) -> None:
 
 def _count_dropped(store: Store, pool: str, names: Sequence[str]) -> dict[str, int]:
     return dict(sum((Counter(read_shard(store, pool, name).fields_dropped) for name in names), Counter[str]()))
+
+
+def _count_kept(store: Store, pool: str, names: Sequence[str], duplicates: Sequence[Duplicates]) -> list[int]:
+    """Count what each shard adds to the pool."""
+    counts = [read_shard(store, pool, name).documents for name in names]
+    return [n - len(text) - len(i) for n, (text, i) in zip(counts, duplicates, strict=True)]
 
 
 def _count_set_aside(store: Store, pool: str, names: Sequence[str], duplicates: list[Duplicates]) -> dict[str, int]:

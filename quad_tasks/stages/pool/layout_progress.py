@@ -4,7 +4,6 @@ A sorted piece of a shard and a written group of parts have a record each, writt
 made from, the tables' digests, and the sums that a layout needs of them. A later start takes them if it would make them
 from the same and the tables' bytes are those; else they are made again. The records go when the version is committed.
 
-Shape suffixes: A arms present, D embedding.
 """
 
 import json
@@ -14,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from quad_tasks.core.clustering.kmeans import Moments
 from quad_tasks.manifests.pool import Part
+from quad_tasks.stages.pool.arm_sums import SUMS, ArmSums, sums_arrays, sums_of
 from quad_tasks.storage.errors import StoreKeyError
 from quad_tasks.storage.manifest import DigestMismatch, check_file
 from quad_tasks.storage.store import Store
@@ -41,25 +40,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class PartSummary:
-    """What a part holds: its table, sums over its documents, and by arm present in it (A).
-
-    Attributes:
-        part: its table.
-        tokens: of its documents.
-        bytes: of its texts in UTF-8.
-        arm_A: [A] arms present, ascending.
-        first_A: [A] row of each one's first document.
-        tokens_A: [A] tokens of each one's documents.
-        moments: of the embeddings of each.
-    """
+    """What a part holds: its table, the bytes of its texts in UTF-8, and sums over its documents by arm."""
 
     part: Part
-    tokens: int
     bytes: int
-    arm_A: Int64
-    first_A: Int64
-    tokens_A: Int64
-    moments: Moments
+    sums: ArmSums
 
 
 def keep_piece(store: Store, key: str, made_from: str, piece: Piece) -> None:
@@ -95,9 +80,10 @@ def find_piece(store: Store, key: str, table: str, made_from: str) -> Piece | No
 
 def keep_group(store: Store, key: str, made_from: str, summaries: Sequence[PartSummary]) -> None:
     """Record a group of parts, whose tables stand already; arguments as of `keep_piece`."""
-    arrays = {f"{i}/{name}": array for i, summary in enumerate(summaries) for name, array in _arrays(summary).items()}
-    sums = [{"part": s.part.model_dump(), "tokens": s.tokens, "bytes": s.bytes} for s in summaries]
-    save_tensors(store, key, arrays, {MADE_FROM: made_from, PARTS: json.dumps(sums)})
+    named = [(i, sums_arrays(summary.sums)) for i, summary in enumerate(summaries)]
+    arrays = {f"{i}/{name}": array for i, own in named for name, array in own.items()}
+    parts = [{"part": s.part.model_dump(), "bytes": s.bytes} for s in summaries]
+    save_tensors(store, key, arrays, {MADE_FROM: made_from, PARTS: json.dumps(parts)})
 
 
 def find_group(store: Store, key: str, made_from: str) -> list[PartSummary] | None:
@@ -106,25 +92,16 @@ def find_group(store: Store, key: str, made_from: str) -> list[PartSummary] | No
         arrays, metadata = load_tensors(store, key)
         if metadata[MADE_FROM] != made_from:
             return None
-        sums = json.loads(metadata[PARTS])
-        for one in sums:
+        parts = json.loads(metadata[PARTS])
+        for one in parts:
             check_file(store, one["part"]["key"], one["part"]["sha256"])
     except NOT_AS_RECORDED:
         return None
     return [
         PartSummary(
-            part=Part.model_validate(one["part"]),
-            tokens=one["tokens"],
-            bytes=one["bytes"],
-            arm_A=arrays[f"{i}/arm_A"],
-            first_A=arrays[f"{i}/first_A"],
-            tokens_A=arrays[f"{i}/tokens_A"],
-            moments=Moments(*(arrays[f"{i}/moments/{name}"] for name in Moments.__dataclass_fields__)),
+            Part.model_validate(one["part"]),
+            one["bytes"],
+            sums_of({name: arrays[f"{i}/{name}"] for name in SUMS}),
         )
-        for i, one in enumerate(sums)
+        for i, one in enumerate(parts)
     ]
-
-
-def _arrays(summary: PartSummary) -> dict[str, npt.NDArray[np.generic]]:
-    moments = {f"moments/{name}": getattr(summary.moments, name) for name in Moments.__dataclass_fields__}
-    return {"arm_A": summary.arm_A, "first_A": summary.first_A, "tokens_A": summary.tokens_A, **moments}

@@ -66,6 +66,15 @@ def last_version(store: Store, pool: str, recipe: str) -> tuple[str, PoolVersion
     return next(((key, version) for key, version in reversed(versions) if version.recipe == recipe), None)
 
 
+def known_first(known: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Order shards: those that the last version has, in its order, then the new ones, in that of the inputs.
+
+    Of two documents with one text, that of the earlier shard stays: what the pool holds, no new file takes its place.
+    """
+    present, held = set(names), set(known)
+    return [*(name for name in known if name in present), *(name for name in names if name not in held)]
+
+
 @stage_task("measure drift")
 def measure_drift(store: Store, pool: str, names: Sequence[str], clustering: str) -> Drift:
     """Compare where documents lie now with where they lay when the centroids were trained.
