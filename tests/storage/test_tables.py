@@ -181,7 +181,7 @@ def test_text_hash_is_blake2b_of_the_utf8_bytes():
 
 
 def test_embeddings_and_moments_have_the_pools_dimension(local_store):
-    index = {"arm": 1, "n_documents": 2, "n_tokens": 3, "part": 0, "row": 0}
+    index = {"arm": 1, "n_documents": 2, "n_tokens": 3}
     row = index | {"centroid": [0.5, 1.0], "variance": [0.0, 2.0]}
     schema = arm_index_schema(2)
     write_table_stream(local_store, "t", schema, [pa.Table.from_pylist([row], schema)], 4)
