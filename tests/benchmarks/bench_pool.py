@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_pool.py [--json] [--documents 1000000 10000000] [--rounds 20]
         [--workspace DIRECTORY]
 
-Measured are assignment, arm layout, rounds of the bandit, the selection and its random control.
+Measured are assignment, arm layout, a refresh that adds a hundredth, rounds of the bandit over what it left, the
+selection and its random control; `written_bytes` of layout and refresh.
 
 Documents are short texts whose embeddings are given: unit vectors around random centres. The stages are the product's
 own, on a local Dask cluster of two workers; only scoring is replaced, by a number that depends on the arm. Peak memory
@@ -54,6 +55,7 @@ from quad_tasks.storage.keys import (
     shard_token_features_key,
 )
 from quad_tasks.storage.manifest import write_manifest
+from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import read_positions
 from quad_tasks.storage.store import Store, open_store
 
@@ -107,18 +109,18 @@ def write_model(store: Store) -> None:
     save_checkpoint(store, MODEL, model, tokenizer, describe_checkpoint("tiny", "tiny", model, tokenizer))
 
 
-def write_shard(store: Store, number: int) -> str:
-    """Write one shard's documents, manifest, embeddings and token features."""
+def write_shard(store: Store, number: int, n: int = SHARD_DOCUMENTS) -> str:
+    """Write one shard's documents, manifest, embeddings and token features; `n` is a multiple of `BLOCK_ROWS`."""
     name = f"synthetic-{number:05d}"
     generator = np.random.default_rng([1, number])
     centres = np.random.default_rng(0).normal(size=(CENTRES, DIMENSION))
-    vectors = centres[generator.integers(0, CENTRES, SHARD_DOCUMENTS)]
+    vectors = centres[generator.integers(0, CENTRES, n)]
     vectors = vectors + SPREAD * generator.normal(size=vectors.shape)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     tables.write_array(store, embeddings_key("pool", EMBEDDER, name), vectors.astype(np.float32))
-    features = generator.normal(size=(SHARD_DOCUMENTS, TOKEN_FEATURES)).astype(np.float32)
+    features = generator.normal(size=(n, TOKEN_FEATURES)).astype(np.float32)
     tables.write_array(store, shard_token_features_key(FEATURES, name), features)
-    blocks = (_documents(number, start) for start in range(0, SHARD_DOCUMENTS, BLOCK_ROWS))
+    blocks = (_documents(number, start) for start in range(0, n, BLOCK_ROWS))
     tables.write_table_stream(store, documents_key("pool", name), tables.DOCUMENT_SCHEMA, blocks, BLOCK_ROWS)
     manifest = ShardManifest(
         shard=name,
@@ -127,8 +129,8 @@ def write_shard(store: Store, number: int) -> str:
         tokenizer_sha256="",
         documents_sha256="",
         set_aside_sha256=None,
-        documents=SHARD_DOCUMENTS,
-        tokens=16 * SHARD_DOCUMENTS,
+        documents=n,
+        tokens=16 * n,
         bytes=0,
         set_aside={},
     )
@@ -167,6 +169,15 @@ def measure_pool(n_documents: int, workspace: str, rounds: int) -> dict[str, Any
             assign_shards.fn(store, "pool", config.seed, names, clustering)
         with _measured(measured, "lay out"):
             version = lay_out_arms.fn(store, "pool", config.seed, names, clustering, FEATURES, MODEL, "", NO_DRIFT)
+        written = {"lay out": _bytes_of_tables(store)}
+        names.append(write_shard(store, len(names), max(BLOCK_ROWS, n_documents // 100)))
+        base = read_version(store, version)
+        with _measured(measured, "refresh"):
+            assign_shards.fn(store, "pool", config.seed, names, clustering)
+            version = lay_out_arms.fn(
+                store, "pool", config.seed, names, clustering, FEATURES, MODEL, "", NO_DRIFT, base
+            )
+        written["refresh"] = _bytes_of_tables(store) - written["lay out"]
         stage, settings = Stage(config.run, 0, version, "", "direction"), round_settings(config, 0)
         with _measured(measured, "rounds"):
             for number in range(rounds):
@@ -185,9 +196,14 @@ def measure_pool(n_documents: int, workspace: str, rounds: int) -> dict[str, Any
         "seconds": {name: round(s, 1) for name, s in seconds.items()},
         "seconds_per_million": per_million,
         "seconds_per_million_all": round(sum(per_million.values()), 2),
+        "written_bytes": written,
         "peak_memory_bytes": peak,
         "driver_peak_bytes": {name: step.peak_bytes for name, step in measured.items()},
     }
+
+
+def _bytes_of_tables(store: Store) -> int:
+    return sum(store.size(key) for key in store.list("pools/pool/tables"))
 
 
 def _score(store: Store, stage: Stage, plan: Plan, number: int) -> list[pa.Table]:

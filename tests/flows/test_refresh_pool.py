@@ -20,12 +20,15 @@ from small_pool import (
 
 from flows import refresh_pool as flow
 from flows.refresh_pool import refresh_pool
+from flows.select_data import select_data
+from quad_tasks.commands.inspect import inspect_document
+from quad_tasks.commands.verify import verify_run
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.core.clustering import kmeans
 from quad_tasks.core.lm.model import LlamaSize, fresh_llama, train_tokenizer
 from quad_tasks.runtime.run import pin_pool, pinned_pool
-from quad_tasks.stages.pool import ingest
+from quad_tasks.stages.pool import ingest, merge_layers
 from quad_tasks.storage.input_files import InputError
 from quad_tasks.storage.pool_versions import list_versions, read_version
 from quad_tasks.storage.positions import column_vectors, read_positions, read_table
@@ -231,6 +234,27 @@ def test_the_same_history_gives_the_same_bytes_in_another_workspace(history, tmp
     again = objects_of(config)
     assert {key for key in again if "/arms/" in key}
     assert again == {key: data for key, data in history.objects[-1].items() if not key.startswith("runs/")}
+
+
+@pytest.mark.slow
+def test_a_run_over_layers_chooses_what_one_over_a_whole_layout_does(dask_client, tmp_path, monkeypatch):
+    chosen = []
+    for name, most in (("layers", 0.25), ("whole", 0.0)):
+        monkeypatch.setattr(merge_layers, "MOST_LAYERED", most)
+        corpus = write_corpus(tmp_path / "corpus")
+        (corpus / "pool" / "more.jsonl").unlink(missing_ok=True)
+        config = pool_config(corpus, tmp_path / name, training__stages=1, training__frontier=[])
+        refresh_pool(config)
+        write_jsonl(corpus / "pool" / "more.jsonl", topic_records("kitchen", NEW, seed=5))
+        select_data(config)
+        store = open_store(config.workspace)
+        assert len(read_version(store, pinned_pool(store, config.run)).layers) == (2 if most else 1)
+        assert verify_run(config)["balanced"]
+        assert {inspect_document(config, f"kitchen-5-{i}")["arm"]["arm"] for i in range(2)} <= set(range(6))
+        tables = [key for key in store.list() if key.endswith(".parquet") and ("/rounds/" in key or "/part-" in key)]
+        chosen.append({key: store.get(key) for key in tables if key.startswith(("runs/", "selections/"))})
+    assert any("selection" in key for key in chosen[0])
+    assert chosen[0] == chosen[1]
 
 
 @pytest.mark.slow
