@@ -39,9 +39,8 @@ from quad_tasks.storage.keys import (
     overlap_table_key,
     set_aside_key,
 )
-from quad_tasks.storage.layers import positions_of
 from quad_tasks.storage.pool_versions import read_version
-from quad_tasks.storage.positions import column_vectors, read_positions, read_table
+from quad_tasks.storage.positions import column_vectors, positions_of, read_positions, read_table
 from quad_tasks.storage.store import Store, StoreKeyError, open_store
 
 NEAREST = 5

@@ -130,7 +130,7 @@ class PoolVersion(Manifest):
     older releases made, which have none. `files` are digests, by key, of all else that it was made from or that stands
     beside its parts: embeddings, assignments, the arms' spread, token features, the arm index and its layers' sums.
     Positions count through `parts` where there is one layer; of several, `merged` says where each stands
-    (`storage.layers`). Format 1 had no files, formats 1 and 2 had no layers.
+    (`storage.positions`). Format 1 had no files, formats 1 and 2 had no layers.
     """
 
     FORMAT: ClassVar[int] = 3

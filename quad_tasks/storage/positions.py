@@ -2,22 +2,25 @@
 
 A position counts the pool version's documents from 0 in arm order; an arm's documents have consecutive positions. It
 names a document within a version in 8 bytes.
+
+Rows count through a version's parts, one after another. Of a version that one layout wrote, position and row are the
+same. A refresh may write new documents as a layer of their own, in arm order like the others': positions then count
+through all layers merged in that order, and the version's merged blocks hold the row of each.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from quad_tasks.manifests.pool import Part
-from quad_tasks.storage.layers import in_order, rows_of
+from quad_tasks.manifests.pool import MergedBlock, Part
 from quad_tasks.storage.manifest import check_file
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.store import Store
-from quad_tasks.storage.tables import open_table, widen
+from quad_tasks.storage.tables import open_table, read_array, widen
 
 
 def read_table(
@@ -59,9 +62,12 @@ def read_positions(store: Store, version: str, positions: npt.NDArray[np.int64],
     Raises:
         IndexError: a position is outside the version.
     """
-    parts, starts, documents = _part_starts(store, version)
-    if len(positions) and not (positions.min() >= 0 and positions.max() < documents):
-        raise IndexError(f"{version}: expected positions in [0, {documents}), got {positions.min()}..{positions.max()}")
+    places = _read_places(store, version)
+    parts, starts = places.parts, places.part_starts
+    if len(positions) and not (positions.min() >= 0 and positions.max() < places.documents):
+        raise IndexError(
+            f"{version}: expected positions in [0, {places.documents}), got {positions.min()}..{positions.max()}"
+        )
     rows = rows_of(store, version, positions)
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
@@ -77,22 +83,84 @@ def read_positions(store: Store, version: str, positions: npt.NDArray[np.int64],
     return pa.concat_tables(pieces).take(back)
 
 
+class _Places(NamedTuple):
+    """A version's `parts` and `blocks`, the first row of each part and position of each block, the ends last."""
+
+    documents: int
+    parts: tuple[Part, ...]
+    part_starts: npt.NDArray[np.int64]
+    blocks: tuple[MergedBlock, ...]
+    block_starts: npt.NDArray[np.int64]
+
+
 @functools.lru_cache(maxsize=4)
-def _part_starts(store: Store, version: str) -> tuple[tuple[Part, ...], npt.NDArray[np.int64], int]:
-    """Read a version's parts once a process, the first row of each, the end last, and the number of documents."""
+def _read_places(store: Store, version: str) -> _Places:
+    """Read where a version's documents stand once a process."""
     manifest = read_version(store, version)
-    return manifest.parts, np.cumsum([0, *[part.rows for part in manifest.parts]]), manifest.documents
+    parts, blocks = manifest.parts, manifest.merged
+    part_starts = np.cumsum([0, *[part.rows for part in parts]])
+    return _Places(
+        manifest.documents, parts, part_starts, blocks, np.cumsum([0, *[block.documents for block in blocks]])
+    )
 
 
 def read_column(store: Store, version: str, column: str) -> npt.NDArray[Any]:
     """Read one numeric column of all of a version's documents, in arm order: as many bytes a document as it has."""
-    parts, starts, _ = _part_starts(store, version)
+    places = _read_places(store, version)
     values = None
-    for part, start in zip(parts, starts.tolist(), strict=False):
+    for part, start in zip(places.parts, places.part_starts.tolist(), strict=False):
         own = read_part(store, part, [column])[column].to_numpy()
-        values = np.empty(starts[-1], own.dtype) if values is None else values
+        values = np.empty(places.part_starts[-1], own.dtype) if values is None else values
         values[start : start + part.rows] = own
     return np.empty(0) if values is None else in_order(store, version, values)
+
+
+def rows_of(store: Store, version: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the row of the document at each position, [N].
+
+    Args:
+        store: the workspace.
+        version: key of the pool version's manifest.
+        positions: [N], each in [0, documents of the version).
+    """
+    places = _read_places(store, version)
+    if not places.blocks:
+        return positions
+    rows, number = np.empty(len(positions), np.int64), np.searchsorted(places.block_starts, positions, side="right") - 1
+    for block in np.unique(number).tolist():
+        own = number == block
+        rows[own] = _read_rows(store, places.blocks[block])[positions[own] - places.block_starts[block]]
+    return rows
+
+
+def in_order(store: Store, version: str, values_R: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Put what is known of each row, [R], in the order of positions, [N]."""
+    blocks = _read_places(store, version).blocks
+    return np.concatenate([values_R[_read_rows(store, block)] for block in blocks]) if blocks else values_R
+
+
+def positions_of(store: Store, version: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the position of the document in each row, [N], -1 for one that is no longer in the version.
+
+    Reads the rows of all of a version's documents once; `rows` are distinct.
+    """
+    places = _read_places(store, version)
+    if not places.blocks:
+        return rows
+    order = np.argsort(rows, kind="stable")
+    positions = np.full(len(rows), -1, dtype=np.int64)
+    for block, start in zip(places.blocks, places.block_starts.tolist(), strict=False):
+        stored = _read_rows(store, block).astype(np.int64)
+        offsets = np.flatnonzero(np.isin(stored, rows))
+        first = np.searchsorted(rows, stored[offsets], sorter=order)
+        positions[order[first]] = start + offsets
+    return positions
+
+
+@functools.lru_cache(maxsize=16)
+def _read_rows(store: Store, block: MergedBlock) -> npt.NDArray[np.unsignedinteger]:
+    rows: npt.NDArray[np.unsignedinteger] = read_array(store, block.key, block.sha256)
+    return rows
 
 
 def nth_open(closed_C: npt.NDArray[np.int64], number_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

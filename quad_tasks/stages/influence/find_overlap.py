@@ -22,10 +22,9 @@ from quad_tasks.runtime.run import check_run_lease
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.storage import tables
 from quad_tasks.storage.keys import overlap_manifest_key, overlap_table_key
-from quad_tasks.storage.layers import positions_of
 from quad_tasks.storage.manifest import read_manifest, write_manifest
 from quad_tasks.storage.pool_versions import read_version
-from quad_tasks.storage.positions import read_table
+from quad_tasks.storage.positions import positions_of, read_table
 from quad_tasks.storage.store import Store
 
 HELD_OUT_OVERLAP = held_out_overlap.__name__

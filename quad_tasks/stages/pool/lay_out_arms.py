@@ -18,7 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -142,9 +142,8 @@ def lay_out_arms(
     duplicates = find_duplicates(store, pool, names)
     if base is not None and not takes_layer(base, names, _count_kept(store, pool, names, duplicates)):
         base = None
-    made_from: list[Any] = [names, clustering, token_features, model_key]
     beside = [[layer.tables for layer in base.layers]] if base else []
-    tables_key = tables_folder(pool, digest([*made_from, *beside]))
+    tables_key = tables_folder(pool, digest([names, clustering, token_features, model_key, *beside]))
     existing = find_version(store, pool, tables_key)
     if existing is not None:
         return existing
@@ -161,18 +160,12 @@ def lay_out_arms(
         token_features=token_features,
         seed=seed,
         shards=tuple(names),
-        parts=joined.parts,
-        layers=joined.layers,
-        merged=joined.merged,
-        arms=joined.arms,
-        documents=joined.documents,
-        tokens=joined.tokens,
         bytes=sum(one.bytes for one in written) + (base.bytes if base else 0),
         set_aside=_count_set_aside(store, pool, names, duplicates),
         fields_dropped=_count_dropped(store, pool, names),
         recipe=recipe,
         drift=drift,
-        files=joined.files | _digests_beside(store, build, names, base.files if base else {}),
+        **joined._replace(files=joined.files | _digests_beside(store, build, names, base))._asdict(),
     )
     _check_counts(store, version)
     check_lease(store, pool_folder(pool))
@@ -334,8 +327,9 @@ def _write_part(store: Store, key: str, table: pa.Table) -> PartSummary:
     )
 
 
-def _digests_beside(store: Store, build: Build, names: Sequence[str], known: dict[str, str]) -> dict[str, str]:
-    """Digest what a version was made from and no other manifest names; of what is `known`, take the digest it has."""
+def _digests_beside(store: Store, build: Build, names: Sequence[str], base: PoolVersion | None) -> dict[str, str]:
+    """Digest what a version was made from and no other manifest names; take the digests that `base` has."""
+    known = base.files if base else {}
     keys = [embeddings_key(build.pool, build.embedder, name) for name in names]
     keys += [assignments_key(build.clustering, name) for name in names]
     keys += [shard_token_features_key(build.token_features, name) for name in names]

@@ -13,9 +13,8 @@ from quad_tasks.manifests.pool import Layer, PoolVersion
 from quad_tasks.stages.bandit.ledger import arms_of, load_arms
 from quad_tasks.stages.pool import ingest, merge_layers
 from quad_tasks.stages.pool import lay_out_arms as layout
-from quad_tasks.storage.layers import positions_of, rows_of
 from quad_tasks.storage.pool_versions import read_version
-from quad_tasks.storage.positions import column_vectors, read_column, read_positions
+from quad_tasks.storage.positions import column_vectors, positions_of, read_column, read_positions, rows_of
 from quad_tasks.storage.store import Store, open_store
 
 NUMBERS = itertools.count()
