@@ -144,13 +144,11 @@ def lay_out_arms(
         base = None
     beside = [[layer.tables for layer in base.layers]] if base else []
     tables_key = tables_folder(pool, digest([names, clustering, token_features, model_key, *beside]))
-    existing = find_version(store, pool, tables_key)
-    if existing is not None:
+    if (existing := find_version(store, pool, tables_key)) is not None:
         return existing
     build = Build(pool, read_clustering(store, clustering).embedder, clustering, token_features, tables_key)
     first_new = len(base.shards) if base else 0
     written = _write_layout(store, build, names[first_new:], duplicates[first_new:])
-    joined = join_layers(store, tables_key, clustering, base, written)
     version = PoolVersion(
         pool=pool,
         tables=tables_key,
@@ -160,12 +158,11 @@ def lay_out_arms(
         token_features=token_features,
         seed=seed,
         shards=tuple(names),
-        bytes=sum(one.bytes for one in written) + (base.bytes if base else 0),
         set_aside=_count_set_aside(store, pool, names, duplicates),
         fields_dropped=_count_dropped(store, pool, names),
         recipe=recipe,
         drift=drift,
-        **joined._replace(files=joined.files | _digests_beside(store, build, names, base))._asdict(),
+        **join_layers(store, tables_key, clustering, base, written, _digests_beside(store, build, names, base)),
     )
     _check_counts(store, version)
     check_lease(store, pool_folder(pool))

@@ -10,7 +10,7 @@ Shape suffixes: L layers, K arms, B block ends.
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,18 +31,6 @@ MOST_LAYERED = 0.25
 """Share of a pool's documents that may stand outside its first layer."""
 BLOCK_DOCUMENTS = 2**18
 """Documents of a merged block, unless one arm has more."""
-
-
-class Joined(NamedTuple):
-    """What of a pool version follows from its layers; the fields are the version's."""
-
-    parts: tuple[Part, ...]
-    layers: tuple[Layer, ...]
-    merged: tuple[MergedBlock, ...]
-    arms: int
-    documents: int
-    tokens: int
-    files: dict[str, str]
 
 
 class Stretch(NamedTuple):
@@ -78,7 +66,8 @@ def join_layers(
     clustering: str,
     base: PoolVersion | None,
     written: Sequence[PartSummary],
-) -> Joined:
+    beside: dict[str, str],
+) -> dict[str, Any]:
     """Put what a layout wrote beside the layers of the last version; write the sums of both and the arm index.
 
     Args:
@@ -87,6 +76,10 @@ def join_layers(
         clustering: key of the clustering.
         base: the last version; None: the layout holds the whole pool.
         written: its parts.
+        beside: digests of other files of the version.
+
+    Returns:
+        What of a pool version follows from its layers, by the names of its fields.
     """
     known, layers = (base.files, base.layers) if base else ({}, ())
     by_layer = [load_sums(store, one.tables, known[layer_sums_key(one.tables)]) for one in layers]
@@ -99,15 +92,16 @@ def join_layers(
     total = add_sums(by_layer)
     centroids_KD = read_centroids(store, clustering)
     files[arm_index_key(layout)] = write_arm_index(store, layout, centroids_KD, total)
-    return Joined(
-        parts=parts,
-        layers=layers,
-        merged=merge_layers(store, layout, len(centroids_KD), parts, layers, by_layer),
-        arms=len(centroids_KD),
-        documents=sum(layer.rows for layer in layers),
-        tokens=int(total.tokens_A.sum()),
-        files=files,
-    )
+    return {
+        "parts": parts,
+        "layers": layers,
+        "merged": merge_layers(store, layout, len(centroids_KD), parts, layers, by_layer),
+        "arms": len(centroids_KD),
+        "documents": sum(layer.rows for layer in layers),
+        "tokens": int(total.tokens_A.sum()),
+        "bytes": sum(one.bytes for one in written) + (base.bytes if base else 0),
+        "files": files | beside,
+    }
 
 
 def merge_layers(
