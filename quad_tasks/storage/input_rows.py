@@ -286,10 +286,11 @@ def _cut_row_groups(uri: str, span_bytes: int) -> Cuts:
         return Cuts((0,), tail, (0,))  # groups that do not follow one another
     starts, rows, before = [0], [0], 0
     for group, (start, end) in enumerate(places):
-        if group and start > starts[-1] and end - starts[-1] > span_bytes:
+        own = metadata.row_group(group).num_rows
+        if own and before > rows[-1] and end - starts[-1] > span_bytes:
             starts.append(start)
             rows.append(before)
-        before += metadata.row_group(group).num_rows
+        before += own
     return Cuts(tuple(starts), tail, tuple(rows))
 
 
@@ -301,13 +302,13 @@ def _groups_of(metadata: pq.FileMetaData, span: Span | None) -> Sequence[int]:
 
 
 def _group_places(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
-    """Return the first byte of each row group, and the one after its last."""
-    places = []
+    """Return the first byte of each row group, and the one after its last; one without rows may have no place."""
+    places, end = [], 0
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        columns = [group.column(i) for i in range(group.num_columns)]
+        columns = [group.column(i) for i in range(group.num_columns if group.num_rows else 0)]
         starts = [min(filter(None, (c.dictionary_page_offset, c.data_page_offset)), default=0) for c in columns]
         ends = [start + c.total_compressed_size for start, c in zip(starts, columns, strict=True)]
-        places.append((min(starts, default=0), max(ends, default=0)))
+        places.append((min(starts, default=end), end := max(ends, default=end)))
     return places
 
 

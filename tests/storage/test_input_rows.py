@@ -165,26 +165,28 @@ def test_spans_of_lines_hold_every_row_once_by_its_line(tmp_path_factory, lines,
 
 
 @settings(max_examples=60)
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 4000))
-def test_spans_of_row_groups_hold_every_row_once_by_its_number(tmp_path_factory, groups, span_bytes):
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.booleans(), st.integers(1, 4000))
+def test_spans_of_row_groups_hold_every_row_once_by_its_number(tmp_path_factory, groups, dictionary, span_bytes):
     path = tmp_path_factory.getbasetemp() / "spans.parquet"
     texts = [f"text {n} {'x' * 17 * n}" for n in range(sum(groups))]
-    with pq.ParquetWriter(path, pa.schema([("text", pa.string()), ("n", pa.int64())]), compression="none") as writer:
+    schema, how = pa.schema([("text", pa.string()), ("n", pa.int64())]), {"compression": "none"}
+    with pq.ParquetWriter(path, schema, use_dictionary=dictionary, **how) as writer:
         for group in groups:
             own, texts = texts[:group], texts[group:]
-            writer.write_table(pa.table({"text": own, "n": range(group)}), row_group_size=group)
+            writer.write_table(pa.table({"text": own, "n": range(group)}, schema=schema))
     spans = spans_of(str(path), span_bytes)
     whole = [(n, row) for n, row in enumerate(pq.read_table(path).to_pylist(), start=1)]
     assert [row for span in spans for row in read_rows(str(path), span=span)] == whole
     data = path.read_bytes()
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     if spans == [None]:
-        assert len(data) <= span_bytes or len(groups) == 1 or footer <= span_bytes
+        assert footer <= span_bytes or len(data) <= span_bytes or sum(map(bool, groups)) <= 1
         return
     assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
     assert {(span.tail, spans[-1].end) for span in spans} == {(footer, footer)}
     for span in spans:
         rows = len(list(read_rows(str(path), span=span)))
+        assert rows > 0
         assert span.end - span.start <= span_bytes or rows in groups
         assert span.sha256 == hashlib.sha256(data[span.start : span.end] + data[footer:]).hexdigest()
 
