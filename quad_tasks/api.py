@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from quad_tasks.core import bandit, ekfac, influence
 from quad_tasks.core.blocks import Attention
-from quad_tasks.core.clustering import embedding, kmeans
+from quad_tasks.core.clustering import embed_texts, kmeans
 from quad_tasks.core.evaluation import diversity
 from quad_tasks.core.group_sums import group_sums
-from quad_tasks.core.lm.model import encode, make_batches, split_windows
+from quad_tasks.core.lm.batching import make_batches, split_windows
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.core.loss import Fisher
 from quad_tasks.records import BanditState, Pull
 
@@ -242,7 +243,7 @@ def measure_diversity(texts: Sequence[str], dimension: int = 128, seed: int = 0)
     Raises:
         ValueError: there is no text.
     """
-    vectors = embedding.embed_ngrams(embedding.fit_ngram_embedder(texts, dimension, seed), texts)
+    vectors = embed_texts.embed_ngrams(embed_texts.fit_ngram_embedder(texts, dimension, seed), texts)
     return {
         "vendi_score": diversity.vendi_score(vectors),
         **{f"distinct_{n}grams": diversity.distinct_ngrams(texts, n) for n in diversity.DISTINCT_SIZES},

@@ -25,7 +25,9 @@ from quad_tasks.config.schema import FieldNames
 from quad_tasks.core import bandit, influence
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.clustering.embedders import Embedder, EmbedderInputs
-from quad_tasks.core.lm.model import LlamaSize, fresh_llama, make_batches, train_tokenizer
+from quad_tasks.core.lm.batching import make_batches
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.manifests.influence import TokenizerInfo
 from quad_tasks.manifests.run import SelectionManifest
 from quad_tasks.plugins import load_plugin

@@ -10,7 +10,9 @@ from small_pool import topic_records
 
 import quad_tasks
 from quad_tasks.core import ekfac, influence
-from quad_tasks.core.lm.model import LlamaSize, encode, fresh_llama, make_batches, train_tokenizer
+from quad_tasks.core.lm.batching import make_batches
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
+from quad_tasks.core.lm.tokenizer import encode, train_tokenizer
 
 TEXTS = [str(r["text"]) for r in topic_records("harbour", 12, seed=3)]
 

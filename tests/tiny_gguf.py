@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from quad_tasks.core.lm.model import train_tokenizer
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 
 WIDTH, HEADS, LAYERS, MLP, POSITIONS = 32, 2, 2, 64, 128
 TEXTS = ["the ship left the harbour", "rain fell on the deck", "a gull cried over the mast"] * 4

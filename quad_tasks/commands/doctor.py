@@ -194,7 +194,7 @@ def count_tokens(config: RunConfig, texts: list[str]) -> list[int]:
     """Count texts' tokens; of a fresh model, whose tokenizer is not trained yet, at least so many."""
     if config.model.source == FRESH or config.model.source.endswith(GGUF_SUFFIX):
         return [-(-len(text.encode()) // BYTES_PER_TOKEN_AT_MOST) for text in texts]
-    from quad_tasks.core.lm.model import encode, load_tokenizer
+    from quad_tasks.core.lm.tokenizer import encode, load_tokenizer
 
     return [len(ids) for ids in encode(load_tokenizer(config.model.source), texts)]
 

@@ -136,7 +136,7 @@ def calibrate(
     Args:
         model: as for `influence.score_documents`.
         batches: a sample of the pool, in windows; read several times.
-        owner_W: [W] int64, the document of every row in batch order, as `lm.model.make_batches` gives it.
+        owner_W: [W] int64, the document of every row in batch order, as `lm.batching.make_batches` gives it.
         directions: the iHVPs to be scored with, by name, as for `influence.score_directions`.
         scorer: ``low_rank``: the least energy that reaches the floor; ``forward_only``: the first step that does, the
             usual one first, or else the best; ``auto``: the cheaper of both in FLOPs, by losses where memory has room

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from quad_tasks.config.values import Features
 from quad_tasks.core.bandit import released_policy
-from quad_tasks.core.clustering.embedding import embed_ngrams, fit_ngram_embedder
+from quad_tasks.core.clustering.embed_texts import embed_ngrams, fit_ngram_embedder
 from quad_tasks.core.clustering.kmeans import arm_gaussians, arm_moments
 from quad_tasks.core.selection.fill_budget import fill_budget
 from quad_tasks.core.wasserstein import neighbour_lists

@@ -27,7 +27,7 @@ from quad_tasks.config.schema import RunConfig, TrainingConfig
 from quad_tasks.core.evaluation import statistics
 from quad_tasks.core.evaluation.statistics import Interval
 from quad_tasks.core.influence import score_documents
-from quad_tasks.core.lm.model import make_batches
+from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.training import Schedule, count_steps
 from quad_tasks.core.selection.fill_budget import fill_budget
 from quad_tasks.experiments.experiment import Experiment, Tables, claims_table, within

@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import is_flash_attn_2_available
 
 from quad_tasks.core.blocks import Attention, find_blocks
-from quad_tasks.core.lm.model import ModelError, cause, check_model, check_names, load_tokenizer
+from quad_tasks.core.lm.model import ModelError, cause, check_model, check_names
+from quad_tasks.core.lm.tokenizer import load_tokenizer
 
 WEIGHTS, INDEX, CONFIG, ADAPTER = (
     "model.safetensors",

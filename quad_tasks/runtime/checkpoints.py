@@ -24,7 +24,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from quad_tasks.core.lm.model import build_architecture, load_model, load_tokenizer, pick_device, tokenizer_sha256
+from quad_tasks.core.lm.model import build_architecture, load_model, pick_device
+from quad_tasks.core.lm.tokenizer import load_tokenizer, tokenizer_sha256
 from quad_tasks.core.lm.training import TrainingRecord
 from quad_tasks.manifests.influence import Checkpoint, TokenizerInfo
 from quad_tasks.storage.keys import manifest_key, optimizer_key, steps_key

@@ -51,7 +51,7 @@ from quad_tasks.core.bandit import (
 from quad_tasks.core.contextual import arm_features
 from quad_tasks.core.lm.token_features import project_embeddings, token_features
 from quad_tasks.core.selection.features import FeatureMatrix, document_features
-from quad_tasks.core.selection.fill_budget import Candidates, SelectionSettings, select
+from quad_tasks.core.selection.in_memory_selection import Candidates, SelectionSettings, select
 from quad_tasks.core.selection.minhash import shingles, signature
 from quad_tasks.core.selection.near_duplicates import near_duplicates_by_text
 from quad_tasks.core.selection.prediction import (
@@ -240,7 +240,7 @@ def measure_likes(truth: Arrays) -> dict[str, float]:
     budget, measured = int(truth["n_tokens"].sum() * SELECTED_SHARE), {}
     for name, search in (("kept", None), ("searched", find_near_duplicates)):
         started, generator = time.perf_counter(), np.random.default_rng(0)
-        rules = SelectionSettings(0.0, "instance", uniform_share=0.5)
+        rules = SelectionSettings(0.0, "instance", general_share=0.5)
         rows = select(pool, budget, rules, generator=generator, find_near_duplicates=search)
         measured[f"likes_{name}_s"] = round(time.perf_counter() - started, 2)
         measured[f"likes_{name}_tokens"] = int(truth["n_tokens"][rows].sum())

@@ -24,7 +24,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from quad_tasks.core.blocks import Attention, find_blocks
 from quad_tasks.core.ekfac import apply_inverse, fit_factors
 from quad_tasks.core.influence import reference_gradient, score_documents
-from quad_tasks.core.lm.model import FastTokenizer, encode, load_model, load_tokenizer, make_batches, train_tokenizer
+from quad_tasks.core.lm.batching import make_batches
+from quad_tasks.core.lm.model import FastTokenizer, load_model
+from quad_tasks.core.lm.tokenizer import encode, load_tokenizer, train_tokenizer
 
 WINDOW = 96
 BATCH_TOKENS = 1024

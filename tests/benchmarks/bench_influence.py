@@ -41,7 +41,7 @@ from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.calibration import calibrate
 from quad_tasks.core.ekfac import Factors, apply_inverse, fit_factors
 from quad_tasks.core.influence import Scorer, gradient_sums, reference_gradient, score_documents
-from quad_tasks.core.lm.model import train_tokenizer
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.core.precision import has_bfloat16_products
 
 BATCH_SIZES = (2, 4, 8)

@@ -33,7 +33,8 @@ import pyarrow as pa
 from flows.dask_cluster import dask_cluster
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import RunConfig
-from quad_tasks.core.lm.model import LlamaSize, fresh_llama, train_tokenizer
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.manifests.pool import Drift, EmbedderManifest, InputFile, ShardManifest
 from quad_tasks.records import Stage
 from quad_tasks.runtime.checkpoints import describe_checkpoint, save_checkpoint

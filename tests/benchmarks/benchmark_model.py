@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from quad_tasks.core.lm.model import FastTokenizer, encode
+from quad_tasks.core.lm.model import FastTokenizer
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.core.lm.training import Schedule, count_steps, count_targets, make_optimizer, train
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"

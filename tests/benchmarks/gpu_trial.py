@@ -21,8 +21,10 @@ from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.covariance import accumulate_covariances
 from quad_tasks.core.ekfac import accumulate_eigenvalues, apply_inverse, decompose, finish
 from quad_tasks.core.influence import reference_gradient, score_documents
+from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.measurement import measure
-from quad_tasks.core.lm.model import LlamaSize, encode, fresh_llama, make_batches, train_tokenizer
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
+from quad_tasks.core.lm.tokenizer import encode, train_tokenizer
 from quad_tasks.core.lm.training import Schedule, TrainingRecord, count_steps, count_targets, make_optimizer, train
 
 SEED = 0

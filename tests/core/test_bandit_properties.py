@@ -19,7 +19,14 @@ from quad_tasks.core.bandit import (
     thompson_policy,
     update,
 )
-from quad_tasks.core.selection.fill_budget import Candidates, Mode, SelectionSettings, random_control, rank, select
+from quad_tasks.core.selection.in_memory_selection import (
+    Candidates,
+    Mode,
+    SelectionSettings,
+    random_control,
+    rank,
+    select,
+)
 from quad_tasks.core.wasserstein import neighbour_lists
 from quad_tasks.records import BanditState, Pull
 

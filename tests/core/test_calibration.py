@@ -13,7 +13,7 @@ from quad_tasks.core.calibration import calibrate
 from quad_tasks.core.ekfac import apply_inverse, fit_factors
 from quad_tasks.core.influence import reference_gradient, score_documents
 from quad_tasks.core.lm import flops
-from quad_tasks.core.lm.model import make_batches
+from quad_tasks.core.lm.batching import make_batches
 
 
 @pytest.fixture(scope="module")

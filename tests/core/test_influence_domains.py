@@ -12,7 +12,9 @@ from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.calibration import calibrate
 from quad_tasks.core.ekfac import apply_inverse, fit_factors
 from quad_tasks.core.influence import reference_gradient, score_documents
-from quad_tasks.core.lm.model import encode, load_model, load_tokenizer, make_batches
+from quad_tasks.core.lm.batching import make_batches
+from quad_tasks.core.lm.model import load_model
+from quad_tasks.core.lm.tokenizer import encode, load_tokenizer
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 WINDOW = 64

@@ -15,7 +15,8 @@ from small_pool import TOPICS
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from quad_tasks.config.load import load_config
-from quad_tasks.core.lm.model import END_OF_TEXT, load_model, load_tokenizer, train_tokenizer
+from quad_tasks.core.lm.model import load_model
+from quad_tasks.core.lm.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TOKENS, SEQUENCES = 33, 300

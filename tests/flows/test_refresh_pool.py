@@ -26,7 +26,8 @@ from quad_tasks.commands.verify import verify_run
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.core.clustering import kmeans
-from quad_tasks.core.lm.model import LlamaSize, fresh_llama, train_tokenizer
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.runtime.run import pin_pool, pinned_pool
 from quad_tasks.stages.pool import ingest, merge_layers
 from quad_tasks.storage.input_files import InputError

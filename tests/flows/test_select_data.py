@@ -13,7 +13,7 @@ from flows import run_bandit
 from flows.select_data import select_data
 from quad_tasks.commands.verify import verify_run
 from quad_tasks.config.load import parse_config
-from quad_tasks.core.lm.model import train_tokenizer
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.runtime.run import load_run, pinned_pool
 from quad_tasks.runtime.status import run_status
 from quad_tasks.stages.bandit.ledger import load_arms, read_scores

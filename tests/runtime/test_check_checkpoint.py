@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from quad_tasks.core.blocks import UnsupportedLayer
-from quad_tasks.core.lm.model import LlamaSize, ModelError, fresh_llama, load_model, train_tokenizer
+from quad_tasks.core.lm.model import LlamaSize, ModelError, fresh_llama, load_model
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.runtime.check_checkpoint import check_checkpoint, check_values, find_folder, model_tensors
 
 WINDOW = 32

@@ -18,7 +18,8 @@ from quad_tasks.config.schema import RunConfig
 from quad_tasks.core import covariance, ekfac, influence
 from quad_tasks.core.blocks import Block, find_blocks
 from quad_tasks.core.lm import measurement, training
-from quad_tasks.core.lm.model import Batch, make_batches, pick_device, split_windows
+from quad_tasks.core.lm.batching import Batch, make_batches, split_windows
+from quad_tasks.core.lm.model import pick_device
 from quad_tasks.stages.influence.factor_memory import covariance_bytes, group_blocks
 
 TOO_LONG_S = 2.0

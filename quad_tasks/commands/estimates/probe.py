@@ -30,16 +30,10 @@ from quad_tasks.core.clustering import kmeans
 from quad_tasks.core.clustering.embedders import Embedder, EmbedderInputs
 from quad_tasks.core.lm import training
 from quad_tasks.core.lm.flops import ModelSize, model_size
-from quad_tasks.core.lm.model import (
-    LlamaSize,
-    check_model,
-    encode,
-    fresh_llama,
-    pick_device,
-    train_tokenizer,
-)
+from quad_tasks.core.lm.model import LlamaSize, check_model, fresh_llama, pick_device
 from quad_tasks.core.lm.source import is_gguf, load_source
 from quad_tasks.core.lm.token_features import WIDTH, feature_width, project_embeddings, token_features
+from quad_tasks.core.lm.tokenizer import encode, train_tokenizer
 from quad_tasks.core.precision import has_bfloat16_products
 from quad_tasks.plugins import load_plugin
 from quad_tasks.records import Document

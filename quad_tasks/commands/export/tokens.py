@@ -16,7 +16,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from quad_tasks.config.schema import ConfigError
-from quad_tasks.core.lm.model import encode
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.storage.store import Store
 
 TokenIds = npt.NDArray[np.int32]

@@ -1,7 +1,7 @@
 """Embedders, by name: what each needs, and how it turns texts into vectors.
 
 Owns the `Embedder`, which an extension is one of too, and the product's three: hashed n-grams, a Hugging Face encoder,
-the model's own mean hidden state. `embedding.py` computes; a stage stores what was fitted and loads the model.
+the model's own mean hidden state. `embed_texts.py` computes; a stage stores what was fitted and loads the model.
 
 Shape suffixes: N documents, D embedding.
 """
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from quad_tasks.core.clustering import embedding
+from quad_tasks.core.clustering import embed_texts
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Embed = Callable[[Sequence[str]], npt.NDArray[np.float32]]
@@ -56,22 +56,22 @@ class Embedder:
 
 
 def _fit_ngrams(texts: Sequence[str], settings: Mapping[str, Any], seed: int) -> Arrays:
-    return embedding.embedder_to_arrays(embedding.fit_ngram_embedder(texts, settings["dimension"], seed))
+    return embed_texts.embedder_to_arrays(embed_texts.fit_ngram_embedder(texts, settings["dimension"], seed))
 
 
 def _load_ngrams(given: EmbedderInputs) -> Embed:
-    return partial(embedding.embed_ngrams, embedding.embedder_from_arrays(given.fitted))
+    return partial(embed_texts.embed_ngrams, embed_texts.embedder_from_arrays(given.fitted))
 
 
 def _load_encoder(given: EmbedderInputs) -> Embed:
-    encoder = embedding.load_encoder(given.settings["encoder"], given.device)
+    encoder = embed_texts.load_encoder(given.settings["encoder"], given.device)
     pooling, max_tokens = given.settings["pooling"], given.settings["max_tokens"]
-    return partial(embedding.embed_encoder, encoder, pooling=pooling, max_tokens=max_tokens)
+    return partial(embed_texts.embed_encoder, encoder, pooling=pooling, max_tokens=max_tokens)
 
 
 def _load_states(given: EmbedderInputs) -> Embed:
     model, tokenizer = given.load_model()
-    return partial(embedding.embed_hidden_states, model, tokenizer, max_tokens=given.settings["max_tokens"])
+    return partial(embed_texts.embed_hidden_states, model, tokenizer, max_tokens=given.settings["max_tokens"])
 
 
 NGRAMS = Embedder(_load_ngrams, fit=_fit_ngrams)

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from quad_tasks.core.lm import training
+from quad_tasks.core.lm.batching import Tokens
 from quad_tasks.core.lm.measurement import document_losses
-from quad_tasks.core.lm.model import Tokens
 
 METHOD = 1
 """Number of the way a copy is adapted, a part of its key: another way makes another copy."""

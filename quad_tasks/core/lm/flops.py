@@ -125,7 +125,7 @@ def added(passes: Sequence[PassFlops]) -> PassFlops:
 
 
 def document_flops(reading: PassFlops, n_tokens_N: Int64, window_tokens: int) -> Float64:
-    """Count the operations of reading documents, in windows that overlap by one token (`lm.model.split_windows`).
+    """Count the operations of reading documents, in windows that overlap by one token (`lm.batching.split_windows`).
 
     Args:
         reading: how a window is read.

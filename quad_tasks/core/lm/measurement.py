@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from quad_tasks.core.group_sums import group_sums
-from quad_tasks.core.lm.model import Batch, Tokens, encode, make_batches
+from quad_tasks.core.lm.batching import Batch, Tokens, make_batches
 from quad_tasks.core.lm.token_bytes import target_bytes
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.core.loss import frozen, head_weight, hidden_states, losses, read_batch
 
 

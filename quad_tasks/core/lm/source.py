@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from quad_tasks.core.lm.model import ModelError, load_model, load_tokenizer
+from quad_tasks.core.lm.model import ModelError, load_model
+from quad_tasks.core.lm.tokenizer import load_tokenizer
 
 GGUF_SUFFIX = ".gguf"
 PACKAGES = ("gguf", "accelerate")

@@ -20,7 +20,7 @@ import torch
 import torch.distributed
 from transformers import PreTrainedModel
 
-from quad_tasks.core.lm.model import Tokens, bucket_batches, pad_batch, split_windows
+from quad_tasks.core.lm.batching import Tokens, bucket_batches, pad_batch, split_windows
 from quad_tasks.core.loss import read_batch, summed_loss
 
 METHOD = 2

@@ -21,10 +21,10 @@ import numpy.typing as npt
 
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.influence import gradient_sums
+from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.conditional_loss import adapt
 from quad_tasks.core.lm.hidden_states import losses_and_states
 from quad_tasks.core.lm.measurement import document_losses
-from quad_tasks.core.lm.model import make_batches
 from quad_tasks.experiments.lab.baselines import similarity_order
 from quad_tasks.experiments.lab.testbed import Testbed, encode_windows, open_testbed
 from quad_tasks.experiments.lab.train_choice import Documents

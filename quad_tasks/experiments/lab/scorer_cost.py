@@ -16,7 +16,7 @@ from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.calibration import calibrate
 from quad_tasks.core.influence import score_documents
 from quad_tasks.core.lm import flops
-from quad_tasks.core.lm.model import make_batches
+from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.experiments.lab.testbed import Testbed, load_direction, open_testbed
 from quad_tasks.runtime.checkpoints import load_checkpoint
 from quad_tasks.stages.bandit.pilot import TRIED_SHARE

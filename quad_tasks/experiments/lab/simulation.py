@@ -17,7 +17,7 @@ from quad_tasks.config.schema import BanditConfig, SelectionConfig
 from quad_tasks.core.bandit import Policy, choose_arms, initial_state, paper_policy, update
 from quad_tasks.core.group_sums import group_means
 from quad_tasks.core.selection.features import FeatureMatrix
-from quad_tasks.core.selection.fill_budget import Candidates, Mode, SelectionSettings, select
+from quad_tasks.core.selection.in_memory_selection import Candidates, Mode, SelectionSettings, select
 from quad_tasks.core.selection.near_duplicates import near_duplicates_by_embedding
 from quad_tasks.core.selection.prediction import fit_predictor, nearest_to_cut, predict, selection_cut
 from quad_tasks.core.wasserstein import Neighbours
@@ -343,7 +343,7 @@ def select_from_scores(scores: Scores, pool: Pool, rules: Rules, seed: int, take
     rows = select(
         Candidates(left, pool.arm[left], pool.n_tokens[left], estimate_N[left], scored_N[left]),
         pool.budget_tokens,
-        SelectionSettings(scores.threshold, rules.mode, uniform_share=rules.general_share),
+        SelectionSettings(scores.threshold, rules.mode, general_share=rules.general_share),
         arm_mean_K=_mean_by_arm(np.where(scores.at_random, scores.measured, np.nan), pool.arm),
         generator=np.random.default_rng([seed, len(taken)]),
         find_near_duplicates=find_near_duplicates,

@@ -29,13 +29,15 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 from quad_tasks.config.schema import BanditConfig, RunConfig
 from quad_tasks.config.values import Features
 from quad_tasks.core.blocks import Attention, find_blocks
-from quad_tasks.core.clustering.embedding import embed_ngrams, fit_ngram_embedder
+from quad_tasks.core.clustering.embed_texts import embed_ngrams, fit_ngram_embedder
 from quad_tasks.core.clustering.kmeans import assign_arms, train_centroids
 from quad_tasks.core.ekfac import apply_inverse, fit_factors
 from quad_tasks.core.influence import reference_gradient, score_directions
+from quad_tasks.core.lm.batching import Batch, make_batches
 from quad_tasks.core.lm.hidden_states import losses_and_states
-from quad_tasks.core.lm.model import Batch, LlamaSize, encode, fresh_llama, make_batches, train_tokenizer
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
 from quad_tasks.core.lm.token_features import project_embeddings, token_features
+from quad_tasks.core.lm.tokenizer import encode, train_tokenizer
 from quad_tasks.core.lm.training import METHOD
 from quad_tasks.core.selection.features import FeatureMatrix, document_features
 from quad_tasks.experiments.lab.cache import map_cached

@@ -14,8 +14,9 @@ from quad_tasks.core.calibration import calibrate
 from quad_tasks.core.evaluation import diagnosis
 from quad_tasks.core.influence import Scorer
 from quad_tasks.core.lm import flops
+from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.flops import ModelSize
-from quad_tasks.core.lm.model import encode, make_batches
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.manifests.run import Calibration, PilotSummary
 from quad_tasks.records import ModelUse, Stage

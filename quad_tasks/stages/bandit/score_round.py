@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 
 from quad_tasks.core.group_sums import group_sums
 from quad_tasks.core.influence import NotFinite, check_finite, score_directions
+from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.conditional_loss import conditional_losses
-from quad_tasks.core.lm.model import encode, make_batches, pick_device
+from quad_tasks.core.lm.model import pick_device
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.core.scorers import Direction
 from quad_tasks.records import ModelUse, Stage
 from quad_tasks.runtime.checkpoints import load_checkpoint, load_checkpoint_tokenizer, read_checkpoint

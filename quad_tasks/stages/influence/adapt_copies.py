@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.lm import training
 from quad_tasks.core.lm.conditional_loss import METHOD, adapt
-from quad_tasks.core.lm.model import encode
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.manifests.influence import DirectionManifest, DirectionSet
 from quad_tasks.records import ModelUse

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.hidden_states import losses_and_states
-from quad_tasks.core.lm.model import encode, make_batches
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.manifests.pool import StatesManifest
 from quad_tasks.records import ModelUse
 from quad_tasks.runtime.checkpoints import load_checkpoint

@@ -12,7 +12,8 @@ from torch import Tensor
 from quad_tasks.config.schema import ConfigError, FactorsConfig
 from quad_tasks.core import ekfac, influence
 from quad_tasks.core.blocks import find_blocks
-from quad_tasks.core.lm.model import encode, make_batches
+from quad_tasks.core.lm.batching import make_batches
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.manifests.influence import DirectionManifest, DirectionSet
 from quad_tasks.records import ModelUse
 from quad_tasks.runtime.checkpoints import load_checkpoint

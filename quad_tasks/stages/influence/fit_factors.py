@@ -15,7 +15,9 @@ import numpy.typing as npt
 from quad_tasks.config.schema import FactorsConfig
 from quad_tasks.core import covariance, ekfac
 from quad_tasks.core.blocks import Block, find_blocks
-from quad_tasks.core.lm.model import Batch, encode, make_batches, pick_device, split_windows
+from quad_tasks.core.lm.batching import Batch, make_batches, split_windows
+from quad_tasks.core.lm.model import pick_device
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.core.seeds import Stream, label_seed, make_generator
 from quad_tasks.manifests.influence import FactorsManifest
 from quad_tasks.records import ModelUse

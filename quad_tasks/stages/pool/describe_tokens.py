@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from quad_tasks.core.lm.model import encode
 from quad_tasks.core.lm.token_features import WIDTH, feature_width, project_embeddings, token_features
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.manifests.pool import TokenFeaturesManifest
 from quad_tasks.runtime.checkpoints import load_checkpoint_tokenizer, read_checkpoint, read_checkpoint_manifest
 from quad_tasks.runtime.progress import working

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 
 from quad_tasks.config.schema import EmbeddingConfig
+from quad_tasks.core.clustering.embed_texts import load_encoder
 from quad_tasks.core.clustering.embedders import Embed, Embedder, EmbedderInputs
-from quad_tasks.core.clustering.embedding import load_encoder
-from quad_tasks.core.lm.model import pick_device, tokenizer_sha256
+from quad_tasks.core.lm.model import pick_device
+from quad_tasks.core.lm.tokenizer import tokenizer_sha256
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.manifests.pool import EmbedderManifest
 from quad_tasks.plugins import load_plugin

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from quad_tasks.config.schema import ConfigError, PoolConfig
-from quad_tasks.core.lm.model import encode
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.manifests.pool import InputFile, InputSpan, ShardManifest
 from quad_tasks.records import Document, SetAside, Shard
 from quad_tasks.runtime.checkpoints import load_checkpoint_tokenizer, read_checkpoint_manifest

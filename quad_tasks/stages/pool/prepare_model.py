@@ -11,15 +11,9 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 from quad_tasks.config.schema import FieldNames, ModelConfig
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.lm import training
-from quad_tasks.core.lm.model import (
-    LlamaSize,
-    check_model,
-    encode,
-    fresh_llama,
-    pick_device,
-    train_tokenizer,
-)
+from quad_tasks.core.lm.model import LlamaSize, check_model, fresh_llama, pick_device
 from quad_tasks.core.lm.source import dequantised, describe_gguf, is_gguf, load_source
+from quad_tasks.core.lm.tokenizer import encode, train_tokenizer
 from quad_tasks.core.random_order import order_key
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.records import Document, Shard

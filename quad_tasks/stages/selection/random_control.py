@@ -8,7 +8,8 @@ from quad_tasks.runtime.tasks import stage_task
 from quad_tasks.stages.bandit.draw_pulls import closed_positions
 from quad_tasks.stages.bandit.ledger import read_choice, read_chosen, selected_key
 from quad_tasks.stages.selection.drop_near_duplicates import NearDuplicateSearch
-from quad_tasks.stages.selection.pool_ranking import fill_rankings, fill_without_duplicates, rank_at_random
+from quad_tasks.stages.selection.fill_pool_budget import fill_rankings, fill_without_duplicates
+from quad_tasks.stages.selection.rank_pool import rank_at_random
 from quad_tasks.stages.selection.select_documents import (
     NO_SCORES,
     StageSelection,

@@ -47,14 +47,8 @@ from quad_tasks.stages.bandit.ledger import (
 from quad_tasks.stages.bandit.pool_prediction import Block, read_values, write_predictions
 from quad_tasks.stages.bandit.predict import FeatureSource, feature_source, fit_scored
 from quad_tasks.stages.selection.drop_near_duplicates import NearDuplicateSearch
-from quad_tasks.stages.selection.pool_ranking import (
-    Ranking,
-    fill_rankings,
-    fill_without_duplicates,
-    rank_by_mean,
-    rank_by_share,
-    read_leading,
-)
+from quad_tasks.stages.selection.fill_pool_budget import Ranking, fill_rankings, fill_without_duplicates, read_leading
+from quad_tasks.stages.selection.rank_pool import rank_by_mean, rank_by_share
 from quad_tasks.storage import rounds, tables
 from quad_tasks.storage.keys import choice_key, choice_manifest_key, choice_table_key, rankings_folder
 from quad_tasks.storage.manifest import write_manifest

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from quad_tasks.config.schema import RunConfig, TrainingConfig
 from quad_tasks.core.lm import measurement, training
-from quad_tasks.core.lm.model import encode
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.core.lm.training import Processes
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.manifests.influence import TrainingInfo

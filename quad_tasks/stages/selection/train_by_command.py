@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from quad_tasks.config.command import fill_command
-from quad_tasks.core.lm.model import ModelError, load_model, load_tokenizer, tokenizer_sha256
+from quad_tasks.core.lm.model import ModelError, load_model
+from quad_tasks.core.lm.tokenizer import load_tokenizer, tokenizer_sha256
 from quad_tasks.manifests.influence import TrainingInfo
 from quad_tasks.runtime.checkpoints import (
     read_checkpoint,

@@ -3,7 +3,8 @@
 import pytest
 
 from quad_tasks.core.clustering.embedders import STATES, EmbedderInputs
-from quad_tasks.core.lm.model import LlamaSize, fresh_llama, train_tokenizer
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.testing import TEXTS, check_embedder
 
 

@@ -8,8 +8,9 @@ import torch
 
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.influence import score_documents
+from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.conditional_loss import STEPS_A_PASS, adapt, conditional_losses
-from quad_tasks.core.lm.model import LlamaSize, fresh_llama, make_batches
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
 
 DOCUMENTS = [[int(t) for t in np.random.default_rng(n).integers(0, 320, 6 + 5 * n)] for n in range(8)]
 

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.lm import flops
+from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.hidden_states import losses_and_states
-from quad_tasks.core.lm.model import make_batches
 from quad_tasks.core.loss import read_batch, summed_loss
 from quad_tasks.core.scorers import score_by_gradient, score_by_losses, truncate
 

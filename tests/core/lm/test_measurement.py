@@ -5,8 +5,10 @@ import torch
 from tiny_data import DOCUMENTS, SIZE, TARGETS
 from torch.nn import functional as F
 
+from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.measurement import bits_per_byte, measure_texts, token_losses
-from quad_tasks.core.lm.model import fresh_llama, make_batches, train_tokenizer
+from quad_tasks.core.lm.model import fresh_llama
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 
 
 def test_losses_are_those_of_each_document_alone(model):

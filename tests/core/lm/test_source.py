@@ -8,8 +8,9 @@ import torch
 from tiny_gguf import TEXTS, write_gguf
 
 from quad_tasks.core.lm import source
-from quad_tasks.core.lm.model import ModelError, train_tokenizer
+from quad_tasks.core.lm.model import ModelError
 from quad_tasks.core.lm.source import dequantised, describe_gguf, load_source
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in source.PACKAGES), reason="gguf or accelerate is missing"

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from quad_tasks.core.lm.model import encode, train_tokenizer
 from quad_tasks.core.lm.token_bytes import target_bytes
+from quad_tasks.core.lm.tokenizer import encode, train_tokenizer
 
 
 def with_bos(tokenizer):

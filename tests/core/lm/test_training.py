@@ -11,8 +11,9 @@ from tiny_data import DOCUMENTS, SIZE, TARGETS
 from torch.nn import functional as F
 
 from quad_tasks.core.lm import training
+from quad_tasks.core.lm.batching import split_windows
 from quad_tasks.core.lm.measurement import measure
-from quad_tasks.core.lm.model import LlamaSize, fresh_llama, split_windows
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
 from quad_tasks.core.lm.training import (
     Processes,
     Schedule,

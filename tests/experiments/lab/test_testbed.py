@@ -6,7 +6,7 @@ from experiments.conftest import TINY
 
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.influence import score_documents
-from quad_tasks.core.lm.model import make_batches
+from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.experiments.lab import testbed
 from quad_tasks.experiments.lab.corpus_sample import SCORES
 from quad_tasks.experiments.lab.testbed import build_testbeds

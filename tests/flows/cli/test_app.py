@@ -113,7 +113,7 @@ def test_an_unreadable_file_is_named(dask_client, config_file, tmp_path):
 def test_a_model_without_supported_blocks_is_named(dask_client, config_file, tmp_path):
     from transformers import BloomConfig, BloomForCausalLM
 
-    from quad_tasks.core.lm.model import train_tokenizer
+    from quad_tasks.core.lm.tokenizer import train_tokenizer
 
     texts = [str(record["text"]) for record in topic_records("harbour", 20, seed=9)]
     tokenizer = train_tokenizer(texts, 300)

@@ -10,7 +10,7 @@ from small_pool import small_config
 from flows.select_data import select_data
 from quad_tasks.commands.verify import DamagedRun, verify_run
 from quad_tasks.config.load import parse_config
-from quad_tasks.core.lm.model import encode
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.report.report_json import parse_report
 from quad_tasks.runtime.checkpoints import read_checkpoint
 from quad_tasks.runtime.run import pinned_pool

@@ -5,7 +5,8 @@ import torch
 
 from quad_tasks.config.schema import ConfigError, FactorsConfig
 from quad_tasks.core import ekfac
-from quad_tasks.core.lm.model import LlamaSize, fresh_llama, make_batches
+from quad_tasks.core.lm.batching import make_batches
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
 from quad_tasks.stages.influence import factor_memory, fit_direction, fit_parts
 from quad_tasks.storage.keys import factors_key
 from quad_tasks.storage.store import open_store

@@ -10,7 +10,8 @@ from small_pool import pool_version
 from flows.fit_influence import fit_influence
 from quad_tasks.config.schema import FactorsConfig
 from quad_tasks.core import ekfac
-from quad_tasks.core.lm.model import LlamaSize, fresh_llama, make_batches
+from quad_tasks.core.lm.batching import make_batches
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
 from quad_tasks.manifests.pool import Part
 from quad_tasks.records import ModelUse
 from quad_tasks.runtime.run import pinned_pool

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from quad_tasks.config.schema import EmbeddingConfig
-from quad_tasks.core.lm.model import train_tokenizer
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.stages.pool.embed import embed_shard, fit_embedder, is_current, share_out
 from quad_tasks.storage.manifest import DigestMismatch
 from quad_tasks.storage.store import open_store

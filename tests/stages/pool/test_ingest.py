@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from small_pool import BAD_LINES, TOPICS, stored, topic_records, write_jsonl
 
 from quad_tasks.config.schema import PoolConfig
-from quad_tasks.core.lm.model import LlamaSize, fresh_llama, train_tokenizer
+from quad_tasks.core.lm.model import LlamaSize, fresh_llama
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.manifests.pool import InputFile, ShardManifest
 from quad_tasks.records import Shard
 from quad_tasks.runtime.checkpoints import describe_checkpoint, read_checkpoint_manifest, save_checkpoint

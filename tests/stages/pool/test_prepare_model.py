@@ -8,7 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from quad_tasks.config.load import parse_config
 from quad_tasks.core.lm import training
-from quad_tasks.core.lm.model import ModelError, train_tokenizer
+from quad_tasks.core.lm.model import ModelError
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.runtime.checkpoints import read_checkpoint, read_checkpoint_manifest
 from quad_tasks.runtime.held_out import HeldOut
 from quad_tasks.runtime.run import pinned_pool, pinned_reference, starting_checkpoint

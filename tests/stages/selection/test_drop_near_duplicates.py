@@ -10,7 +10,7 @@ from small_pool import TOPICS, small_config, stored, topic_records, write_corpus
 from flows.select_data import select_data
 from quad_tasks.commands.inspect import inspect_document
 from quad_tasks.config.load import parse_config
-from quad_tasks.core.lm.model import split_windows
+from quad_tasks.core.lm.batching import split_windows
 from quad_tasks.runtime.checkpoints import load_checkpoint
 from quad_tasks.runtime.run import pinned_pool, starting_checkpoint
 from quad_tasks.stages.influence import extract_states

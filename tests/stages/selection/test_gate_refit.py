@@ -6,7 +6,7 @@ from small_pool import small_config, stored
 
 from quad_tasks.config.load import parse_config
 from quad_tasks.core.lm import measurement
-from quad_tasks.core.lm.model import encode
+from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.manifests.run import DocumentLosses
 from quad_tasks.records import Stage
 from quad_tasks.runtime.checkpoints import load_checkpoint

@@ -18,7 +18,7 @@ from quad_tasks.stages.bandit import pool_prediction
 from quad_tasks.stages.bandit.ledger import mark_at_random, read_chosen, read_cursors
 from quad_tasks.stages.bandit.predict import FeatureSource, _read_features
 from quad_tasks.stages.influence.find_overlap import overlap_positions
-from quad_tasks.stages.selection import pool_ranking
+from quad_tasks.stages.selection import fill_pool_budget
 from quad_tasks.stages.selection.drop_near_duplicates import NearDuplicateSearch
 from quad_tasks.stages.selection.random_control import draw_random_control
 from quad_tasks.stages.selection.select_documents import select_documents, select_mixture, stage_selection
@@ -150,7 +150,7 @@ SETTINGS = [
 @pytest.mark.parametrize(("size", "offered"), [(2**17, 2**16), (50, 2**16), (7, -1)])
 def test_a_choice_is_that_of_the_pool_in_memory_whatever_the_blocks(leaking_run, monkeypatch, size, offered):
     monkeypatch.setattr(pool_prediction, "BLOCK_DOCUMENTS", size)
-    monkeypatch.setattr(pool_ranking, "OFFERED_TOKENS", offered)
+    monkeypatch.setattr(fill_pool_budget, "OFFERED_TOKENS", offered)
     store, used = open_store(leaking_run.workspace), 0
     for number, (mode, changes, share) in enumerate(SETTINGS):
         stage, how = stage_of(leaking_run, number % 2), stage_selection(leaking_run, number % 2)

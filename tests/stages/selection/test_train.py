@@ -9,7 +9,7 @@ import pytest
 from small_pool import pool_version, small_config
 
 from quad_tasks.config.load import parse_config
-from quad_tasks.core.lm.model import encode, train_tokenizer
+from quad_tasks.core.lm.tokenizer import encode, train_tokenizer
 from quad_tasks.manifests.influence import DirectionManifest, FactorsManifest
 from quad_tasks.manifests.pool import Part
 from quad_tasks.manifests.run import Losses

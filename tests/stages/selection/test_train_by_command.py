@@ -11,7 +11,8 @@ from small_pool import small_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from quad_tasks.config.load import parse_config
-from quad_tasks.core.lm.model import LlamaSize, ModelError, fresh_llama, train_tokenizer
+from quad_tasks.core.lm.model import LlamaSize, ModelError, fresh_llama
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.records import Stage
 from quad_tasks.report.report_json import parse_report
 from quad_tasks.runtime.checkpoints import read_checkpoint_manifest

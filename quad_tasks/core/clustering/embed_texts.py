@@ -32,7 +32,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from quad_tasks.core.group_sums import group_sums
-from quad_tasks.core.lm.model import Batch, ModelError, bucket_batches, load_tokenizer, pad_batch
+from quad_tasks.core.lm.batching import Batch, bucket_batches, pad_batch
+from quad_tasks.core.lm.model import ModelError
+from quad_tasks.core.lm.tokenizer import load_tokenizer
 
 NGRAM_SIZES = (1, 2, 3)  # 4-grams double the cost of the SVD and gain nothing
 POWER_ITERATIONS = 1  # of the randomized SVD (Halko et al. 2011, arXiv 0909.4061); 4 give no better clusters

@@ -14,8 +14,8 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.metrics import adjusted_mutual_info_score
 from transformers import BertConfig, BertModel, PreTrainedModel
 
-from quad_tasks.core.clustering import embedding
-from quad_tasks.core.clustering.embedding import (
+from quad_tasks.core.clustering import embed_texts
+from quad_tasks.core.clustering.embed_texts import (
     Encoder,
     embed_encoder,
     embed_hidden_states,
@@ -27,7 +27,8 @@ from quad_tasks.core.clustering.embedding import (
     unit_rows,
 )
 from quad_tasks.core.clustering.kmeans import assign_arms, train_centroids
-from quad_tasks.core.lm.model import FastTokenizer, LlamaSize, ModelError, fresh_llama, train_tokenizer
+from quad_tasks.core.lm.model import FastTokenizer, LlamaSize, ModelError, fresh_llama
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 
 CANDIDATES = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "candidate"
 FEATURES = 2**12
@@ -68,32 +69,34 @@ def normalised(vector: torch.Tensor) -> np.ndarray:
 def test_every_character_ngram_is_hashed_once() -> None:
     text, padded = "ab  a\n", " ab a "
     ngrams = Counter(padded[i : i + n] for n in (1, 2, 3) for i in range(len(padded) - n + 1))
-    hashed = Counter(embedding._hash_ngrams(text, 2**32).tolist())
+    hashed = Counter(embed_texts._hash_ngrams(text, 2**32).tolist())
     assert sorted(hashed.values()) == sorted(ngrams.values())
 
 
 def test_hashes_fill_the_features_evenly() -> None:
-    features = {int(h) for a in range(32, 96) for h in embedding._hash_ngrams(f"{chr(a)}{chr(a + 1)}{chr(a + 2)}", 64)}
+    features = {
+        int(h) for a in range(32, 96) for h in embed_texts._hash_ngrams(f"{chr(a)}{chr(a + 1)}{chr(a + 2)}", 64)
+    }
     assert len(features) == 64
 
 
 def test_weights_equal_scikit_learns_tf_idf() -> None:
-    counts = embedding._count_ngrams(TEXTS, FEATURES)
+    counts = embed_texts._count_ngrams(TEXTS, FEATURES)
     idf = fit_ngram_embedder(TEXTS, 4, n_features=FEATURES).idf_F
     expected = TfidfTransformer(sublinear_tf=True).fit_transform(counts.astype(np.float64))
-    assert embedding._tf_idf(counts, idf).toarray() == pytest.approx(expected.toarray(), abs=1e-6)
+    assert embed_texts._tf_idf(counts, idf).toarray() == pytest.approx(expected.toarray(), abs=1e-6)
 
 
 def test_cosines_equal_those_of_the_full_space_when_no_rank_is_cut() -> None:
     embedder = fit_ngram_embedder(TEXTS, len(TEXTS), n_features=FEATURES)
     vectors = embed_ngrams(embedder, TEXTS)
-    weights = embedding._tf_idf(embedding._count_ngrams(TEXTS, FEATURES), embedder.idf_F).toarray()
+    weights = embed_texts._tf_idf(embed_texts._count_ngrams(TEXTS, FEATURES), embedder.idf_F).toarray()
     assert vectors @ vectors.T == pytest.approx(weights @ weights.T, abs=1e-5)
 
 
 def test_the_fitted_subspace_is_that_of_a_full_svd() -> None:
     embedder = fit_ngram_embedder(TEXTS, 3, n_features=FEATURES)
-    weights = embedding._tf_idf(embedding._count_ngrams(TEXTS, FEATURES), embedder.idf_F).toarray()
+    weights = embed_texts._tf_idf(embed_texts._count_ngrams(TEXTS, FEATURES), embedder.idf_F).toarray()
     left, sizes, _ = np.linalg.svd(weights.astype(np.float64), full_matrices=False)
     expected = left[:, :3] * sizes[:3]
     projected = weights @ embedder.components_FD
@@ -115,7 +118,7 @@ def test_the_same_texts_and_seed_give_the_same_bytes() -> None:
 def test_an_ngram_vector_does_not_depend_on_the_other_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = fit_ngram_embedder(TEXTS, 4, n_features=FEATURES)
     whole = embed_ngrams(embedder, TEXTS)
-    monkeypatch.setattr(embedding, "BLOCK_TEXTS", 3)
+    monkeypatch.setattr(embed_texts, "BLOCK_TEXTS", 3)
     assert np.array_equal(embed_ngrams(embedder, TEXTS), whole)
     assert np.array_equal(embed_ngrams(embedder, TEXTS[::-1])[::-1], whole)
 
@@ -167,7 +170,7 @@ def test_a_text_without_content_is_the_first_axis_whichever_the_method(
 @pytest.mark.parametrize("batch_tokens", [1, 50, 10_000])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_encoder_vectors_equal_one_text_at_a_time(
-    pooling: embedding.Pooling, batch_tokens: int, tokenizer: FastTokenizer, bert: PreTrainedModel
+    pooling: embed_texts.Pooling, batch_tokens: int, tokenizer: FastTokenizer, bert: PreTrainedModel
 ) -> None:
     vectors = embed_encoder(Encoder(bert, tokenizer, torch.float32), TEXTS, pooling, 40, batch_tokens)
     for text, vector in zip(TEXTS, vectors, strict=True):
@@ -189,7 +192,7 @@ def test_attention_with_whole_weights_is_the_softmax_of_dense_products(length: i
     query, key, value = (torch.randn(3, 2, length, 8, generator=generator).bfloat16() for _ in range(3))
     mask = torch.ones(3, 1, length, length, dtype=torch.bool)
     mask[1, :, :, length - 3 :] = False
-    states, _ = embedding._attend_at_once(
+    states, _ = embed_texts._attend_at_once(
         torch.nn.Module(), query, key, value, mask if masked else None, scaling=0.3, is_causal=False
     )
     scores = torch.einsum("nhte,nhse->nhts", query.double(), key.double()) * 0.3
@@ -213,7 +216,7 @@ def test_attention_that_whole_weights_do_not_serve_is_pytorchs(why: str) -> None
     module.num_key_value_groups = 2 if why == "grouped heads" else 1
     rest = {"scaling": 0.3, "is_causal": why == "causal"}
     bias = torch.randn(1, 4, length, length, generator=generator).to(dtype) if why == "position bias" else None
-    states, _ = embedding._attend_at_once(module, query, key, value, None, position_bias=bias, **rest)
+    states, _ = embed_texts._attend_at_once(module, query, key, value, None, position_bias=bias, **rest)
     expected = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=bias, scale=0.3, is_causal=why == "causal", enable_gqa=why == "grouped heads"
     )
@@ -245,7 +248,7 @@ def test_an_encoder_loads_from_a_directory(tmp_path: Path, tokenizer: FastTokeni
     assert np.array_equal(embed_encoder(encoder, TEXTS), expected)
     assert encoder.model.config._attn_implementation == "sdpa"
     half = load_encoder(tmp_path, dtype=torch.bfloat16)
-    assert half.model.config._attn_implementation == embedding.BATCHED_ATTENTION
+    assert half.model.config._attn_implementation == embed_texts.BATCHED_ATTENTION
     assert (embed_encoder(half, TEXTS, batch_tokens=80) * expected).sum(axis=1).min() > 0.999
 
 
