@@ -50,10 +50,12 @@ def refresh_pool(config: RunConfig, reference: str | None = None) -> str:
         if last is not None and list(last[1].shards) == names and last[1].token_features == features:
             return last[0]
         clustering = _cluster(store, config, names, model, last[1].clustering if last else None)
-        drift = measure_drift(store, pool.name, names, clustering)
+        with timed(store, config.run, "cluster"):
+            drift = measure_drift(store, pool.name, names, clustering)
         if drift.drift > config.clustering.recluster_drift:
             clustering = _cluster(store, config, names, model, None)
-            drift = measure_drift(store, pool.name, names, clustering)
+            with timed(store, config.run, "cluster"):
+                drift = measure_drift(store, pool.name, names, clustering)
         with timed(store, config.run, "embed"):
             describe_tokens(store, pool.name, names, features)
         with timed(store, config.run, "cluster"):

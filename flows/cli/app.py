@@ -118,18 +118,24 @@ def plan(
     device: Annotated[
         str | None, typer.Option(help="Plan the model's work for this GPU: a100, h100, h200 or l40s. None: as here.")
     ] = None,
+    documents: Annotated[
+        str | None, typer.Option(metavar="N", help="Take the inputs as a sample of a pool of so many documents: 1e9.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Plan for so many workers. None: compute.workers.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Say what a run will take, stage by stage, before anything is spent.
 
-    Example: quad plan config.yaml --price-per-hour 2.50
+    Example: quad plan config.yaml --documents 1e8 --workers 64 --device h100
     """
     with session(quiet, debug):
+        from quad_tasks.commands.input_sample import parse_documents
         from quad_tasks.config.load import load_config
 
-        _plan(load_config(config, overrides or ()), price_per_hour, as_json, device)
+        count = None if documents is None else parse_documents(documents)
+        _plan(load_config(config, overrides or ()), price_per_hour, as_json, device, count, workers)
 
 
 @app.command()
@@ -276,16 +282,23 @@ def _refuse_unfit(config: Any, elsewhere: bool = False) -> None:
         refuse_unfit(config, elsewhere)
 
 
-def _plan(config: Any, price_per_hour: float | None, as_json: bool, device: str | None = None) -> None:
+def _plan(
+    config: Any,
+    price_per_hour: float | None,
+    as_json: bool,
+    device: str | None = None,
+    documents: int | None = None,
+    workers: int | None = None,
+) -> None:
     """Plan a run; the processes that measure are forked from one that imports beside this one."""
     _refuse_unfit(None)  # Prefect, which is imported below, fails on a home that it cannot read
     forkserver.set_forkserver_preload(["quad_tasks.commands.estimates.probe"])
     forkserver.ensure_running()
-    _refuse_unfit(config, device is not None)  # before the imports below, which take longer
+    _refuse_unfit(config, device is not None or workers is not None)  # before the imports below, which take longer
     from flows.cli.printing import print_plan
     from quad_tasks.commands.plan import plan_run
 
-    result = plan_run(config, price_per_hour, device)
+    result = plan_run(config, price_per_hour, device, documents, workers)
     print_body(result, True) if as_json else print_plan(result)
 
 

@@ -19,7 +19,7 @@ Inputs = Annotated[
     list[str] | None, typer.Option(metavar="FILE", help="Files or globs; give it again for more of them.")
 ]
 GOES_ON = "the same command goes on from the last commit"
-Price = Annotated[float | None, typer.Option(min=0, help="What this machine costs an hour, in any currency.")]
+Price = Annotated[float | None, typer.Option(min=0, help="What all machines cost an hour, in any currency.")]
 
 
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:

@@ -32,6 +32,8 @@ def _print_work(console: Console, plan: Mapping[str, Any]) -> None:
     """Print what there is to choose from, what is trained, and what choosing costs."""
     pool, model, scored, cost, training = (plan[part] for part in ("pool", "model", "scored", "cost", "training"))
     how = "counted" if pool["counted"] else "estimated from a sample"
+    if pool["sample_documents"] is not None:
+        how = f"of which {pool['sample_documents']:,} at hand are the sample"
     console.print(
         f"pool: {pool['files']} files, {pool['documents']:,} documents, about {pool['tokens']:,} tokens ({how})"
     )
@@ -59,11 +61,13 @@ def _stage_table(plan: Mapping[str, Any]) -> Table:
     """Lay out a plan's stages and their sum; prices only where there are some."""
     total = plan["total"]
     priced = total["money"] is not None
-    table = Table("stage", *(["documents", "tokens", "FLOPs", "bytes", "time"] + ["money"] * priced), box=None)
+    names = ["documents", "tokens", "FLOPs", "bytes", "requests", "time"] + ["money"] * priced
+    table = Table("stage", *names, box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for stage in [*plan["stages"], {"stage": "total", "documents": None, "tokens": None, **total}]:
         cells = [_short(stage[name]) for name in ("documents", "tokens", "flops", "size_bytes")]
+        cells.append(_short(stage["reads"] + stage["writes"]))
         money = [f"{stage['money']:,.2f}"] if priced else []
         table.add_row(stage["stage"], *cells, _duration(stage["seconds"]), *money)
     return table
@@ -73,8 +77,12 @@ def _print_machine(console: Console, plan: Mapping[str, Any]) -> None:
     """Print the memory that is needed, and what the times are of: a GPU of the table, this machine, its workers."""
     memory, machine = plan["memory"], plan["machine"]
     needed = ", ".join(f"{name} {_short(memory[name])}B" for name in ("fit", "bandit", "train"))
-    console.print(f"memory at most, all processes: {needed}; this machine has {_short(memory['machine'])}B")
-    if memory["most"] > memory["machine"]:
+    here = "" if machine["elsewhere"] else f"; this machine has {_short(memory['machine'])}B"
+    console.print(f"memory at most, all processes: {needed}{here}")
+    roles = ", ".join(f"{role} {_short(size)}B" for role, size in memory["roles"].items())
+    kept, peak = (_short(plan["storage"][name]) for name in ("kept", "peak"))
+    console.print(f"memory of one process: {roles}; storage: {kept}B in the end, {peak}B at most")
+    if memory["most"] > memory["machine"] and not machine["elsewhere"]:
         console.print(
             "that is more than there is: lower compute.workers or model.batch_tokens, use model.dtype bfloat16, or "
             "set factors.max_factor_width",
@@ -93,7 +101,14 @@ def _print_machine(console: Console, plan: Mapping[str, Any]) -> None:
     console.print(
         f"on {machine['cores']} cores with {machine['workers']} workers; {_duration(alone)} of it runs in one process, "
         "the rest is shared by the workers (compute.workers)"
+        if not machine["elsewhere"]
+        else f"with {machine['workers']:,} workers, as fast as those measured on {machine['cores']} cores here; "
+        f"{_duration(alone)} of it runs in one process, the rest is shared by the workers"
     )
+    if plan["request_s"]:
+        console.print(f"requests wait {1000 * plan['request_s']:.0f} ms each (assumed)")
+    for line in plan["advice"]:
+        console.print(f"advice: {line}", markup=False)
 
 
 def print_first_config(result: Mapping[str, Any]) -> None:

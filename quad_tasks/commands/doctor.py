@@ -27,6 +27,7 @@ LOOKED_AT_BYTES = 8 * 2**20
 RESTS_ON = {"pool": ("inputs",), "reference": ("inputs", "model"), "budget": ("pool", "model")}
 ONLY_TO_BEGIN = ("model", "inputs", "pool", "reference", "budget")
 """Checks of what a run that has begun keeps a copy of."""
+OF_MACHINES = ("device", "workers")
 SMALL_BYTES = 8 * 2**20
 """Reference and held-out inputs up to this size are read whole here; larger ones when they are needed."""
 BYTES_PER_TOKEN_AT_MOST = 8
@@ -63,7 +64,7 @@ def refuse_unfit(config: RunConfig | None, elsewhere: bool = False) -> None:
 
     Args:
         config: the run's; None: only what no configuration is needed for.
-        elsewhere: it is planned for another machine, whose device is not looked for here.
+        elsewhere: it is planned for other machines, whose device and workers are not looked for here.
 
     Raises:
         ConfigError: the configuration or the environment cannot give a result.
@@ -74,7 +75,7 @@ def refuse_unfit(config: RunConfig | None, elsewhere: bool = False) -> None:
     """
     begun = False
     for name, check in _checks(config):
-        if (begun and name in ONLY_TO_BEGIN) or (elsewhere and name == "device"):
+        if (begun and name in ONLY_TO_BEGIN) or (elsewhere and name in OF_MACHINES):
             continue
         try:
             check()

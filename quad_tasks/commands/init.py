@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from quad_tasks.commands.estimates.advice import advised_arms, advised_pilot
 from quad_tasks.commands.input_sample import Sample, look_at, value_at
 from quad_tasks.commands.schema import write_schema
 from quad_tasks.config.load import parse_config
@@ -245,9 +246,8 @@ def _render(pool: Inputs, others: dict[str, Inputs], undecided: Sequence[str]) -
     documents, tokens = pool.sample.documents, max(1, _tokens(pool))
     files = pool.sample.files - len(pool.sample.broken)
     counted = "counted" if pool.sample.exact else f"estimated from {pool.sample.files_read} files"
-    arms = int(np.clip(round(math.sqrt(documents / 3)), 2, 10_000))
-    per_arm = documents / arms
-    pilot = int(np.clip(max(256, 2 * arms), 2, max(2, documents // 10)))
+    arms = advised_arms(documents)
+    per_arm, pilot = documents / arms, advised_pilot(arms, documents)
     m = 16 if per_arm >= 64 else 4
     budget = _round(max(1, tokens // 20))
     lengths = sorted(len(str(value_at(r, pool.fields["text"]))) / BYTES_PER_TOKEN for r in pool.sample.records)

@@ -5,11 +5,12 @@ their counts are exact and a file that breaks off is found; of larger ones the f
 counts follow from the files' sizes. Refuses nothing: what cannot be read is reported with its reason.
 """
 
+import itertools
 import json
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,10 @@ PROBED_BYTES = 2_000_000
 """Text the probe works on, at most."""
 KEPT_RECORDS = 1000
 """Records kept, at least where there are as many: every second, fourth, ... of those read."""
+MOST_DOCUMENTS = 10**15
+"""Beyond any pool: numbers up to it are exact as floating point."""
+LISTED_FILES = 2**16
+"""Files, and shards, of a larger pool whose sizes are listed, at most: more keep workers no busier."""
 
 
 @dataclass
@@ -197,6 +202,53 @@ def look_at_pool(config: RunConfig, files: int | None = None, whole_bytes: int |
     if not sample.records:
         raise ConfigError("pool.inputs: expected records, found none")
     return sample
+
+
+def parse_documents(text: str) -> int:
+    """Read a number of documents: `1e9`, `1_000_000_000`.
+
+    Raises:
+        ConfigError: it is not a whole number above 0.
+    """
+    try:
+        number = float(text)
+        found = int(number) if number == int(number) and 0 < number <= MOST_DOCUMENTS else None
+    except (ValueError, OverflowError):
+        found = None
+    if found is None:
+        raise ConfigError(f"--documents: expected a whole number above 0, such as 1e9, found {text!r}")
+    return found
+
+
+def scale_sample(sample: Sample, documents: int) -> Sample:
+    """Take files as a sample of a larger pool: so many times their files and bytes as it has of their documents.
+
+    Args:
+        sample: of the files at hand.
+        documents: of the pool.
+
+    Raises:
+        ConfigError: the files have more documents than that.
+    """
+    if documents < sample.documents:
+        raise ConfigError(
+            f"--documents: expected at least the {sample.documents:,} of pool.inputs, its sample, found {documents:,}"
+        )
+    factor = documents / sample.documents
+    return replace(
+        sample,
+        files=round(sample.files * factor),
+        sizes=_repeat(sample.sizes, factor),
+        shards=_repeat(sample.shards, factor),
+        documents=documents,
+        record_bytes=round(sample.record_bytes * factor),
+        exact=False,
+    )
+
+
+def _repeat(sizes: list[int], factor: float) -> list[int]:
+    """List so many times as many sizes, `LISTED_FILES` at most."""
+    return list(itertools.islice(itertools.cycle(sizes), min(round(len(sizes) * factor), LISTED_FILES)))
 
 
 def value_at(record: dict[str, Any], path: str) -> Any:

@@ -1,9 +1,10 @@
-"""What a run will take, stage by stage, before anything is spent: documents, tokens, FLOPs, bytes, time, money.
+"""What a run will take, stage by stage, before anything is spent: documents, tokens, FLOPs, bytes, requests, money.
 
-Counts follow from the configuration and a look at the inputs (`input_sample.py`); seconds from what a unit of each
-kind of work takes on this machine (`estimates`). The same look finds what would end the run in its first minutes:
-inputs that cannot be read, fields that are not there, a budget above the pool, a workspace that takes no commits.
-Writes nothing on local disk; of a remote workspace it asks what a run asks first, which leaves two tiny objects.
+Counts follow from the configuration and a look at the inputs (`input_sample.py`), which may be a sample of a larger
+pool; seconds from what a unit of each kind of work takes on this machine (`estimates`). The same look finds what would
+end the run in its first minutes: inputs that cannot be read, fields that are not there, a budget above the pool, a
+workspace that takes no commits. Writes nothing on local disk; of a remote workspace it asks what a run asks first,
+which leaves two tiny objects.
 """
 
 import time
@@ -13,10 +14,22 @@ from typing import Any
 
 import zstandard
 
+from quad_tasks.commands.estimates.advice import advise
 from quad_tasks.commands.estimates.hardware import describe_device, plan_memory, rates_on
+from quad_tasks.commands.estimates.memory_roles import role_memory
+from quad_tasks.commands.estimates.pieces import count_pieces
 from quad_tasks.commands.estimates.probe import Shape, is_slow_dtype, probe, usable_cores
-from quad_tasks.commands.estimates.stage_rows import Basis, Volumes, one_process_seconds, stage_rows, workers_busy
-from quad_tasks.commands.input_sample import Sample, look_at_pool, sample_texts, value_at
+from quad_tasks.commands.estimates.stage_rows import (
+    Basis,
+    Volumes,
+    one_process_seconds,
+    passing_bytes,
+    request_seconds,
+    stage_rows,
+    tasks_of_a_round,
+    workers_busy,
+)
+from quad_tasks.commands.input_sample import Sample, look_at_pool, sample_texts, scale_sample, value_at
 from quad_tasks.config.schema import ConfigError, RunConfig
 from quad_tasks.runtime.check_environment import check_workspace
 from quad_tasks.runtime.progress import working
@@ -27,24 +40,35 @@ from quad_tasks.stages.selection.train import peak_rate
 COST_KEYS = ("reading", "scoring", "pool", "share", "most_share", "training")
 
 
-def plan_run(config: RunConfig, price_per_hour: float | None = None, device: str | None = None) -> dict[str, Any]:
+def plan_run(
+    config: RunConfig,
+    price_per_hour: float | None = None,
+    device: str | None = None,
+    documents: int | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
     """Estimate what every stage of a run takes on this machine, or with a device of the shipped table.
 
     Args:
         config: the run's configuration.
-        price_per_hour: of the machine, in any currency.
+        price_per_hour: of all machines together, in any currency.
         device: what each worker's model runs on (`hardware.DEVICES`); None: on this machine, as measured.
+        documents: of the pool, of which the inputs are a sample: its files, bytes and tokens are as many times those
+            of the inputs; None: the inputs are the pool.
+        workers: of the run; None: `compute.workers`. What they do is measured by no more at once than there are cores.
 
     Returns:
-        `pool` and `reference` (documents, tokens, and whether they were counted or estimated), `scored` (tokens
-        expected and at most), `cost` (FLOPs of `reading` hidden states and embeddings, of `scoring`, of scoring the
-        whole `pool` exactly, of `training` on the budget; `share` and `most_share` of the pool's), `stages` (name,
-        `documents`, `tokens`, `flops`, `size_bytes` written, `seconds`, `money`), `total`, `machine`, and
-        `one_process_s`: seconds that more workers do not shorten.
+        `pool` (documents, tokens, whether they were counted or estimated, and `sample_documents`, those of the inputs,
+        where the pool is larger), `scored` (tokens expected and at most), `cost` (FLOPs of `reading` hidden states and
+        embeddings, of `scoring`, of scoring the whole `pool` exactly, of `training` on the budget; `share` and
+        `most_share` of the pool's), `stages` (name, `documents`, `tokens`, `flops`, `size_bytes` that stay in the
+        workspace, `reads` and `writes` of object storage, `seconds`, `money`), `total`, `storage` (bytes `kept` at the
+        end, and at the `peak`), `memory` (bytes, by stage of all processes, and by `roles` of one process), `machine`,
+        `one_process_s`: seconds that more workers do not shorten, and `advice`: settings that do not suit the pool.
 
     Raises:
-        ConfigError: a workspace that cannot be written, a field that no record has, a budget above the pool, or
-            a device unknown or too small.
+        ConfigError: a workspace that cannot be written, a field that no record has, a budget above the pool, a
+            device unknown or too small, or a pool of fewer documents than the inputs have.
         InputError: an input is missing or cannot be read to its end.
         ModelError: the model cannot be loaded.
         UnsupportedStore: the workspace cannot commit.
@@ -53,9 +77,11 @@ def plan_run(config: RunConfig, price_per_hour: float | None = None, device: str
     started = time.perf_counter()
     pool = look_at_pool(config)
     read_byte = (time.perf_counter() - started) / (pool.read_bytes or 1)
+    sample, pool = pool, pool if documents is None else scale_sample(pool, documents)
     texts = sample_texts(pool, config.pool.fields.text)
     with working("measure this machine"):
-        rates, shape = probe(config, texts)
+        rates, shape = probe(config if workers is None else _with_workers(config, min(workers, usable_cores())), texts)
+    config = config if workers is None else _with_workers(config, workers)
     if device is not None:
         rates = rates_on(device, config, rates, shape)
     volumes = _volumes(config, pool, texts, shape)
@@ -63,15 +89,25 @@ def plan_run(config: RunConfig, price_per_hour: float | None = None, device: str
     choosing = plan_choosing(config, volumes.documents, volumes.tokens, shape.size)
     busy = workers_busy(pool.shards, config.compute.workers)
     one_process = one_process_seconds(config, volumes, rates, shape)
-    basis = Basis(config, volumes, rates, shape, busy, read_byte, choosing, one_process)
+    shards = round(len(sample.shards) * pool.documents / sample.documents)
+    pieces = count_pieces(volumes.documents, volumes.text_bytes, shards, config.clustering.arms)
+    basis = Basis(config, volumes, rates, shape, busy, read_byte, choosing, one_process, pieces)
     stages = stage_rows(basis)
     for stage in stages:
         stage["money"] = None if price_per_hour is None else stage["seconds"] / 3600 * price_per_hour
-    return _describe(basis, pool, stages, device)
+    planned = _describe(basis, pool, stages, device)
+    planned["pool"]["sample_documents"] = None if documents is None else sample.documents
+    planned["machine"]["elsewhere"] = workers is not None
+    return planned
+
+
+def _with_workers(config: RunConfig, workers: int) -> RunConfig:
+    return config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})})
 
 
 def _describe(basis: Basis, pool: Sample, stages: list[dict[str, Any]], device: str | None) -> dict[str, Any]:
     config, volumes, shape, choosing = basis.config, basis.volumes, basis.shape, basis.choosing
+    kept = sum(stage["size_bytes"] for stage in stages)
     return {
         "run": config.run,
         "pool": {
@@ -88,17 +124,26 @@ def _describe(basis: Basis, pool: Sample, stages: list[dict[str, Any]], device: 
             "slow_dtype": device is None and is_slow_dtype(config),
         },
         "training": {"learning_rate": peak_rate(config), "configured": config.training.learning_rate is not None},
-        "memory": plan_memory(config, shape),
+        "memory": plan_memory(config, shape) | {"roles": role_memory(basis)},
+        "storage": {"kept": kept, "peak": kept + passing_bytes(basis)},
         "scored": {key: getattr(choosing, key) for key in ("tokens", "tokens_at_most", "rounds")},
         "cost": {key: getattr(choosing, key) for key in COST_KEYS},
         "stages": stages,
         "total": {
             key: None if stages[0][key] is None else sum(stage[key] for stage in stages)
-            for key in ("flops", "size_bytes", "seconds", "money")
+            for key in ("flops", "size_bytes", "reads", "writes", "seconds", "money")
         },
-        "machine": {"workers": config.compute.workers, "cores": usable_cores()},
+        "machine": {"workers": config.compute.workers, "cores": usable_cores(), "elsewhere": False},
+        "request_s": request_seconds(config.workspace),
         "device": None if device is None else describe_device(device, shape.parameters),
         "one_process_s": basis.alone,
+        "advice": advise(
+            config,
+            volumes.documents,
+            basis.pieces.shards,
+            len(tasks_of_a_round(config)),
+            choosing.most_share,
+        ),
         "seconds_per_unit": asdict(basis.rates),
     }
 
@@ -118,9 +163,9 @@ def _volumes(config: RunConfig, pool: Sample, texts: Sequence[str], shape: Shape
     text_bytes = round(pool.record_bytes * sampled_bytes / pool.kept_bytes)
     tokens = round(text_bytes / shape.bytes_per_token)
     joined = "\n".join(texts).encode()
+    split = split_reference(config.reference, config.heldout, config.seed)
     reference, measured, heldout = (
-        sum(len(document.text.encode()) for document in documents) / shape.bytes_per_token
-        for documents in split_reference(config.reference, config.heldout, config.seed)
+        sum(len(document.text.encode()) for document in documents) / shape.bytes_per_token for documents in split
     )
     return Volumes(
         documents=documents,
@@ -128,6 +173,7 @@ def _volumes(config: RunConfig, pool: Sample, texts: Sequence[str], shape: Shape
         tokens=tokens,
         mean_tokens=tokens / max(1, documents),
         stored_share=len(zstandard.compress(joined)) / len(joined),
+        reference_documents=len(split[0]),
         reference_tokens=round(reference),
         measured_tokens=round(measured + heldout),
     )

@@ -6,8 +6,9 @@ import pytest
 from small_pool import small_config, write_jsonl
 
 from quad_tasks.commands import input_sample
-from quad_tasks.commands.input_sample import look_at, look_at_pool, sample_texts
+from quad_tasks.commands.input_sample import look_at, look_at_pool, parse_documents, sample_texts, scale_sample
 from quad_tasks.config.load import parse_config
+from quad_tasks.config.schema import ConfigError
 from quad_tasks.storage.readers import Fields, InputError
 
 GOOD = [{"text": f"rain {i}", "n": i} for i in range(3)]
@@ -20,6 +21,30 @@ def test_records_that_give_no_document_are_bad_by_reason(tmp_path):
     assert (sample.documents, len(sample.records), sample.broken) == (4, 4, {})
     assert sample.bad == {"empty_text": 1, "wrong_type": 1, "missing_text": 1, "invalid_json": 1}
     assert look_at([uri]).documents == 7
+
+
+@pytest.mark.parametrize("text", ["1e9", "1_000_000_000", "1000000000", "1E9", " 1e9 "])
+def test_a_number_of_documents_may_be_written_short(text):
+    assert parse_documents(text) == 10**9
+
+
+@pytest.mark.parametrize("text", ["many", "", "1.5", "0", "-5", "nan", "inf", "1e400", "1e16", "1,000", "0x10"])
+def test_what_is_no_number_of_documents_is_refused(text):
+    with pytest.raises(ConfigError, match=r"--documents: expected a whole number .*, found"):
+        parse_documents(text)
+
+
+def test_a_sample_is_scaled_with_its_files_and_a_part_of_a_turn_of_them(tmp_path):
+    uris = [str(write_jsonl(tmp_path / f"{n}.jsonl", GOOD * n)) for n in (1, 2)]
+    sample = look_at(uris, Fields())
+    large = scale_sample(sample, 30)
+    assert (large.documents, large.files, large.exact) == (30, 7, False)
+    assert large.sizes == large.shards == [*sample.sizes * 3, sample.sizes[0]]
+    assert large.record_bytes == pytest.approx(sample.record_bytes * 30 / 9, abs=1)
+    assert scale_sample(sample, 9).sizes == sample.sizes
+    assert len(scale_sample(sample, 10**9).sizes) == input_sample.LISTED_FILES
+    with pytest.raises(ConfigError, match=r"--documents: expected at least the 9 of pool.inputs, .*found 8"):
+        scale_sample(sample, 8)
 
 
 @pytest.mark.parametrize("whole_bytes", [1, 2**20])

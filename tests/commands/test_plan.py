@@ -84,6 +84,66 @@ def test_what_would_end_a_run_is_found_before_it(one_process, corpus, tmp_path, 
         plan_run(parse_config(small_config(corpus, str(tmp_path), **changes), "test"))
 
 
+def test_inputs_stand_for_a_pool_of_so_many_times_their_documents(corpus, tmp_path, one_process):
+    config = parse_config(small_config(corpus, str(tmp_path)), "test")
+    here = plan_run(config)
+    n = 1000 * here["pool"]["documents"]
+    planned = plan_run(config, documents=n)
+    assert planned["pool"]["documents"] == n
+    assert planned["pool"]["sample_documents"] == here["pool"]["documents"]
+    assert planned["pool"]["files"] == 1000 * here["pool"]["files"]
+    assert planned["pool"]["text_bytes"] == pytest.approx(1000 * here["pool"]["text_bytes"], rel=1e-3)
+    assert not planned["pool"]["counted"]
+    rows = {stage["stage"]: stage for stage in planned["stages"]}
+    small = {stage["stage"]: stage for stage in here["stages"]}
+    assert rows["ingest"]["size_bytes"] == pytest.approx(1000 * small["ingest"]["size_bytes"], rel=0.05)
+    assert rows["fit"]["tokens"] == pytest.approx(small["fit"]["tokens"], rel=0.01)  # a sample, a reference
+    assert planned["memory"]["roles"]["driver"] > here["memory"]["roles"]["driver"]
+    assert set(planned["memory"]["roles"]) == {"driver", "scheduler", "worker"}
+    assert planned["storage"]["peak"] > planned["storage"]["kept"] == planned["total"]["size_bytes"]
+    assert planned["total"]["reads"] == sum(row["reads"] for row in planned["stages"])
+
+
+def test_as_many_documents_as_there_are_plan_what_no_number_plans(corpus, tmp_path, one_process):
+    config = parse_config(small_config(corpus, str(tmp_path)), "test")
+    here = plan_run(config)
+    again = plan_run(config, documents=here["pool"]["documents"])
+    counts = ("documents", "tokens", "flops", "size_bytes", "reads", "writes")
+    for stage, same in zip(here["stages"], again["stages"], strict=True):
+        assert [stage[name] for name in counts] == [same[name] for name in counts]
+
+
+def test_more_workers_are_planned_than_are_measured_here_and_share_what_can_be_shared(
+    corpus, tmp_path, one_process, monkeypatch
+):
+    config, asked = parse_config(small_config(corpus, str(tmp_path)), "test"), []
+    measure = probe._at_once
+    monkeypatch.setattr(probe, "_at_once", lambda *given: asked.append(given[1]) or measure(*given))
+    planned = plan_run(config, documents=10**8, workers=256)
+    assert planned["machine"]["workers"] == 256
+    assert planned["machine"]["elsewhere"]
+    assert asked == [min(256, probe.usable_cores())]
+    one = plan_run(config, documents=10**8, workers=1)
+    assert planned["total"]["seconds"] < one["total"]["seconds"] / 20
+    assert planned["memory"]["most"] > 100 * one["memory"]["roles"]["worker"]
+
+
+def test_a_remote_workspace_waits_for_its_requests(corpus, tmp_path, one_process, monkeypatch):
+    monkeypatch.setattr("quad_tasks.commands.plan.check_workspace", lambda workspace: workspace)
+    far, near = (
+        plan_run(parse_config(small_config(corpus, place), "test"), documents=10**6, workers=4)
+        for place in ("s3://bucket/w", str(tmp_path))
+    )
+    assert (near["request_s"], far["request_s"]) == (0.0, 0.02)
+    waits = 0.02 * (far["total"]["reads"] + far["total"]["writes"]) / 8
+    assert far["total"]["seconds"] > near["total"]["seconds"] / 2 + waits
+
+
+def test_a_pool_smaller_than_its_sample_is_refused(corpus, tmp_path, one_process):
+    with pytest.raises(ConfigError, match=r"--documents: expected at least the 182 of pool.inputs, .*found 100"):
+        plan_run(parse_config(small_config(corpus, str(tmp_path)), "test"), documents=100)
+
+
 def test_a_workspace_that_is_a_file_is_named(corpus, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"workspace: expected a folder that can be written, found .*file"):

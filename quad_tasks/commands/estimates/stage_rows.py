@@ -4,14 +4,20 @@ Knows nothing of how these were measured (`probe.py`) or of inputs: counts and s
 """
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from quad_tasks.commands.estimates.pieces import Pieces, pieces_at_once
 from quad_tasks.commands.estimates.probe import Rates, Shape
+from quad_tasks.commands.estimates.requests import Requests, Run, count_requests, pool_predictions
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
 from quad_tasks.stages.bandit.plan_scoring import Choosing
+from quad_tasks.stages.bandit.policy import pull_sizes
+from quad_tasks.stages.influence.extract_states import STATE_ROWS
+from quad_tasks.stages.influence.factor_memory import CHUNK_DOCUMENTS, chunk_documents
 from quad_tasks.stages.pool.prepare_model import FRESH, SAMPLE_BYTES_PER_TOKEN
 
 WORKER_START_S = 8.0
@@ -24,6 +30,14 @@ STEP_S = 1.0
 """A Prefect flow's own time."""
 PUBLISH_S = 0.2
 ROUND_BYTES, SCORE_BYTES = 16_000, 60
+HASH_BYTES, ASSIGNMENT_BYTES = 24, 16
+"""Of a document: two hashes of its text and one of its id; its arm, its order and its distance."""
+PREDICT_S, LENGTH_S = 27e-6, 2.4e-6
+"""To read a document's 195 numbers and predict it, and to read its tokens alone: measured on a local disk, one core."""
+REQUEST_S, READ_THREADS = 0.02, 8
+"""A request's wait: assumed; and the threads by which Arrow reads a table."""
+RANKING_BYTES = 16
+"""Of a document in a prediction or a ranking of the pool: a value and tokens."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,8 @@ class Volumes:
         tokens: by the run's tokenizer.
         mean_tokens: of a document.
         stored_share: bytes of a compressed table per byte of text.
-        reference_tokens: of the documents the direction is made from.
+        reference_documents: that the direction is made from.
+        reference_tokens: of these.
         measured_tokens: of those each model is measured on.
     """
 
@@ -45,6 +60,7 @@ class Volumes:
     tokens: int
     mean_tokens: float
     stored_share: float
+    reference_documents: int
     reference_tokens: int
     measured_tokens: int
 
@@ -67,6 +83,7 @@ class Basis:
         read_byte: seconds a byte of the inputs takes to read.
         choosing: what choosing documents is expected to take.
         alone: seconds of each stage that run in one process.
+        pieces: that the pool is cut into.
     """
 
     config: RunConfig
@@ -77,6 +94,17 @@ class Basis:
     read_byte: float
     choosing: Choosing
     alone: dict[str, float]
+    pieces: Pieces
+
+    @property
+    def scored(self) -> float:
+        """Documents scored, all stages."""
+        return self.choosing.tokens / self.volumes.mean_tokens
+
+    @property
+    def chosen(self) -> float:
+        """Documents selected, all stages."""
+        return self.config.selection.budget_tokens / self.volumes.mean_tokens
 
 
 @dataclass(frozen=True)
@@ -104,7 +132,49 @@ def stage_rows(basis: Basis) -> list[dict[str, Any]]:
         "train": _train,
         "publish": _publish,
     }
-    return [{"stage": name, **asdict(stage(basis))} for name, stage in stages.items()]
+    run, rows = _asked(basis), []
+    for name, stage in stages.items():
+        asked = count_requests(name, run)
+        row = asdict(stage(basis)) | {"reads": round(asked.reads), "writes": round(asked.writes)}
+        row["seconds"] += _waiting_seconds(basis, asked)
+        rows.append({"stage": name, **row})
+    return rows
+
+
+def _waiting_seconds(basis: Basis, asked: Requests) -> float:
+    """Return how long a stage waits for object storage: each worker for one request, the driving process for some."""
+    shared = asked.reads + asked.writes - asked.alone
+    waits = shared / basis.config.compute.workers + asked.alone / READ_THREADS
+    return waits * request_seconds(basis.config.workspace)
+
+
+def request_seconds(workspace: str) -> float:
+    """Return what a request takes where a workspace is object storage; 0 for a local one, whose files are near."""
+    return REQUEST_S if "://" in workspace and not workspace.startswith("file://") else 0.0
+
+
+def _asked(basis: Basis) -> Run:
+    volumes, shape = basis.volumes, basis.shape
+    return Run(
+        config=basis.config,
+        pieces=basis.pieces,
+        documents=volumes.documents,
+        stored_bytes=volumes.stored_bytes,
+        document_values=shape.document_values,
+        scored=basis.scored,
+        chosen=basis.chosen,
+        rounds=basis.choosing.rounds,
+        reference_documents=volumes.reference_documents,
+        factor_groups=shape.factor_groups,
+        covariance_bytes=shape.covariance_bytes,
+    )
+
+
+def passing_bytes(basis: Basis) -> int:
+    """Return the most bytes that the workspace holds for a while beside what stays: sorted pieces, or rankings."""
+    volumes = basis.volumes
+    sorted_pieces = volumes.stored_bytes + 4 * basis.shape.document_values * volumes.documents
+    return round(max(sorted_pieces, 3 * RANKING_BYTES * volumes.documents))
 
 
 def _model(basis: Basis) -> Row:
@@ -135,19 +205,21 @@ def _cluster(basis: Basis) -> Row:
     product = volumes.documents * basis.config.clustering.arms * basis.shape.dimension * rates.centroid_product
     shared = 2 * volumes.text_bytes * rates.workers.write_byte + product
     seconds = STEP_S + basis.alone["cluster"] + shared / basis.busy
-    size = round(volumes.stored_bytes + 4 * basis.shape.document_values * volumes.documents)
+    document = 4 * basis.shape.document_values + HASH_BYTES + ASSIGNMENT_BYTES
+    size = round(volumes.stored_bytes + document * volumes.documents)
     return Row(volumes.documents, volumes.tokens, 0.0, size, seconds)
 
 
 def _overlap(basis: Basis) -> Row:
     volumes, searched = basis.volumes, basis.config.heldout.overlap_words is not None
     shared = volumes.text_bytes * OVERLAP_S_PER_BYTE if searched else 0.0
-    return Row(volumes.documents, volumes.tokens, 0.0, 0, STEP_S + shared / basis.config.compute.workers)
+    return Row(volumes.documents, volumes.tokens, 0.0, 0, STEP_S + shared / _busy(basis, basis.pieces.parts))
 
 
 def _states(basis: Basis) -> Row:
     volumes, shape = basis.volumes, basis.shape
-    seconds = STEP_S + volumes.tokens * basis.rates.workers.measure_token / basis.config.compute.workers
+    blocks = math.ceil(volumes.documents / STATE_ROWS)
+    seconds = STEP_S + volumes.tokens * basis.rates.workers.measure_token / _busy(basis, blocks)
     flops = float(shape.forward_flops * volumes.tokens)
     return Row(volumes.documents, volumes.tokens, flops, 4 * (shape.width + 1) * volumes.documents, seconds)
 
@@ -161,7 +233,9 @@ def _fit(basis: Basis) -> Row:
     tokens = round(sum(passes) / len(passes) * min(volumes.mean_tokens, config.model.window_tokens))
     gradient = volumes.reference_tokens
     flops = 4 * shape.forward_flops * tokens + 4 * shape.factor_values * tokens + 3 * shape.forward_flops * gradient
-    shared = (tokens * work.fit_token + gradient * work.gradient_token) / config.compute.workers
+    chunks = math.ceil(max(passes) / chunk_documents(max(passes), shape.covariance_bytes))
+    shared = tokens * work.fit_token / _busy(basis, chunks)
+    shared += gradient * work.gradient_token / _busy(basis, math.ceil(volumes.reference_documents / CHUNK_DOCUMENTS))
     return Row(
         times * max(passes),
         times * (tokens + gradient),
@@ -185,13 +259,24 @@ def _bandit(basis: Basis) -> Row:
     config, scored, rounds = basis.config, basis.choosing.tokens, basis.choosing.rounds
     documents = scored / basis.volumes.mean_tokens
     seconds = config.training.stages * STEP_S + rounds * ROUND_S
+    busy = workers_busy(tasks_of_a_round(config), config.compute.workers)
+    predicted = pool_predictions(_asked(basis)) * PREDICT_S / _busy(basis, basis.pieces.blocks)
+    seconds += basis.volumes.documents * (predicted + LENGTH_S)
     return Row(
         round(documents),
         scored,
         basis.choosing.scoring,
         round(rounds * ROUND_BYTES + SCORE_BYTES * documents),
-        seconds + scored * _score_token(basis) / config.compute.workers,
+        seconds + scored * _score_token(basis) / busy,
     )
+
+
+def tasks_of_a_round(config: RunConfig) -> list[int]:
+    """Return the documents of each task of a round: its pulls, then what is drawn beside them in pulls' sizes."""
+    sizes = pull_sizes(config.bandit)
+    beside = sizes.arms_per_round * (sizes.documents_per_pull - sizes.random_documents)
+    whole, rest = divmod(beside, sizes.documents_per_pull)
+    return [sizes.random_documents] * sizes.arms_per_round + [sizes.documents_per_pull] * whole + [rest] * (rest > 0)
 
 
 def _score_token(basis: Basis) -> float:
@@ -221,8 +306,13 @@ def _publish(basis: Basis) -> Row:
     budget = basis.config.selection.budget_tokens
     text_bytes = budget * basis.shape.bytes_per_token
     size = round(basis.volumes.stored_share * text_bytes)
-    seconds = PUBLISH_S + text_bytes * basis.rates.workers.write_byte
+    seconds = PUBLISH_S + text_bytes * basis.rates.workers.write_byte + 2 * LENGTH_S * basis.volumes.documents
     return Row(round(budget / basis.volumes.mean_tokens), budget, 0.0, size, seconds)
+
+
+def _busy(basis: Basis, pieces: int) -> float:
+    """Return how many workers so many equal pieces of work keep busy."""
+    return pieces_at_once(max(1, pieces), basis.config.compute.workers)
 
 
 def _fits(config: RunConfig) -> int:

@@ -141,6 +141,37 @@ def test_a_dry_run_prints_the_plan_and_spends_nothing(config_file, tmp_path, one
     assert not (tmp_path / "workspace").exists()
 
 
+def test_a_plan_of_a_larger_pool_says_memory_by_role_requests_and_advice(config_file, one_process):
+    given = ("--documents", "1e8", "--workers", "64", "--device", "h100", "--price-per-hour", "100", "--quiet")
+    result = invoke("plan", config_file(), *given)
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stdout.split())
+    assert "100,000,000 documents" in said
+    assert re.search(r"memory of one process: driver [\d.]+\w?B, scheduler [\d.]+\w?B, worker [\d.]+\w?B", said)
+    assert re.search(r"stage documents tokens FLOPs bytes requests time money", said)
+    assert "advice: clustering.arms: about 5,774 suit" in said
+    assert "this machine has" not in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--documents", "many", "--documents: expected a whole number above 0, such as 1e9, found 'many'"),
+        ("--documents", "5", "--documents: expected at least the 182 of pool.inputs, its sample, found 5"),
+    ],
+)
+def test_numbers_that_no_pool_has_are_refused_in_a_line(config_file, one_process, option, value, message):
+    result = invoke("plan", config_file(), option, value, "--quiet")
+    assert result.exit_code == 2
+    assert result.stderr.strip().splitlines() == [f"quad: {message}"]
+
+
+def test_a_plan_needs_a_worker(config_file):
+    result = invoke("plan", config_file(), "--workers", "0")
+    assert result.exit_code == 2
+    assert "0 is not in the range x>=1" in " ".join(result.stderr.split())
+
+
 def test_init_writes_a_configuration_that_plans(corpus, tmp_path, one_process):
     out = str(tmp_path / "config.yaml")
     result = invoke("init", f"{corpus}/pool/*.jsonl", "--reference", f"{corpus}/reference/*.jsonl", "--out", out)

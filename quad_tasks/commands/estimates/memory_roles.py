@@ -1,0 +1,66 @@
+"""The memory that each process of a run takes at its peak, by role: the driving process, the scheduler, a worker.
+
+Of the pool the driving process holds sums and lengths, so that most of what it takes follows from what is scored and
+chosen. Constants are measured where it says so, else counted from the arrays that the stages hold.
+"""
+
+from quad_tasks.commands.estimates.hardware import worker_memory
+from quad_tasks.commands.estimates.stage_rows import Basis
+from quad_tasks.core.selection.minhash import HASHES
+from quad_tasks.runtime.tasks import CALLS_PER_THREAD, IN_FLIGHT
+from quad_tasks.stages.pool import ingest
+from quad_tasks.stages.selection.training_memory import PROCESS_BYTES
+
+LENGTH_BYTES = 4
+"""Of a document's number of tokens, which the driving process keeps of all (`ledger.load_token_counts`)."""
+DRIFT_BYTES = 35
+"""A document, at the peak of measuring drift: arm, distance and shard, joined, and each arm's radius (measured on two
+million made-up assignments with tracemalloc)."""
+RANGE_BYTES = 280
+"""Of a range of a sorted piece that a group gathers: a named tuple and its key."""
+SCORE_BYTES, VALUE_BYTES = 300, 16
+"""A scored document: its row in three tables; and a number of its features, twice in float64, in a regression."""
+CHOSEN_BYTES = 800
+"""A chosen document beside its signature and its embedding: its row, and its place in what remembers both."""
+MOMENT_BYTES = 16
+"""A coordinate of an arm's sums in a part: value and square, in float64."""
+SIZE_BYTES = 24
+"""An arm's documents and bytes in a shard."""
+SCHEDULER_BYTES, TASK_BYTES = 64 * 2**20, 6_000
+"""A scheduler without tasks, and each small task that it holds (measured: 61 MiB, and 5.6 kB beside 2,560 of them)."""
+RANGE_SENT_BYTES = 250
+"""Of a range in the arguments of a task, as it is sent."""
+WORKER_KNOWN_BYTES = 2**20
+"""What the scheduler keeps of a worker: assumed."""
+COPIES = 3
+"""Of a task's documents with their vectors, while they are sorted or gathered: read, joined, and in order."""
+HASH_BYTES = 100
+"""A document of a partition in which duplicates are sought: its hashes, numbers and sort order."""
+
+
+def role_memory(basis: Basis) -> dict[str, int]:
+    """Estimate the peak memory of one process of each role, bytes: `driver`, `scheduler` and `worker`."""
+    config, shape, pieces, documents = basis.config, basis.shape, basis.pieces, basis.volumes.documents
+    arms, workers = config.clustering.arms, config.compute.workers
+    in_shard = min(arms, documents / pieces.shards)
+    of_layout = pieces.ranges * RANGE_BYTES + pieces.shards * in_shard * SIZE_BYTES
+    of_layout += (arms + pieces.parts) * shape.dimension * MOMENT_BYTES
+    of_choice = LENGTH_BYTES * documents + basis.scored * (SCORE_BYTES + VALUE_BYTES * shape.document_values)
+    of_choice += basis.chosen * (CHOSEN_BYTES + 4 * HASHES + 4 * shape.dimension)
+    window = max(IN_FLIGHT, CALLS_PER_THREAD * workers)
+    gathering = min(window, pieces.groups) * pieces.ranges / pieces.groups * RANGE_SENT_BYTES
+    return {
+        "driver": round(PROCESS_BYTES + max(DRIFT_BYTES * documents, of_layout, of_choice)),
+        "scheduler": round(SCHEDULER_BYTES + window * TASK_BYTES + gathering + workers * WORKER_KNOWN_BYTES),
+        "worker": round(PROCESS_BYTES + max(_task_bytes(basis), *worker_memory(config, shape).values())),
+    }
+
+
+def _task_bytes(basis: Basis) -> float:
+    """Return what the largest task without a model holds: a sorted piece, a group, a shard's vectors, a partition."""
+    volumes, shape, pieces = basis.volumes, basis.shape, basis.pieces
+    document = volumes.text_bytes / volumes.documents + 4 * shape.document_values
+    rows = volumes.documents / min(pieces.sorted, pieces.groups)
+    vectors = 2 * 4 * shape.dimension * volumes.documents / pieces.shards
+    hashes = HASH_BYTES * min(volumes.documents, ingest.PARTITION_DOCUMENTS)
+    return max(COPIES * document * rows, vectors, hashes)
