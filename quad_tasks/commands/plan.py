@@ -75,10 +75,24 @@ def plan_run(
     """
     check_workspace(config.workspace)
     started = time.perf_counter()
-    pool = look_at_pool(config)
-    read_byte = (time.perf_counter() - started) / (pool.read_bytes or 1)
-    sample, pool = pool, pool if documents is None else scale_sample(pool, documents)
-    texts = sample_texts(pool, config.pool.fields.text)
+    sample = look_at_pool(config)
+    read_byte = (time.perf_counter() - started) / (sample.read_bytes or 1)
+    pool = sample if documents is None else scale_sample(sample, documents)
+    basis = _measure(config, sample, pool, read_byte, device, workers)
+    stages = stage_rows(basis)
+    for stage in stages:
+        stage["money"] = None if price_per_hour is None else stage["seconds"] / 3600 * price_per_hour
+    planned = _describe(basis, pool, stages, device)
+    planned["pool"]["sample_documents"] = None if documents is None else sample.documents
+    planned["machine"]["elsewhere"] = workers is not None
+    return planned
+
+
+def _measure(
+    config: RunConfig, sample: Sample, pool: Sample, read_byte: float, device: str | None, workers: int | None
+) -> Basis:
+    """Measure what units of work take here, and count those of a pool that `sample` was taken from."""
+    texts = sample_texts(sample, config.pool.fields.text)
     with working("measure this machine"):
         rates, shape = probe(config if workers is None else _with_workers(config, min(workers, usable_cores())), texts)
     config = config if workers is None else _with_workers(config, workers)
@@ -88,17 +102,10 @@ def plan_run(
     _refuse_budget(config, volumes)
     choosing = plan_choosing(config, volumes.documents, volumes.tokens, shape.size)
     busy = workers_busy(pool.shards, config.compute.workers)
-    one_process = one_process_seconds(config, volumes, rates, shape)
+    alone = one_process_seconds(config, volumes, rates, shape)
     shards = round(len(sample.shards) * pool.documents / sample.documents)
     pieces = count_pieces(volumes.documents, volumes.text_bytes, shards, config.clustering.arms)
-    basis = Basis(config, volumes, rates, shape, busy, read_byte, choosing, one_process, pieces)
-    stages = stage_rows(basis)
-    for stage in stages:
-        stage["money"] = None if price_per_hour is None else stage["seconds"] / 3600 * price_per_hour
-    planned = _describe(basis, pool, stages, device)
-    planned["pool"]["sample_documents"] = None if documents is None else sample.documents
-    planned["machine"]["elsewhere"] = workers is not None
-    return planned
+    return Basis(config, volumes, rates, shape, busy, read_byte, choosing, alone, pieces)
 
 
 def _with_workers(config: RunConfig, workers: int) -> RunConfig:

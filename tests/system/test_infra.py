@@ -1,10 +1,14 @@
 """What is in infra/ is whole and consistent: files parse, names match, nothing runs as root or holds a secret."""
 
+import ast
 import asyncio
 import copy
 import importlib.util
+import inspect
 import json
+import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -35,8 +39,8 @@ WORKLOADS = [manifest for manifest in MANIFESTS if manifest["kind"] == "Deployme
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
 
-def load_bootstrap() -> Any:
-    spec = importlib.util.spec_from_file_location("bootstrap", INFRA / "bootstrap.py")
+def load_script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, INFRA / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,7 +48,7 @@ def load_bootstrap() -> Any:
     return module
 
 
-bootstrap = load_bootstrap()
+bootstrap = load_script("bootstrap")
 
 
 def job_of(pool: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +184,49 @@ def test_dask_started_as_compose_does_takes_whoever_has_the_key_and_nobody_else(
             assert client.submit(int, "3").result() == 3
             with pytest.raises(OSError, match=r".+"):
                 knock(cluster.scheduler_address, Security.temporary())
+
+
+def test_workers_of_the_slurm_job_script_join_over_tls_and_compute(tmp_path, monkeypatch, capsys):
+    """The script that SLURM would run, run by bash."""
+    pytest.importorskip("dask_jobqueue")
+    bootstrap.make_certificate(tmp_path)
+    certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    slurm = load_script("slurm_cluster")
+    monkeypatch.setattr("sys.argv", ["slurm_cluster.py", str(tmp_path), "--cores", "2", "--print"])
+    slurm.main()
+    script = capsys.readouterr().out
+    assert "#SBATCH --cpus-per-task=2" in script
+    assert "export MALLOC_TRIM_THRESHOLD_=67108864" in script
+    security = Security(
+        tls_ca_file=certificate, tls_scheduler_cert=certificate, tls_scheduler_key=key, tls_client_cert=certificate,
+        tls_client_key=key, require_encryption=True,
+    )  # fmt: skip
+    with (
+        LocalCluster(
+            n_workers=0, dashboard_address="127.0.0.1:0", security=security, host="tls://127.0.0.1"
+        ) as cluster,
+        Client(cluster.scheduler_address, security=security, set_as_default=False) as client,
+    ):
+        here = re.sub(r"tls://[\d.]+:\d+", cluster.scheduler_address, script)
+        workers = subprocess.Popen(["bash", "-c", here], start_new_session=True, stderr=subprocess.DEVNULL)
+        try:
+            client.wait_for_workers(2, timeout=90)
+            assert client.submit(int, "3").result() == 3
+            assert {worker["nthreads"] for worker in client.scheduler_info(-1)["workers"].values()} == {1}
+        finally:
+            os.killpg(workers.pid, signal.SIGTERM)
+            workers.wait(30)
+
+
+def test_the_coiled_example_names_what_a_cluster_takes():
+    calls = [
+        node for node in ast.walk(ast.parse((INFRA / "coiled_cluster.py").read_text())) if isinstance(node, ast.Call)
+    ]
+    (call,) = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "Cluster"]
+    named = {keyword.arg for keyword in call.keywords}
+    assert {"container", "n_workers", "worker_options"} <= named
+    cluster = pytest.importorskip("coiled").Cluster
+    assert named <= set(inspect.signature(cluster.__init__).parameters)
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda m: f"{m['kind']}-{m['metadata']['name']}")

@@ -1,8 +1,12 @@
 """The memory of each role, worked by hand from a basis of round numbers, and what each grows with."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
+from dask.utils import parse_bytes
 from small_pool import small_config
 
 from quad_tasks.commands.estimates.hardware import worker_memory
@@ -15,6 +19,7 @@ from quad_tasks.core.lm.flops import ModelSize
 from quad_tasks.stages.bandit.plan_scoring import Choosing
 from quad_tasks.stages.selection.training_memory import PROCESS_BYTES
 
+INFRA = Path(__file__).resolve().parents[3] / "infra"
 SIZE = ModelSize(maps=0, reached=0, tracked=0, head=0, attention=0, attention_reached=0)
 SHAPE = Shape(
     parameters=10**6, forward_flops=2e6, factor_values=10**6, tracked=10**6, bytes_per_token=4.0, dimension=128,
@@ -64,6 +69,24 @@ def test_a_worker_holds_a_task_or_its_model(tmp_path):
     large = replace(SHAPE, parameters=10**9)
     planned = basis(tmp_path, 10**8, shape=large)
     assert role_memory(planned)["worker"] == PROCESS_BYTES + max(worker_memory(planned.config, large).values())
+
+
+def test_shipped_containers_have_the_memory_that_a_hundred_million_documents_take(tmp_path):
+    """With what docs/scaling.md recommends, half a per cent scored, a fiftieth chosen, a model of 10^8 parameters."""
+    large = replace(SHAPE, parameters=10**8, tracked=10**8, covariance_bytes=10**9, activation_bytes=10**6)
+    given = {"shards": 1000, "scored": 500_000, "budget": 500 * 2_000_000, "arms": 6_000, "shape": large}
+    needed = role_memory(basis(tmp_path, 10**8, **given))
+    objects = list(yaml.safe_load_all((INFRA / "kubernetes" / "dask.yaml").read_text()))
+    limits = {
+        one["metadata"]["name"]: one["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
+        for one in objects
+        if one["kind"] == "Deployment"
+    }
+    assert len(limits) == 4
+    for name, memory in limits.items():
+        assert needed["scheduler" if name.endswith("scheduler") else "worker"] < parse_bytes(memory), name
+    job = json.loads((INFRA / "kubernetes" / "base-job-template.json").read_text())
+    assert needed["driver"] < parse_bytes(job["variables"]["properties"]["memory"]["default"])
 
 
 @pytest.mark.parametrize("documents", [1, 50])
