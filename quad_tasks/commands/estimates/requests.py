@@ -23,7 +23,7 @@ from quad_tasks.stages.influence.extract_states import STATE_ROWS
 from quad_tasks.stages.influence.factor_memory import CHUNK_DOCUMENTS, chunk_documents
 from quad_tasks.stages.pool.prepare_model import FRESH
 from quad_tasks.stages.selection.drop_near_duplicates import SIGN_ROWS
-from quad_tasks.stages.selection.pool_ranking import OFFERED_TOKENS
+from quad_tasks.stages.selection.fill_pool_budget import OFFERED_TOKENS
 
 OBJECT, TABLE = 2, 2
 UPLOAD_BYTES = 50 * 2**20
