@@ -154,13 +154,13 @@ def test_a_general_share_fills_the_same_budget_from_the_rest() -> None:
     assert (pool.influence[taken[60:]] > 1.0).sum() < 10
 
 
-def test_the_uniform_part_takes_up_what_the_targeted_part_could_not_fill() -> None:
+def test_the_general_part_takes_up_what_the_targeted_part_could_not_fill() -> None:
     pool = candidates([1.0, 0, 0, 0], [1] * 4)
     taken = select(pool, 4, SelectionSettings(0.5, general_share=0.1), generator=np.random.default_rng(0))
     assert sorted(taken.tolist()) == [0, 1, 2, 3]
 
 
-def test_the_uniform_part_holds_arms_in_proportion_to_their_tokens() -> None:
+def test_the_general_part_holds_arms_in_proportion_to_their_tokens() -> None:
     arm_N = np.repeat([0, 1, 2], [700, 200, 100])
     n_tokens_N = np.random.default_rng(0).integers(1, 10, 1000)
     pool = candidates([0.0] * 1000, n_tokens_N.tolist(), arm_N.tolist())
@@ -171,7 +171,7 @@ def test_the_uniform_part_holds_arms_in_proportion_to_their_tokens() -> None:
 
 
 def test_a_general_share_without_a_generator_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"generator: expected one to draw a uniform share of 0.5, got None"):
+    with pytest.raises(ValueError, match=r"generator: expected one to draw a general share of 0.5, got None"):
         select(candidates([1.0], [1]), 1, SelectionSettings(0, general_share=0.5))
 
 
