@@ -13,7 +13,7 @@ from quad_tasks.stages.bandit.commit_round import commit_round
 from quad_tasks.stages.bandit.ledger import read_choice
 from quad_tasks.stages.bandit.pilot import calibrate_scorer
 from quad_tasks.stages.bandit.plan_round import drop_predictions, plan_round
-from quad_tasks.stages.bandit.policy import round_settings
+from quad_tasks.stages.bandit.round_settings import round_settings
 from quad_tasks.stages.bandit.score_round import score_round
 from quad_tasks.stages.bandit.stopping import cost_so_far, rounds_committed, stop_reason, way_to_stop
 from quad_tasks.stages.influence.extract_states import extract_states

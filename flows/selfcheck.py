@@ -11,7 +11,7 @@ from quad_tasks.records import Stage
 from quad_tasks.runtime.run import hold_run_lease, pinned_pool, starting_checkpoint
 from quad_tasks.stages.bandit.commit_round import commit_round
 from quad_tasks.stages.bandit.plan_round import plan_round
-from quad_tasks.stages.bandit.policy import round_settings
+from quad_tasks.stages.bandit.round_settings import round_settings
 from quad_tasks.stages.bandit.score_round import score_round
 from quad_tasks.storage.store import open_store
 

@@ -12,7 +12,7 @@ from quad_tasks.records import Stage
 from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.stages.bandit.draw_pulls import Draw
 from quad_tasks.stages.bandit.plan_round import plan_round
-from quad_tasks.stages.bandit.policy import round_settings
+from quad_tasks.stages.bandit.round_settings import round_settings
 from quad_tasks.storage import rounds
 from quad_tasks.storage.store import Store, StoreKeyError, open_store
 

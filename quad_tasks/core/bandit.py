@@ -1,6 +1,6 @@
-"""Multi-armed bandit over clusters: choose the arms to pull, update their statistics (method: "The bandit").
+"""Multi-armed bandit over clusters: choose the arms to pull, update their statistics.
 
-Pure functions on `BanditState`. Owns the Cluster Score of Zhang et al. 2025 (arXiv 2409.16986), here ``ucb_score``, and
+Pure functions on `BanditState`. Owns the Cluster Score of Zhang et al. 2025 (arXiv 2409.16986), here `ucb_scores`, and
 three other policies over the same state. Each scores an arm by an optimistic or sampled value of its mean reward:
 
     paper        mean_i + α σ sqrt(2 ln(Σ_j T_j) / T_i)      UCB1 (Auer et al. 2002), σ making α free of reward's scale
@@ -40,12 +40,11 @@ PAPER_ALPHA = 1.0
 """The weight of UCB1 (Auer et al. 2002, figure 1), for rewards in units of their standard deviation."""
 UNVISITED_PRIOR_PULLS = 1.0
 """Prior weight of an arm, in pulls, where not every arm can be visited: that of one pull."""
-RELEASED_ALPHA = 1e-4
-RELEASED_ARMS_PER_ROUND = 50
-RELEASED_DOCUMENTS_PER_PULL = 10
-RELEASED_THRESHOLD = 2e-3
-RELEASED_BANDWIDTH = 0.2
-"""The five constants of the published code's `Quad.py`: alpha, batch, batchsize, reward offset, threshold."""
+RELEASED_ALPHA = 1e-4  # alpha of the published code's Quad.py
+RELEASED_ARMS_PER_ROUND = 50  # its batch
+RELEASED_DOCUMENTS_PER_PULL = 10  # its batchsize
+RELEASED_THRESHOLD = 2e-3  # its reward offset
+RELEASED_BANDWIDTH = 0.2  # its threshold, of distances between arms
 RELEASED_EXTRA_PULL = 1.0
 """What the published code adds to T_i in the bonus, which also gives an unvisited arm a finite score."""
 

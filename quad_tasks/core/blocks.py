@@ -1,4 +1,4 @@
-"""Find the curvature blocks of a causal language model: linear maps that share an input (method: "Blocks").
+"""Find the curvature blocks of a causal language model: linear maps that share an input.
 
 Owns the table of architectures and the `Block`. Refuses, with `UnsupportedLayer`, every model with a weight matrix that
 is not in the table: a skipped layer would silently make influence wrong. A table was chosen over a walk through all

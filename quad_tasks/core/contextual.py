@@ -1,6 +1,6 @@
 """Predict arms' mean rewards from arm features by Bayesian linear regression (contextual bandit, LinUCB).
 
-    θ_i = μ + x_i^T β + u_i,   β ~ N(0, s² I),   u_i ~ N(0, τ²),   (S_i / T_i) | θ_i ~ N(θ_i, σ² / T_i),   μ flat
+    θ_i = μ + x_i^T β + u_i,   β ~ N(0, s² I),   u_i ~ N(0, ω²),   (S_i / T_i) | θ_i ~ N(θ_i, σ² / T_i),   μ flat
 
 θ_i is the true mean reward of arm i, x_i its features, S_i / T_i the mean of its T_i pulls. The linear part is that of
 LinUCB (Li et al. 2010, arXiv 1003.0146). The residual u_i lets an arm's own pulls overrule its features, as in a
@@ -34,7 +34,7 @@ class Variances:
 
     Attributes:
         weight: s², prior variance of a feature's weight.
-        residual: τ², variance of an arm's mean that its features do not explain.
+        residual: ω², variance of an arm's mean that its features do not explain.
         noise: σ², variance of one pull's reward around its arm's mean.
     """
 
@@ -128,7 +128,7 @@ def _posterior(
         mean_K[rows] = features_KD[rows] @ beta_D[1:] + beta_D[0]
         half_KD = features_KD[rows] @ inverse_DD[1:] + inverse_DD[0]
         variance_K[rows] = np.einsum("kd,kd->k", half_KD, half_KD)
-    # Correction by the arm's own pulls, with weight own = τ² / (τ² + σ² / T): [V]
+    # Correction by the arm's own pulls, with weight own = ω² / (ω² + σ² / T): [V]
     own_V = variances.residual * precision_V
     variance_K[visited_V] *= (1 - own_V) ** 2
     variance_K += variances.residual

@@ -1,4 +1,4 @@
-"""Accumulate activation and gradient covariances as sums and counts (method: "EK-FAC", first pass).
+"""Accumulate activation and gradient covariances as sums and counts.
 
     A = (1 / n) Σ a a^T        S = (1 / n) Σ δ δ^T        n: positions that count, over all documents
 

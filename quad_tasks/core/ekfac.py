@@ -1,4 +1,4 @@
-"""Fit EK-FAC, the eigenvalue-corrected Kronecker-factored curvature, and apply its damped inverse (method: "EK-FAC").
+"""Fit EK-FAC, the eigenvalue-corrected Kronecker-factored curvature, and apply its damped inverse.
 
     A = U_A Λ_A U_A^T     S = U_S Λ_S U_S^T     Λ = E_documents[(U_S^T (Σ_t δ_t a_t^T) U_A)^2], elementwise [O, I]
     (F + λ I)^-1 G = U_S [ (U_S^T G U_A) / (Λ + λ) ] U_A^T        λ = damping_scale · mean(Λ), per block

@@ -1,4 +1,4 @@
-"""Compute the influence of documents on the reference loss (method: "Influence", "Ways to score").
+"""Compute the influence of documents on the reference loss.
 
     g_r = (1 / n_r) Σ_{z in D_r} ∇L(z)       v = (F + λ I)^-1 g_r       q(z) = <v, ∇L(z)>
 

@@ -4,10 +4,10 @@
     by losses     q(z) ≈ [L(θ + εv, z) - L(θ - εv, z)] / 2ε      two forward passes, no backward pass
 
 Here V is a block's slice of the direction v, a_t the block's input and δ_t the loss gradient at its output. q is a sum
-over the document's targets; q > 0: training on z lowers the reference loss. Owns the arithmetic only; `influence` owns
-names, settings and calibration. The scorer by losses passes perturbed parameters to `torch.func.functional_call`: the
-model's own weights are never written. Rejected: forward-mode differentiation (three products per weight, as many as
-the backward pass).
+over the document's targets; q > 0: training on z lowers the reference loss. Owns the arithmetic only: names are in
+`plugins`, settings in `influence`, trials against exact scoring in `calibration`. The scorer by losses passes perturbed
+parameters to `torch.func.functional_call`: the model's own weights are never written. Rejected: forward-mode
+differentiation (three products per weight, as many as the backward pass).
 
 Shape suffixes: N documents, T tokens, P positions of a batch, N * T, M positions that count, I block inputs (the
 constant one included), O block outputs, R rank, K directions, V vocabulary, D hidden width.

@@ -1,4 +1,4 @@
-"""Find neighbouring arms by the Wasserstein distance of their embeddings (method: "Reward propagation").
+"""Find neighbouring arms by the Wasserstein distance of their embeddings.
 
 Each arm's embeddings are summarised by a diagonal Gaussian. The squared 2-Wasserstein distance of two Gaussians is
 ``|m - m'|^2 + tr(C + C' - 2 (C^1/2 C' C^1/2)^1/2)`` (Dowson and Landau 1982; Peyré and Cuturi 2019, remark 2.31); for

@@ -1,4 +1,4 @@
-"""Experiments that ship with the product, one file each (method: "Experiments the product ships as flows").
+"""Experiments that ship with the product, one file each.
 
 Each writes `experiments/<name>/<digest>/` in the workspace: drawings, then `result.json`. The digest is the result's
 content: equal results share a place, and no other result can overwrite them.

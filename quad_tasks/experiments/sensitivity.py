@@ -26,7 +26,7 @@ from quad_tasks.experiments.lab.corpus_sample import QUICK, Size
 from quad_tasks.experiments.lab.evaluation import Claim, claim_most
 from quad_tasks.experiments.lab.testbed import Testbed, find_testbed, open_testbed, prediction_features
 from quad_tasks.experiments.lab.trials import train_trials
-from quad_tasks.stages.bandit.policy import ACTIVE_SHARE
+from quad_tasks.stages.bandit.round_settings import ACTIVE_SHARE
 
 Int64 = npt.NDArray[np.int64]
 

@@ -1,7 +1,7 @@
 """Experiment "stages": compare one selection for the whole budget with stages, and measure when refitting helps.
 
 Plans of equal tokens start from one checkpoint. A stage of a plan trains on the next part of the budget. `refit` says
-which ranking a stage after the first takes its documents from (method: "Stages"):
+which ranking a stage after the first takes its documents from:
 
     never   the first one
     stage   a fresh one, along the direction fitted at the checkpoint so far, a tenth of the documents scored anew

@@ -53,7 +53,7 @@ from quad_tasks.runtime.prefect_ui import show_asset, show_report
 from quad_tasks.runtime.progress import working
 from quad_tasks.runtime.tasks import peak_gpu_memory_bytes, peak_memory_bytes, stage_task
 from quad_tasks.stages.bandit.ledger import SET_COLUMN, read_choice
-from quad_tasks.stages.bandit.policy import pull_sizes
+from quad_tasks.stages.bandit.round_settings import pull_sizes
 from quad_tasks.stages.influence.find_overlap import count_overlap
 from quad_tasks.stages.selection.paired_gain import check_equal_steps, paired_gain
 from quad_tasks.stages.selection.publish import count_documents

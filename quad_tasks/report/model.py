@@ -268,7 +268,7 @@ class Arm(Part):
 
 
 class ScoreRange(Part):
-    """The scores by which a round's arms were chosen."""
+    """The upper confidence bounds of a round's arms, by which the presets `paper` and `released` choose them."""
 
     low: float | None = None
     median: float | None = None

@@ -2,8 +2,8 @@
 
 Owns how bytes reach storage: atomic writes, exclusive creation, retries, and what may stand in a key or an error
 message. Refuses keys that could leave the root, and stores that do not honour conditional creation (some S3 servers
-accept ``If-None-Match: *`` and ignore it). Decided: one retry policy, here; s3fs's and botocore's own are switched off,
-so that its bounds are the only ones.
+accept ``If-None-Match: *`` and ignore it). Calls are tried again by `errors.call_with_retries` alone; s3fs's and
+botocore's own retries are switched off.
 """
 
 import functools

@@ -64,7 +64,7 @@ from quad_tasks.experiments.lab.corpus_sample import QUICK, Size
 from quad_tasks.experiments.lab.testbed import find_testbed
 from quad_tasks.records import Pull
 from quad_tasks.stages.bandit.ledger import REFIT_GROWTH
-from quad_tasks.stages.bandit.policy import pull_sizes
+from quad_tasks.stages.bandit.round_settings import pull_sizes
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -42,7 +42,7 @@ from quad_tasks.runtime.processes.memory import own_peak_bytes
 from quad_tasks.runtime.tasks import map_tasks, peak_memory_bytes
 from quad_tasks.stages.bandit.commit_round import commit_round
 from quad_tasks.stages.bandit.plan_round import Plan, plan_round
-from quad_tasks.stages.bandit.policy import round_settings
+from quad_tasks.stages.bandit.round_settings import round_settings
 from quad_tasks.stages.pool.cluster import assign_shards, fit_centroids
 from quad_tasks.stages.pool.lay_out_arms import lay_out_arms
 from quad_tasks.stages.selection.random_control import draw_random_control

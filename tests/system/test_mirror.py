@@ -20,7 +20,7 @@ UNTESTED_BY_NAME = {
     "quad_tasks/runtime/prefect_plots.py",
     "quad_tasks/runtime/run.py",
     "quad_tasks/stages/bandit/pilot.py",
-    "quad_tasks/stages/bandit/policy.py",
+    "quad_tasks/stages/bandit/round_settings.py",
     "quad_tasks/stages/bandit/predict.py",
     "quad_tasks/stages/bandit/stopping.py",
     "quad_tasks/stages/influence/extract_states.py",

@@ -1,4 +1,4 @@
-"""Diagnose a run: detect known failures from its measurements and name remedies (method: "What goes wrong").
+"""Diagnose a run: detect known failures from its measurements and name remedies.
 
 Owns one pure function per failure, each returning a `Finding` or None, and `diagnose`, which collects them. A healthy
 run has no findings. Refuses to judge what was not measured, or measured on too few documents.

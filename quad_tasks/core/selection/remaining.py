@@ -68,7 +68,7 @@ class Remaining:
     held_out: int
 
 
-class HeldOut(NamedTuple):
+class OutOfFold(NamedTuple):
     """Documents drawn at random, [H] each: predicted influence by a fit without them, measured influence, tokens."""
 
     predicted_H: Float64
@@ -118,7 +118,7 @@ def estimate_remaining(
     scored: Scored,
     unscored: Unscored,
     budget_tokens: int,
-    held_out: HeldOut,
+    held_out: OutOfFold,
     generator: np.random.Generator,
 ) -> Remaining | None:
     """Estimate what scoring everything would add to a selection.
@@ -178,7 +178,9 @@ def _compare(drawn_BN: Float64, known_N: Float64, weight_N: Float64, budget_toke
     return _Compared(np.clip(left_B, 0.0, 1.0), now_B, full_B, random_B)
 
 
-def _draw_errors(predicted_U: Float64, n_tokens_U: Int64, held_out: HeldOut, generator: np.random.Generator) -> Float64:
+def _draw_errors(
+    predicted_U: Float64, n_tokens_U: Int64, held_out: OutOfFold, generator: np.random.Generator
+) -> Float64:
     """Draw an error for every unscored document from held-out documents predicted alike, resampled each time, [B, U].
 
     Influence per token varies less the longer a document is: an error is scaled to the document's length.

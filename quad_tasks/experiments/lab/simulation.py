@@ -24,7 +24,7 @@ from quad_tasks.core.wasserstein import Neighbours
 from quad_tasks.experiments.lab.testbed import Testbed
 from quad_tasks.records import Pull
 from quad_tasks.stages.bandit.ledger import REFIT_GROWTH
-from quad_tasks.stages.bandit.policy import pull_sizes
+from quad_tasks.stages.bandit.round_settings import pull_sizes
 
 Bool = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]

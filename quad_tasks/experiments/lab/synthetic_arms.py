@@ -1,4 +1,4 @@
-"""Simulate bandit policies on synthetic arms with known means; measure their regret (method: "Experiments", 2).
+"""Simulate bandit policies on synthetic arms with known means; measure their regret.
 
 Owns the arms, the game and UCB1's bound. An arm's mean is either a smooth function of its centroid, as influence is
 expected to be of a text's embedding, or independent of it. The smooth function is drawn from a Gaussian process with a

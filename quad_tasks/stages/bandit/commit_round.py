@@ -1,4 +1,4 @@
-"""Stage: one round of the bandit as planned (`plan_round.py`): score its documents, update the arms, commit.
+"""Stage: commit a round of the bandit, once its documents are scored (`score_round`): update the arms, choose τ.
 
 A round counts once its manifest is committed. Arms' rewards and means come from the pulls alone, whose documents are a
 random sample of their arms; where a pull comes upon a document scored before, its score is taken from the ledger. A
@@ -38,7 +38,7 @@ from quad_tasks.stages.bandit.ledger import (
 )
 from quad_tasks.stages.bandit.pilot import choose_threshold, describe_pilot, pilot_advice
 from quad_tasks.stages.bandit.plan_round import Plan
-from quad_tasks.stages.bandit.policy import RoundSettings
+from quad_tasks.stages.bandit.round_settings import RoundSettings
 from quad_tasks.storage import rounds
 from quad_tasks.storage.positions import column_vectors
 from quad_tasks.storage.store import Store

@@ -13,7 +13,7 @@ import pyarrow as pa
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.core.selection.remaining import (
     LEAST_HELD_OUT,
-    HeldOut,
+    OutOfFold,
     Scored,
     Unscored,
     choose_refitted,
@@ -33,9 +33,9 @@ from quad_tasks.stages.bandit.ledger import (
     stage_scores,
 )
 from quad_tasks.stages.bandit.plan_round import predicted_pool, targeted_tokens
-from quad_tasks.stages.bandit.policy import RoundSettings
 from quad_tasks.stages.bandit.pool_prediction import read_values
 from quad_tasks.stages.bandit.predict import FeatureSource, feature_source, fit_scored, predict_block
+from quad_tasks.stages.bandit.round_settings import RoundSettings
 from quad_tasks.storage.positions import nth_open, read_positions
 from quad_tasks.storage.store import Store
 
@@ -115,7 +115,7 @@ def _hold_out(
     at_random: npt.NDArray[np.int64],
     unscored: npt.NDArray[np.int64],
     generator: np.random.Generator,
-) -> tuple[HeldOut, npt.NDArray[np.float64]]:
+) -> tuple[OutOfFold, npt.NDArray[np.float64]]:
     """Predict each document drawn at random by a fit without it, and unscored ones by all these fits, over Dask."""
     features = feature_source(store, stage.version, settings.bandit.features, settings.use)
     folds = np.array_split(generator.permutation(at_random), FOLDS)
@@ -127,7 +127,7 @@ def _hold_out(
     rows = scores.take(np.concatenate(folds))
     held_out_H = np.concatenate([of_fold for of_fold, _ in predicted])
     return (
-        HeldOut(held_out_H, rows["influence"].to_numpy(), rows["n_tokens"].to_numpy()),
+        OutOfFold(held_out_H, rows["influence"].to_numpy(), rows["n_tokens"].to_numpy()),
         np.stack([of_unscored for _, of_unscored in predicted]),
     )
 

@@ -26,7 +26,7 @@ from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS, Reading, read_size, scoring_costs
 from quad_tasks.stages.bandit.ledger import read_ledger
 from quad_tasks.stages.bandit.plan_round import EXACT, Plan, find_room
-from quad_tasks.stages.bandit.policy import RoundSettings
+from quad_tasks.stages.bandit.round_settings import RoundSettings
 from quad_tasks.stages.bandit.score_round import load_on_device
 from quad_tasks.storage import rounds
 from quad_tasks.storage.positions import read_positions

@@ -41,9 +41,9 @@ from quad_tasks.stages.bandit.ledger import (
     read_ledger,
     stage_scores,
 )
-from quad_tasks.stages.bandit.policy import ROUNDING, RoundSettings, scored_limit
 from quad_tasks.stages.bandit.pool_prediction import PoolPrediction, draw_nearest, predict_pool
 from quad_tasks.stages.bandit.predict import feature_source, fit_scored
+from quad_tasks.stages.bandit.round_settings import ROUNDING, RoundSettings, scored_limit
 from quad_tasks.storage import rounds
 from quad_tasks.storage.keys import prediction_folder, predictions_folder
 from quad_tasks.storage.positions import column_vectors

@@ -20,7 +20,7 @@ from quad_tasks.stages.bandit.cost import (
     scorer_flops,
     whole_pool_reading,
 )
-from quad_tasks.stages.bandit.policy import pull_sizes
+from quad_tasks.stages.bandit.round_settings import pull_sizes
 
 ACCEPTED_AT_RANDOM = 0.5
 """Share of the tokens that rounds of the bandit score in its arms that are above τ; of documents drawn actively nearly

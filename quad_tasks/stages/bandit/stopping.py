@@ -9,7 +9,7 @@ from quad_tasks.runtime.progress import notice
 from quad_tasks.stages.bandit.cost import cheapest_unscored
 from quad_tasks.stages.bandit.ledger import LedgerState, read_ledger, selected_key
 from quad_tasks.stages.bandit.plan_round import find_room, read_scorer
-from quad_tasks.stages.bandit.policy import RoundSettings, scored_limit
+from quad_tasks.stages.bandit.round_settings import RoundSettings, scored_limit
 from quad_tasks.storage import rounds
 from quad_tasks.storage.keys import choice_manifest_key
 from quad_tasks.storage.store import Store

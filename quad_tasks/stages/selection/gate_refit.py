@@ -1,6 +1,6 @@
 """Stage: whether a refitted direction may rank a stage's documents, by a short trial of both rankings.
 
-Influence at a freshly trained checkpoint can mislead (method: "Stages"). From the stage's own checkpoint, optimizer and
+Influence at a freshly trained checkpoint can mislead. From the stage's own checkpoint, optimizer and
 schedule a copy is trained on the best that the new direction's ranking has left, another on the best of the last one
 used. The new ranking is used where it leaves less loss on the direction's own reference documents, the whole paired
 interval over them above 0. The measured part of the reference has no say, so that what a run reports stays unseen. The

@@ -1,4 +1,4 @@
-"""Stage: choose from what was scored, publish the selection, and prove that every document is accounted for.
+"""Stage: publish what the stages chose (`select_documents`), and prove that every document is accounted for.
 
 A stage's choice and the published selection each become visible by a manifest written last. Every document that came
 in is in exactly one of: set aside (reason), unpulled, rejected (reason), selected.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quad_tasks.core.selection import remaining
-from quad_tasks.core.selection.remaining import WIDENED, HeldOut, Scored, Unscored, choose_refitted
+from quad_tasks.core.selection.remaining import WIDENED, OutOfFold, Scored, Unscored, choose_refitted
 
 
 class Sampled(NamedTuple):
@@ -86,7 +86,7 @@ def rounds(generator, folds=5, n_features=6):
             predicted,
             tokens,
             budget,
-            HeldOut(held_out, truth[at_random], tokens[at_random]),
+            OutOfFold(held_out, truth[at_random], tokens[at_random]),
             Sampled(rows, refitted, refits[:, refitted]),
             generator,
         )
@@ -127,7 +127,7 @@ def test_nothing_is_left_where_all_that_counts_is_scored():
         np.zeros(n),
         np.full(n, 10),
         500,
-        HeldOut(held_out, held_out + generator.normal(0, 0.1, 30), np.full(30, 10)),
+        OutOfFold(held_out, held_out + generator.normal(0, 0.1, 30), np.full(30, 10)),
         sampled(measured),
         generator,
     )
@@ -145,7 +145,7 @@ def test_a_prediction_that_says_nothing_leaves_what_the_scored_do_not_hold():
         np.full(n, 0.5),
         np.full(n, 10),
         2000,
-        HeldOut(np.full(200, 0.5), truth[-200:], np.full(200, 10)),
+        OutOfFold(np.full(200, 0.5), truth[-200:], np.full(200, 10)),
         sampled(measured),
         generator,
     )
@@ -160,7 +160,7 @@ def test_a_large_pool_is_estimated_from_a_sample(monkeypatch):
     scored = np.arange(300)
     predicted = predict(fit(features[scored], truth[scored]), features)
     measured = np.where(np.arange(3000) < 300, truth, np.nan)
-    held_out = HeldOut(predicted[scored], truth[scored], tokens[scored])
+    held_out = OutOfFold(predicted[scored], truth[scored], tokens[scored])
     budget = int(0.1 * tokens.sum())
     generator = np.random.default_rng(3)
     unscored = sampled(measured, predicted, generator)
@@ -171,7 +171,7 @@ def test_a_large_pool_is_estimated_from_a_sample(monkeypatch):
 
 def test_too_few_errors_or_a_budget_for_everything_leave_no_estimate():
     values, tokens = np.full(40, np.nan), np.full(40, 10)
-    few, many = (HeldOut(np.zeros(n), np.zeros(n), np.full(n, 10)) for n in (15, 16))
+    few, many = (OutOfFold(np.zeros(n), np.zeros(n), np.full(n, 10)) for n in (15, 16))
     generator, unscored = np.random.default_rng(0), sampled(values)
     assert estimate_remaining(values, np.zeros(40), tokens, 100, few, unscored, generator) is None
     assert estimate_remaining(values, np.zeros(40), tokens, 400, many, unscored, generator) is None
@@ -192,7 +192,7 @@ def test_a_fit_that_may_be_off_for_all_widens_the_interval_by_the_grouped_jackkn
     measured = np.where(np.arange(n) < 20, 1.0, np.nan)
     tokens, predicted = np.full(n, 10), np.where(np.arange(n) < 40, 1.0, 0.0)
     rows, refitted = sample_unscored(measured, predicted, np.random.default_rng(0))
-    held_out = HeldOut(np.linspace(0, 1, 40), np.linspace(0, 1, 40), np.full(40, 10))
+    held_out = OutOfFold(np.linspace(0, 1, 40), np.linspace(0, 1, 40), np.full(40, 10))
     refits = np.stack([predicted[refitted] + shift for shift in (-0.5, 0.5)])
     # 200 tokens wanted, 20 documents: now the 20 scored of 1.0; all are 1.5 where the unscored lie 0.5 higher
     found = estimate_remaining(

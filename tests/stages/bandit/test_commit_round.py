@@ -21,7 +21,7 @@ from quad_tasks.stages.bandit.draw_pulls import Draw
 from quad_tasks.stages.bandit.ledger import SCORE_SCHEMA, load_arms, read_chosen, read_ledger
 from quad_tasks.stages.bandit.pilot import calibrate_scorer, choose_threshold, describe_pilot
 from quad_tasks.stages.bandit.plan_round import plan_round
-from quad_tasks.stages.bandit.policy import pull_sizes, round_settings
+from quad_tasks.stages.bandit.round_settings import pull_sizes, round_settings
 from quad_tasks.stages.bandit.score_round import score_round
 from quad_tasks.stages.bandit.stopping import stop_reason
 from quad_tasks.stages.selection.select_documents import _arm_means

@@ -27,7 +27,7 @@ from quad_tasks.stages.bandit.cost import (
 )
 from quad_tasks.stages.bandit.ledger import load_token_counts
 from quad_tasks.stages.bandit.plan_round import EXACT, plan_round
-from quad_tasks.stages.bandit.policy import round_settings
+from quad_tasks.stages.bandit.round_settings import round_settings
 from quad_tasks.stages.bandit.stopping import cost_so_far, stop_reason
 from quad_tasks.storage import rounds
 from quad_tasks.storage.store import open_store

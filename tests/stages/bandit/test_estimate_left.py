@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from quad_tasks.core.seeds import Stream, make_generator
-from quad_tasks.core.selection.remaining import HeldOut, Scored, Unscored, estimate_remaining
+from quad_tasks.core.selection.remaining import OutOfFold, Scored, Unscored, estimate_remaining
 from quad_tasks.records import Stage
 from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.stages.bandit import estimate_left as module
@@ -16,8 +16,8 @@ from quad_tasks.stages.bandit.draw_pulls import closed_positions
 from quad_tasks.stages.bandit.estimate_left import FOLDS, predict_fold
 from quad_tasks.stages.bandit.ledger import load_arms, mark_at_random, read_ledger, stage_scores
 from quad_tasks.stages.bandit.plan_round import targeted_tokens
-from quad_tasks.stages.bandit.policy import round_settings
 from quad_tasks.stages.bandit.predict import FeatureSource, feature_source, fit_scored, predict_block
+from quad_tasks.stages.bandit.round_settings import round_settings
 from quad_tasks.stages.bandit.stopping import stop_reason, way_to_stop
 from quad_tasks.storage import rounds
 from quad_tasks.storage.positions import read_column
@@ -87,7 +87,7 @@ def test_what_is_left_follows_from_fits_without_the_held_out(small_run, monkeypa
     )
     assert FOLDS > 1
     assert module.estimate_remaining is estimate_remaining
-    assert HeldOut._fields == ("predicted_H", "measured_H", "n_tokens_H")
+    assert OutOfFold._fields == ("predicted_H", "measured_H", "n_tokens_H")
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -18,7 +18,7 @@ from quad_tasks.runtime.findings import UnwantedFinding
 from quad_tasks.runtime.run import pinned_pool, pinned_reference
 from quad_tasks.stages.bandit.ledger import load_arms, read_scores
 from quad_tasks.stages.bandit.plan_round import plan_round
-from quad_tasks.stages.bandit.policy import round_settings
+from quad_tasks.stages.bandit.round_settings import round_settings
 from quad_tasks.stages.influence import find_overlap
 from quad_tasks.storage.manifest import DigestMismatch
 from quad_tasks.storage.positions import read_positions, read_table
