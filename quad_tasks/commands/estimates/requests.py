@@ -18,7 +18,7 @@ from quad_tasks.core.selection.remaining import MOST_DOCUMENTS, REFITTED_DOCUMEN
 from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
 from quad_tasks.stages.bandit.estimate_left import FOLDS
 from quad_tasks.stages.bandit.ledger import REFIT_GROWTH
-from quad_tasks.stages.bandit.policy import pull_sizes
+from quad_tasks.stages.bandit.round_settings import pull_sizes
 from quad_tasks.stages.influence.extract_states import STATE_ROWS
 from quad_tasks.stages.influence.factor_memory import CHUNK_DOCUMENTS, chunk_documents
 from quad_tasks.stages.pool.prepare_model import FRESH

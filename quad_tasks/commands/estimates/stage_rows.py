@@ -15,7 +15,7 @@ from quad_tasks.commands.estimates.requests import Requests, Run, count_requests
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
 from quad_tasks.stages.bandit.plan_scoring import Choosing
-from quad_tasks.stages.bandit.policy import pull_sizes
+from quad_tasks.stages.bandit.round_settings import pull_sizes
 from quad_tasks.stages.influence.extract_states import STATE_ROWS
 from quad_tasks.stages.influence.factor_memory import CHUNK_DOCUMENTS, chunk_documents
 from quad_tasks.stages.pool.prepare_model import FRESH, SAMPLE_BYTES_PER_TOKEN
