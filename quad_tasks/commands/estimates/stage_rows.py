@@ -30,8 +30,8 @@ STEP_S = 1.0
 """A Prefect flow's own time."""
 PUBLISH_S = 0.2
 ROUND_BYTES, SCORE_BYTES = 16_000, 60
-HASH_BYTES, ASSIGNMENT_BYTES = 24, 16
-"""Of a document: two hashes of its text and one of its id; its arm, its order and its distance."""
+HASH_BYTES, ASSIGNMENT_BYTES, ORDER_BYTES = 24, 16, 8
+"""Of a document: two hashes of its text and one of its id; its arm, its order and its distance; its order again."""
 PREDICT_S, LENGTH_S = 27e-6, 2.4e-6
 """To read a document's 195 numbers and predict it, and to read its tokens alone: measured on a local disk, one core."""
 REQUEST_S, READ_THREADS = 0.02, 8
@@ -205,7 +205,7 @@ def _cluster(basis: Basis) -> Row:
     product = volumes.documents * basis.config.clustering.arms * basis.shape.dimension * rates.centroid_product
     shared = 2 * volumes.text_bytes * rates.workers.write_byte + product
     seconds = STEP_S + basis.alone["cluster"] + shared / basis.busy
-    document = 4 * basis.shape.document_values + HASH_BYTES + ASSIGNMENT_BYTES
+    document = 4 * basis.shape.document_values + HASH_BYTES + ASSIGNMENT_BYTES + ORDER_BYTES
     size = round(volumes.stored_bytes + document * volumes.documents)
     return Row(volumes.documents, volumes.tokens, 0.0, size, seconds)
 

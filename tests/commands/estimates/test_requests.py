@@ -110,6 +110,7 @@ def part(monkeypatch):
         "arm": [3] * 256,
         "shard": ["s"] * 256,
         "shard_row": list(range(256)),
+        "order": generator.integers(0, 2**64, 256, dtype=np.uint64).tolist(),
         "embedding": generator.normal(size=(256, 128)).astype(np.float32).tolist(),
         "token_features": generator.normal(size=(256, 67)).astype(np.float32).tolist(),
     }
