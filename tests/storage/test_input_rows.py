@@ -248,3 +248,12 @@ def parquet_of(rows, of_a_group):
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=of_a_group, compression="none", use_dictionary=False)
     return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("data", [b"never Parquet", b"PAR1" + b"x" * 20 + b"PAR1", b"\x1f\x8b" + b"x" * 20])
+def test_a_file_that_cannot_be_cut_since_it_is_damaged_is_refused_by_name(tmp_path, data):
+    (tmp_path / "x.parquet").write_bytes(data)
+    with pytest.raises(
+        InputError, match=r"x\.parquet: expected (a whole Parquet file, got an error|Parquet, found gzip)"
+    ):
+        find_cuts(f"{tmp_path}/x.parquet", 1)

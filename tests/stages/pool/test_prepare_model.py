@@ -7,6 +7,7 @@ from tiny_gguf import write_gguf
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from quad_tasks.config.load import parse_config
+from quad_tasks.config.schema import FieldNames
 from quad_tasks.core.lm import training
 from quad_tasks.core.lm.model import ModelError
 from quad_tasks.core.lm.tokenizer import train_tokenizer
@@ -15,7 +16,7 @@ from quad_tasks.runtime.held_out import HeldOut
 from quad_tasks.runtime.run import pinned_pool, pinned_reference, starting_checkpoint
 from quad_tasks.stages.influence.find_overlap import overlap_positions
 from quad_tasks.stages.pool import prepare_model as stage
-from quad_tasks.stages.pool.ingest import scan_inputs
+from quad_tasks.stages.pool.ingest import scan_input, scan_inputs
 from quad_tasks.stages.pool.prepare_model import fresh_identity, prepare_model, sample_shard
 from quad_tasks.storage.keys import model_folder
 from quad_tasks.storage.manifest import digest
@@ -74,6 +75,20 @@ def test_a_fresh_model_is_not_trained_on_held_out_text(leaking_run):
     contents = [[shard.uri, shard.sha256] for shard in shards]
     expected = model_folder(digest([identity, leaking_run.seed, contents]))
     assert starting_checkpoint(store, version) == expected  # the run's own model is the one of that text
+
+
+def test_a_sample_is_drawn_from_spans_as_from_their_file(corpus):
+    uri, fields = f"{corpus}/pool/weather.jsonl", FieldNames().model_dump()
+    drawn = {}
+    for span_bytes in (2**20, 4000):
+        shards = scan_input(uri, span_bytes)
+        for n_bytes in (0, 500, 10**9):
+            texts = [text for shard in shards for text in sample_shard(shard, fields, 0, n_bytes, None, None)]
+            drawn[len(shards) > 1, n_bytes] = texts
+    assert drawn[True, 10**9] == drawn[False, 10**9]
+    assert set(drawn[True, 500]) < set(drawn[True, 10**9])
+    assert len(drawn[True, 500]) > len(drawn[False, 500]) > 0
+    assert drawn[True, 0] == []
 
 
 def test_a_fresh_model_is_known_by_its_training_method(leaking_run, monkeypatch):
