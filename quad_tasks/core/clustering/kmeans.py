@@ -1,20 +1,29 @@
 """Cluster documents by k-means: train centroids, assign documents to arms, sum moments by arm.
 
-Owns training on a sample (Lloyd's algorithm by faiss), exact assignment, and moments that can be merged over shards.
-Refuses approximate search: a document's arm is its nearest centroid. The caller sets the number of threads
+Owns training on a sample (Lloyd's algorithm by faiss), assignment, and moments that can be merged over shards. Up to
+`EXACT_ARMS` a document's arm is its nearest centroid. Above, where comparing with every centroid would take hours,
+centroids are trained in two levels, and a document is compared with those of the `PROBED_LISTS` lists nearest to it
+(`tests/benchmarks/bench_clustering.py`: 99 in 100 come to their nearest). The caller sets the number of threads
 (`faiss.omp_set_num_threads`). The same sample, seed and library versions give the same centroids.
 
 Shape suffixes: N documents, D embedding, K arms (clusters), A arms that have documents.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from quad_tasks.core.group_sums import group_sums
 
-BLOCK_DOCUMENTS = 2**16  # rows compared with all centroids at once
+if TYPE_CHECKING:
+    import faiss
+
+BLOCK_DOCUMENTS = 2**16  # rows compared with centroids at once
+EXACT_ARMS = 2**15
+PROBED_LISTS = 16
+LIST_ITERATIONS = 10
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -41,8 +50,10 @@ def train_centroids(
 ) -> FloatArray:
     """Train k-means centroids on a sample of embeddings.
 
-    The centroid of an empty cluster moves to the document farthest from its own centroid. With fewer distinct documents
-    than `k`, some centroids coincide and their arms stay empty.
+    More than `EXACT_ARMS` are trained in two levels: the sample is cut into √k clusters, and each of them into its
+    share of the k, by its documents (as `two_level_clustering` of faiss's contributions). The centroid of an empty
+    cluster moves to the document farthest from its own centroid. With fewer distinct documents than `k`, some
+    centroids coincide and their arms stay empty.
 
     Args:
         sample_ND: [N, D] float32 embeddings; all are used.
@@ -57,11 +68,26 @@ def train_centroids(
     Raises:
         ValueError: `k` is below 1 or exceeds the sample.
     """
+    _check_clusters(k, len(sample_ND))
+    if k <= EXACT_ARMS:
+        return _fill_empty(_run_lloyd(sample_ND, k, seed, iterations, spherical), sample_ND)
+    n_coarse = round(k**0.5)
+    coarse_N, _ = assign_arms(sample_ND, _run_lloyd(sample_ND, n_coarse, seed, iterations, spherical))
+    count_C = np.bincount(coarse_N, minlength=n_coarse)
+    share_C = np.diff(np.cumsum(count_C) * k // len(sample_ND), prepend=0)
+    fine = [
+        _run_lloyd(sample_ND[coarse_N == c], int(share), seed, iterations, spherical)
+        for c, share in enumerate(share_C)
+        if share
+    ]
+    return _fill_empty(np.concatenate(fine), sample_ND)
+
+
+def _run_lloyd(sample_ND: FloatArray, k: int, seed: int, iterations: int, spherical: bool) -> FloatArray:
+    """Run Lloyd's algorithm on every document of a sample (faiss would subsample 256 a cluster): [K, D]."""
     # Not at the head of the file: core must load where only torch and the scientific stack are installed
     import faiss
 
-    _check_clusters(k, len(sample_ND))
-    # Lloyd's algorithm on every document of the sample (faiss would subsample 256 a cluster): [K, D]
     trainer = faiss.Kmeans(
         sample_ND.shape[1],
         k,
@@ -72,27 +98,51 @@ def train_centroids(
         max_points_per_centroid=len(sample_ND),
     )
     trainer.train(np.ascontiguousarray(sample_ND, np.float32))
-    return _fill_empty(np.asarray(trainer.centroids, np.float32), sample_ND)
+    return np.asarray(trainer.centroids, np.float32)
 
 
-def assign_arms(embeddings_ND: FloatArray, centroids_KD: FloatArray) -> tuple[npt.NDArray[np.int32], FloatArray]:
-    """Assign each document to its nearest centroid, exactly.
+def index_centroids(centroids_KD: FloatArray) -> "faiss.Index":
+    """Build what finds a document's nearest centroid: exact up to `EXACT_ARMS`, else by inverted lists.
+
+    Args:
+        centroids_KD: [K, D] float32 centroids. The same ones give the same index.
+    """
+    import faiss  # as in `_run_lloyd`
+
+    k, dimension = centroids_KD.shape
+    flat = faiss.IndexFlatL2(dimension)
+    if k <= EXACT_ARMS:
+        flat.add(centroids_KD)
+        return flat
+    heads = _run_lloyd(centroids_KD, round(k**0.5), 0, LIST_ITERATIONS, spherical=False)
+    flat.add(heads)
+    lists = faiss.IndexIVFFlat(flat, dimension, len(heads))
+    lists.is_trained = True
+    lists.add(centroids_KD)
+    lists.nprobe = PROBED_LISTS
+    return lists
+
+
+def assign_arms(
+    embeddings_ND: FloatArray, centroids_KD: FloatArray, index: "faiss.Index | None" = None
+) -> tuple[npt.NDArray[np.int32], FloatArray]:
+    """Assign each document to its nearest centroid: exactly up to `EXACT_ARMS`, else as `index_centroids` finds it.
 
     Args:
         embeddings_ND: [N, D] float32 embeddings.
         centroids_KD: [K, D] float32 centroids.
+        index: of the centroids (`index_centroids`); None: built here.
 
     Returns:
         [N] int32 the arm, and [N] float32 the squared Euclidean distance to its centroid.
     """
-    import faiss  # as in `train_centroids`
-
+    index = index_centroids(centroids_KD) if index is None else index
     arm_N = np.empty(len(embeddings_ND), np.int32)
     distance_N = np.empty(len(embeddings_ND), np.float32)
     for start in range(0, len(embeddings_ND), BLOCK_DOCUMENTS):
         block = slice(start, start + BLOCK_DOCUMENTS)
         rows_ND = np.ascontiguousarray(embeddings_ND[block], np.float32)
-        arm_N[block] = faiss.knn(rows_ND, centroids_KD, 1)[1][:, 0]
+        arm_N[block] = index.search(rows_ND, 1)[1][:, 0]
         # The distance anew: faiss computes |x|^2 - 2xc + |c|^2, which loses precision near a centroid
         distance_N[block] = np.square(rows_ND - centroids_KD[arm_N[block]]).sum(axis=1)
     return arm_N, distance_N

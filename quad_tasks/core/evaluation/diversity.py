@@ -103,7 +103,7 @@ def near_duplicate_rate(embeddings_ND: npt.NDArray[np.floating], threshold: floa
         embeddings_ND: [N, D] unit vectors.
         threshold: cosine, in (-1, 1].
     """
-    import faiss  # as in `kmeans.train_centroids`
+    import faiss  # as in `clustering.kmeans`
 
     if len(embeddings_ND) < 2:
         return 0.0

@@ -146,7 +146,7 @@ def _rows_by_arm(order: Int64, arm_N: npt.NDArray[np.int32]) -> list[Int64]:
 
 def _mark_duplicates(embeddings_CD: Float32, threshold: float) -> npt.NDArray[np.bool_]:
     """Mark the rows of one arm, best first, that nearly duplicate an earlier kept row, [C]."""
-    import faiss  # as in `kmeans.train_centroids`
+    import faiss  # as in `clustering.kmeans`
 
     index = faiss.IndexFlatIP(embeddings_CD.shape[1])
     index.add(embeddings_CD)

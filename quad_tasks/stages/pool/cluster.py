@@ -3,7 +3,9 @@
 An assignment belongs to a shard and a clustering, so a refresh that keeps its clustering assigns only what is new.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,9 @@ from quad_tasks.storage.keys import (
 from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
 from quad_tasks.storage.store import Store
 from quad_tasks.storage.tables import PART_ROWS, SHUFFLE_GROUP_ROWS
+
+if TYPE_CHECKING:
+    import faiss
 
 ASSIGNMENT_SCHEMA = pa.schema([("arm", pa.int32()), ("order", pa.uint64()), ("squared_distance", pa.float32())])
 
@@ -71,6 +76,13 @@ def read_clustering(store: Store, key: str) -> ClusteringManifest:
     return read_manifest(ClusteringManifest, store, manifest_key(key))
 
 
+@functools.lru_cache(maxsize=1)
+def _load_search(store: Store, key: str) -> tuple[npt.NDArray[np.float32], "faiss.Index"]:
+    """Read a clustering's centroids and index them, once a process."""
+    centroids_KD = read_centroids(store, key)
+    return centroids_KD, kmeans.index_centroids(centroids_KD)
+
+
 def read_centroids(store: Store, key: str) -> npt.NDArray[np.float32]:
     """Read the trained centroids of a clustering, [K, D]."""
     centroids_KD: npt.NDArray[np.float32] = tables.read_array(
@@ -92,7 +104,7 @@ def assign_shard(store: Store, pool: str, name: str, clustering: str, seed: int)
     if store.exists(key):
         return
     embeddings = tables.read_array(store, embeddings_key(pool, read_clustering(store, clustering).embedder, name))
-    arms, distances = kmeans.assign_arms(embeddings, read_centroids(store, clustering))
+    arms, distances = kmeans.assign_arms(embeddings, *_load_search(store, clustering))
     ids = [
         i for batch in iter_documents(store, pool, name, ["id"], SHUFFLE_GROUP_ROWS) for i in batch["id"].to_pylist()
     ]

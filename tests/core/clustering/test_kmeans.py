@@ -150,3 +150,45 @@ def test_the_radius_holds_its_share_of_an_arms_documents() -> None:
     distance = np.array([1, 4, 9, 16, 25], np.float32)
     radius = arm_radii(distance, np.array([2, 2, 2, 2, 0], np.int32), k=3, quantile=0.75)
     assert radius.tolist() == [5, 0, 3]
+
+
+@pytest.fixture
+def many_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above eight arms, centroids are trained in two levels and found by lists."""
+    monkeypatch.setattr(kmeans, "EXACT_ARMS", 8)
+
+
+@pytest.mark.usefixtures("many_arms")
+@pytest.mark.parametrize("spherical", [False, True])
+def test_two_levels_train_as_many_centroids_nearly_as_near(monkeypatch: pytest.MonkeyPatch, spherical: bool) -> None:
+    generator = np.random.default_rng(3)
+    sample = generator.normal(size=(40, 6))[generator.integers(0, 40, 3000)] + 0.2 * generator.normal(size=(3000, 6))
+    sample = (sample / np.linalg.norm(sample, axis=1, keepdims=True)).astype(np.float32)
+    two_levels = kmeans.train_centroids(sample, 100, 0, spherical=spherical)
+    assert two_levels.shape == (100, 6)
+    assert np.array_equal(two_levels, kmeans.train_centroids(sample, 100, 0, spherical=spherical))
+    assert len(np.unique(kmeans.assign_arms(sample, two_levels)[0])) == 100
+    monkeypatch.setattr(kmeans, "EXACT_ARMS", 1000)
+    at_once = kmeans.train_centroids(sample, 100, 0, spherical=spherical)
+    squared = [kmeans.assign_arms(sample, centroids)[1].sum() for centroids in (two_levels, at_once)]
+    assert squared[0] < 1.15 * squared[1]
+
+
+@pytest.mark.usefixtures("many_arms")
+def test_two_levels_of_few_documents_have_as_many_centroids_as_asked() -> None:
+    sample = np.concatenate([np.zeros((30, 2)), np.arange(24).reshape(12, 2)]).astype(np.float32)
+    assert kmeans.train_centroids(sample, 12, 0).shape == (12, 2)
+    assert kmeans.train_centroids(sample, 42, 0).shape == (42, 2)
+
+
+@pytest.mark.usefixtures("many_arms")
+def test_lists_find_nearly_every_documents_nearest_centroid() -> None:
+    generator = np.random.default_rng(4)
+    centroids = generator.normal(size=(2000, 8)).astype(np.float32)
+    embeddings = generator.normal(size=(3000, 8)).astype(np.float32)
+    squared = np.square(embeddings[:, None].astype(np.float64) - centroids).sum(axis=2)
+    arm, distance = kmeans.assign_arms(embeddings, centroids)
+    assert (arm == squared.argmin(axis=1)).mean() > 0.9
+    np.testing.assert_allclose(distance, squared[np.arange(3000), arm], rtol=1e-5)
+    again = kmeans.assign_arms(embeddings[:7], centroids, kmeans.index_centroids(centroids))[0]
+    assert again.tolist() == arm[:7].tolist()
