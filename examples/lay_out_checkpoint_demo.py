@@ -17,7 +17,7 @@ from pathlib import Path
 
 from quad_tasks.demo_corpus import build_corpus
 from quad_tasks.records import Document
-from quad_tasks.storage.readers import Fields, read_documents
+from quad_tasks.storage.input_documents import Fields, read_documents
 
 DOCUMENTS_PER_FILE = {"pool": 30, "reference": 40, "heldout": 8}
 LARGE = {"pool": 267, "reference": 400, "heldout": 40}

@@ -33,12 +33,12 @@ OWN: Mapping[Kind, Mapping[str, str]] = {
         "contextual": "quad_tasks.core.bandit:score_by_context",
     },
     "readers": {
-        "jsonl": "quad_tasks.storage.input_rows:JSON_LINES",
-        "txt": "quad_tasks.storage.input_rows:TEXT",
-        "csv": "quad_tasks.storage.input_rows:CSV",
-        "tsv": "quad_tasks.storage.input_rows:TSV",
-        "parquet": "quad_tasks.storage.input_rows:PARQUET",
-        "arrow": "quad_tasks.storage.input_rows:ARROW",
+        "jsonl": "quad_tasks.storage.readers:JSON_LINES",
+        "txt": "quad_tasks.storage.readers:TEXT",
+        "csv": "quad_tasks.storage.readers:CSV",
+        "tsv": "quad_tasks.storage.readers:TSV",
+        "parquet": "quad_tasks.storage.readers:PARQUET",
+        "arrow": "quad_tasks.storage.readers:ARROW",
     },
     "exporters": {
         "parquet": "quad_tasks.commands.export.formats:PARQUET",

@@ -34,7 +34,7 @@ from quad_tasks.plugins import load_plugin
 from quad_tasks.records import Pull
 from quad_tasks.storage.errors import StorageError
 from quad_tasks.storage.input_files import digest_spans, find_cuts, find_reader
-from quad_tasks.storage.input_rows import Rejection, read_rows
+from quad_tasks.storage.readers import Rejection, read_rows
 from quad_tasks.storage.store import open_store
 
 TEXTS = (

@@ -22,9 +22,9 @@ from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.clustering.embedders import EmbedderInputs
 from quad_tasks.plugins import OWN, PluginConflict, UnknownPlugin, load_plugin, plugin_names
 from quad_tasks.stages.bandit.ledger import load_arms, read_scores
+from quad_tasks.storage.input_documents import read_documents
 from quad_tasks.storage.input_files import InputError
 from quad_tasks.storage.pool_versions import list_versions
-from quad_tasks.storage.readers import read_documents
 from quad_tasks.storage.store import open_store
 
 TOY = Path(__file__).parent / "toy_plugin"

@@ -12,8 +12,8 @@ from quad_tasks.commands.input_sample import Sample, look_at_pool, sample_texts
 from quad_tasks.config.schema import ConfigError, RunConfig
 from quad_tasks.runtime import check_environment as environment
 from quad_tasks.storage.errors import StorageError, StoreKeyError
+from quad_tasks.storage.input_documents import expand_inputs, input_size
 from quad_tasks.storage.keys import pinned_pool_key
-from quad_tasks.storage.readers import expand_inputs, input_size
 from quad_tasks.storage.store import open_store
 
 Check = Callable[[], str]

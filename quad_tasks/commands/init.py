@@ -21,7 +21,7 @@ from quad_tasks.commands.schema import write_schema
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError, TrainingConfig
 from quad_tasks.runtime.check_environment import check_inputs
-from quad_tasks.storage.readers import InputError, expand_inputs
+from quad_tasks.storage.input_documents import InputError, expand_inputs
 
 NAMES = {
     "text": ("text", "content", "body", "raw_content", "document", "article", "passage", "message", "code"),

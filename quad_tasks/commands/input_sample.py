@@ -17,7 +17,7 @@ import numpy as np
 import zstandard
 
 from quad_tasks.config.schema import ConfigError, RunConfig
-from quad_tasks.storage.readers import (
+from quad_tasks.storage.input_documents import (
     SPAN_BYTES,
     Fields,
     InputError,

@@ -84,7 +84,7 @@ class Reader:
 
     Attributes:
         read: yields a file's records in order, each with its 1-based number, as a mapping or as a
-            `input_rows.Rejection`; given the file's URI, the ending of its compression ("" for none), and the field
+            `readers.Rejection`; given the file's URI, the ending of its compression ("" for none), and the field
             that a text without fields becomes. Raises `InputError` where the file cannot be read to its end.
         compressed: whether files of this kind may be compressed as a whole, for `open_chunks` to decompress.
         cut: given a file's URI and the bytes of a span, finds where to cut the file, the same each time. `read` then

@@ -1,290 +1,378 @@
-"""Documents out of input files, bad ones set aside with a reason.
+"""Rows out of input files, by the product's own readers: JSON Lines, delimited text, plain text, Parquet and Arrow.
 
-Owns what a record must look like and what is wrong with one that does not; `input_rows.py` reads rows. Decided: the
-text alone costs a document. Any other field that is not what it should be becomes null or a string, and its name is
-kept in `Document.dropped`.
+Memory is bounded by one line or one row group. Decided: lines end at the newline byte alone, since U+2028 and its kin
+may stand inside a JSON string (RFC 8259, section 7); blank lines are not records; control characters in JSON strings,
+and Python's NaN, are let pass, since the field they stand in decides what they cost.
 
-Reasons of `SetAside`: those of `input_rows.Rejection`, ``missing_text``, ``wrong_type``, ``empty_text``.
+Reasons of `Rejection`: ``invalid_utf8``, ``line_too_long``, ``invalid_json``, ``not_an_object``, ``wrong_columns``.
 """
 
-import base64
-import datetime
-import decimal
-import hashlib
+import codecs
+import io
+import json
 import math
-import re
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO, cast
 
-from quad_tasks.records import Document, SetAside, Span
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from quad_tasks.records import Span
+from quad_tasks.storage import input_files
 from quad_tasks.storage.errors import redact
 from quad_tasks.storage.input_files import (
-    SPAN_BYTES,
+    COMPRESSIONS,
+    UNREADABLE,
+    Chunks,
+    Cuts,
     InputError,
-    digest_spans,
-    expand_inputs,
-    find_cuts,
-    fingerprint,
-    input_size,
+    Reader,
+    find_reader,
+    name_kind,
+    open_chunks,
+    open_input,
+    read_within,
+    refuse,
+    refuse_other_kind,
     suffix_of,
 )
-from quad_tasks.storage.input_rows import Rejection, Unreadable, kind_of, parse_object, read_rows
+from quad_tasks.storage.tables import iter_row_group
 
-__all__ = [
-    "SPAN_BYTES",
-    "Fields",
-    "InputError",
-    "Rejection",
-    "digest_spans",
-    "expand_inputs",
-    "find_cuts",
-    "fingerprint",
-    "input_size",
-    "make_document",
-    "none_kept",
-    "number_documents",
-    "read_documents",
-    "read_records",
-]
+MAX_LINE_BYTES = 64 * 2**20
+PROBE_BYTES = 2**16
+"""Read first where a line's end is looked for."""
+ROWS_AT_A_TIME = 256
+"""Rows turned into Python objects at a time."""
+INT_DIGITS = 4000
+"""Python reads and writes no whole number of many more digits."""
+PARQUET_END_BYTES = 8
+"""The footer's length and the magic number, after the footer."""
+MAX_COLUMN_BYTES = 2**30
+MAX_COLUMN_RATIO = 200
+"""A column of a Parquet row group may hold more than `MAX_COLUMN_BYTES` only if it is stored in a share of that."""
 
-ID_HEX_DIGITS = 32
-SURROGATES = re.compile("[\ud800-\udfff]")
-SHOWN_FIELDS = 12
+Row = tuple[int, "dict[str, Any] | Rejection"]
+"""A 1-based line or row number, and the record there or why there is none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fields:
-    """Which field of a record holds what; a dotted path reaches into objects, as in ``meta.lang``.
+class Rejection:
+    """Why a line holds no document: a reason word, and what was expected and got."""
 
-    Attributes:
-        id: a string or integer; where it is absent the id is derived from the text.
-        text: the document's text, required.
-        source: where the text came from; where it is absent, the file's name without its suffixes.
-        metadata: an object (or a string holding one) whose entries join the record's further fields.
-        domain: a string kept as ``metadata["domain"]``; None to look for none.
-    """
-
-    id: str = "id"
-    text: str = "text"
-    source: str = "source"
-    metadata: str = "metadata"
-    domain: str | None = "domain"
+    reason: str
+    detail: str
 
 
-def read_documents(uri: str, fields: Fields | None = None, span: Span | None = None) -> Iterator[Document | SetAside]:
-    """Read a file's documents in order, as `number_documents` does, without their lines."""
-    return (record for _, record in number_documents(uri, fields, span))
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A value that stands in a row but cannot be held: a time out of range, a string that is not UTF-8."""
+
+    why: str
 
 
-def number_documents(
-    uri: str, fields: Fields | None = None, span: Span | None = None
-) -> Iterator[tuple[int, Document | SetAside]]:
-    """Read a file's documents in order; each non-blank line or row gives exactly one result.
+def read_rows(uri: str, text_field: str = "text", span: Span | None = None) -> Iterator[Row]:
+    """Read a file's rows in order; each non-blank line or row gives exactly one.
 
     Args:
-        uri: a local path or fsspec URI whose suffix a reader has (`quad_tasks.plugins`).
-        fields: names of the record's fields; by default id, text, source, metadata and domain.
-        span: read the documents of this part of the file alone, by their lines or rows in the file.
-
-    Yields:
-        The 1-based line or row, and its document, or what was set aside with its reason.
+        uri: a local path or fsspec URI whose suffix a reader has.
+        text_field: the field that the whole of a text file becomes.
+        span: read the rows of this part of the file alone, by their numbers in the file.
 
     Raises:
         InputError: the suffix is unknown, or the file is missing, unreadable, truncated, corrupt or of another kind.
     """
-    fields = fields or Fields()
-    source = default_source(uri)
-    for number, record in read_rows(uri, fields.text, span):
-        document = record if isinstance(record, Rejection) else make_document(record, fields, source)
-        if isinstance(document, Rejection):
-            given = {} if isinstance(record, Rejection) else record
-            yield number, SetAside(redact(uri), number, document.reason, document.detail, _given_id(given, fields))
+    suffix, ending = suffix_of(uri)
+    read = find_reader(suffix[1:]).read
+    return read(uri, ending, text_field) if span is None else read(uri, ending, text_field, span=span)
+
+
+def _json_rows(uri: str, ending: str, _text_field: str, span: Span | None = None) -> Iterator[Row]:
+    number = before = span.before if span else 0
+    with open_input(uri) as file:
+        try:
+            read = read_within(file, span.start, span.end) if span else open_chunks(uri, file, ending)
+            for number, line in _lines(read, before + 1):
+                if line is None:
+                    yield number, Rejection("line_too_long", f"expected at most {MAX_LINE_BYTES} bytes, got more")
+                    continue
+                if number == 1:
+                    refuse_other_kind(uri, line.removeprefix(codecs.BOM_UTF8), "JSON lines")
+                if line.strip():
+                    yield number, parse_object(line.removeprefix(codecs.BOM_UTF8))
+        except UNREADABLE as error:
+            refuse(uri, f"a whole {COMPRESSIONS[ending] or 'readable'} file", f"after line {number}", error)
+
+
+def _cut_lines(uri: str, span_bytes: int) -> Cuts:
+    """Cut a file of lines into spans of about equal size, each beginning with a line."""
+    with open_input(uri) as file:
+        size = file.seek(0, io.SEEK_END)
+        starts, n = [0], -(-size // span_bytes)
+        for place in (size * i // n for i in range(1, n)):
+            if place > starts[-1]:
+                starts.append(_next_line(file, place))
+    return Cuts(tuple(start for start in starts if start < size), size)
+
+
+def _next_line(file: BinaryIO, place: int) -> int:
+    """Return where the first line begins at `place` (of 1 or more) or later; where none does, the file's size."""
+    place, at_once = place - 1, PROBE_BYTES
+    file.seek(place)
+    while chunk := file.read(at_once):
+        if (end := chunk.find(b"\n")) >= 0:
+            return place + end + 1
+        place, at_once = place + len(chunk), input_files.READ_BYTES
+    return place
+
+
+def _lines(read: Chunks, number: int) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (its number, line without its newline); None in place of a line over the bound, which is not kept.
+
+    Args:
+        read: reads the lines' bytes.
+        number: of the first line.
+    """
+    pending, too_long = bytearray(), False
+    while chunk := read(input_files.READ_BYTES):
+        start = 0
+        while (end := chunk.find(b"\n", start)) >= 0:
+            too_long = too_long or len(pending) + end - start > MAX_LINE_BYTES
+            yield number, None if too_long else bytes(pending) + chunk[start:end]
+            number, start, too_long = number + 1, end + 1, False
+            pending.clear()
+        too_long = too_long or len(pending) + len(chunk) - start > MAX_LINE_BYTES
+        if too_long:
+            pending.clear()
         else:
-            yield number, document
+            pending += chunk[start:]
+    if pending or too_long:
+        yield number, None if too_long else bytes(pending)
 
 
-def default_source(uri: str) -> str:
-    """Return the source of a file's documents that state none: its name without its suffixes."""
-    return uri.rpartition("/")[2].removesuffix("".join(suffix_of(uri)))
-
-
-def read_records(uri: str) -> Iterator[dict[str, Any] | Rejection]:
-    """Read a file's records in order as they stand, whatever their fields are called.
-
-    Raises:
-        InputError: as `number_documents`.
-    """
-    return (record for _, record in read_rows(uri))
-
-
-def make_document(record: Mapping[str, Any], fields: Fields, source: str) -> Document | Rejection:
-    """Build a document out of a record, or say why it gives none.
-
-    Args:
-        record: the row's fields; not changed.
-        fields: names of the fields.
-        source: of a document that states none.
-    """
-    rest = _copy(record)
-    text = _as_text(_take(rest, fields.text))
-    if isinstance(text, Unreadable) or (isinstance(text, str) and SURROGATES.search(text)):
-        why = text.why if isinstance(text, Unreadable) else "expected valid Unicode, got an escaped lone surrogate"
-        return Rejection("invalid_utf8", why)
-    if text is None:
-        known = ", ".join(sorted(map(str, record))[:SHOWN_FIELDS])
-        return Rejection("missing_text", f"expected text in field {fields.text!r}, got none (fields: {known})")
-    if not isinstance(text, str):
-        return Rejection("wrong_type", f"expected a string in field {fields.text!r}, got {kind_of(text)}")
-    if not text.strip():
-        return Rejection("empty_text", f"expected text in field {fields.text!r}, got {len(text)} blank characters")
-    dropped: list[str] = []
-    given_id = _name(rest, fields.id, dropped)
-    given_source = _name(rest, fields.source, dropped)
-    metadata = _metadata(rest, fields, dropped)
-    return Document(
-        id=given_id or _derive_id(text),
-        text=text,
-        source=given_source or source,
-        metadata=metadata,
-        dropped=tuple(sorted(set(dropped))),
-    )
-
-
-def none_kept(uri: str, rejected: Counter[str], first: str) -> str:
-    """Say of a file without a single usable document what stands in its place.
-
-    Args:
-        uri: of the file.
-        rejected: its records by the reason.
-        first: detail of the first.
-    """
-    reasons = ", ".join(f"{n:,} {reason}" for reason, n in rejected.most_common())
-    return (
-        f"pool.inputs: expected documents in {redact(uri)}, found none in {rejected.total():,} records ({reasons}); "
-        f"the first: {first}"
-    )
-
-
-def _copy(value: Any) -> Any:
-    """Copy a record's objects, out of which fields are taken; lists are shared."""
-    return {name: _copy(one) for name, one in value.items()} if isinstance(value, Mapping) else value
-
-
-def _as_text(value: Any) -> Any:
-    """Return bytes as the UTF-8 text they hold; anything else as it is."""
-    if not isinstance(value, bytes):
-        return value
+def parse_object(line: bytes) -> dict[str, Any] | Rejection:
+    """Parse one JSON object; NaN and infinities become floats, control characters may stand in strings."""
     try:
-        return value.decode()
+        record = json.loads(line.decode(), strict=False, parse_int=_whole_number)
     except UnicodeDecodeError as error:
-        return Unreadable(f"expected UTF-8, got byte 0x{value[error.start]:02x} at byte {error.start}")
+        return Rejection("invalid_utf8", f"expected UTF-8, got byte 0x{line[error.start]:02x} at byte {error.start}")
+    except (ValueError, RecursionError) as error:
+        return Rejection("invalid_json", f"expected one JSON object, got {error}")
+    return (
+        record
+        if isinstance(record, dict)
+        else Rejection("not_an_object", f"expected a JSON object, got {kind_of(record)}")
+    )
 
 
-def _given_id(record: Mapping[str, Any], fields: Fields) -> str:
-    """Return the id of a record that gives no document, so that a message can name it."""
-    return _name(_copy(record), fields.id, []) or ""
+def _whole_number(digits: str) -> int | float:
+    return int(digits) if len(digits) <= INT_DIGITS else math.inf
 
 
-def _name(rest: dict[str, Any], path: str, dropped: list[str]) -> str | None:
-    """Take a field that names something: a string, a whole number or a UUID; anything else is left where it is."""
-    value = _as_text(_look_up(rest, path))
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        _take(rest, path)
-        return None
-    if isinstance(value, str) and not SURROGATES.search(value):
-        _take(rest, path)
-        return value
-    if isinstance(value, (int, uuid.UUID)) and not isinstance(value, bool):
-        _take(rest, path)
-        return str(value)
-    dropped.append(path)
-    return None
+def kind_of(value: Any) -> str:
+    """Name a value's type in JSON's words."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}")
 
 
-def _metadata(rest: dict[str, Any], fields: Fields, dropped: list[str]) -> dict[str, Any]:
-    """Gather the further fields as JSON values."""
-    domain = _name(rest, fields.domain, dropped) if fields.domain else None
-    given = _as_text(_look_up(rest, fields.metadata))
-    parsed = parse_object(given.encode(errors="replace")) if isinstance(given, str) else given
-    if isinstance(parsed, dict):
-        _take(rest, fields.metadata)
-        rest = rest | parsed
-    elif given is None or given == "":
-        _take(rest, fields.metadata)
-    else:
-        dropped.append(fields.metadata)  # kept under its own name, as what it is
-    if domain is not None:
-        rest = rest | {"domain": domain}
-    further: dict[str, Any] = {}
-    for name, value in rest.items():
-        changed: list[str] = []
-        further[_clean(str(name), changed)] = _json_value(value, changed)
-        if changed:
-            dropped.append(_clean(str(name), []))
-    return further
+def _text_row(uri: str, ending: str, text_field: str) -> Iterator[Row]:
+    """Read a text file as one record."""
+    whole = bytearray()
+    with open_input(uri) as file:
+        try:
+            read = open_chunks(uri, file, ending)
+            while (chunk := read(input_files.READ_BYTES)) and len(whole) <= MAX_LINE_BYTES:
+                whole += chunk
+        except UNREADABLE as error:
+            refuse(uri, f"a whole {COMPRESSIONS[ending] or 'readable'} file", f"after {len(whole)} bytes", error)
+    refuse_other_kind(uri, bytes(whole[: input_files.SIGNATURE_BYTES]), "text")
+    if len(whole) > MAX_LINE_BYTES:
+        yield 1, Rejection("line_too_long", f"expected at most {MAX_LINE_BYTES} bytes, got more")
+        return
+    try:
+        yield 1, {text_field: whole.removeprefix(codecs.BOM_UTF8).decode()}
+    except UnicodeDecodeError as error:
+        yield 1, Rejection("invalid_utf8", f"expected UTF-8, got byte 0x{whole[error.start]:02x} at byte {error.start}")
 
 
-def _look_up(record: Any, path: str) -> Any:
-    """Return the value at ``path``: a field of that very name, else a dotted path; None if absent."""
-    if path in record:
-        return record[path]
-    for name in path.split("."):
-        record = record.get(name) if isinstance(record, dict) else None
-    return record
+class _ChunkFile(io.RawIOBase):
+    """What reads chunks, as a file that pyarrow can read."""
+
+    def __init__(self, read: Chunks) -> None:
+        self._read, self._rest = read, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._rest = self._rest or self._read(len(buffer))
+        taken = self._rest[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._rest = self._rest[len(taken) :]
+        return len(taken)
 
 
-def _take(record: dict[str, Any], path: str) -> Any:
-    """Remove and return the value at ``path``: a field of that very name, else a dotted path; None if absent."""
-    if path in record:
-        return record.pop(path)
-    *folders, name = path.split(".")
-    holder: Any = record
-    for folder in folders:
-        holder = holder.get(folder) if isinstance(holder, dict) else None
-    return holder.pop(name, None) if isinstance(holder, dict) else None
+def _delimited_rows(delimiter: str, uri: str, ending: str, _text_field: str) -> Iterator[Row]:
+    """Read delimited text with a header; every value is a string, an empty one none."""
+    number, bad = 0, []
+
+    def skip(row: pacsv.InvalidRow) -> str:
+        bad.append(f"expected {row.expected_columns} columns, got {row.actual_columns}")
+        return "skip"
+
+    parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip)
+    try:
+        with open_input(uri) as file:
+            refuse_other_kind(uri, open_chunks(uri, file, ending)(input_files.SIGNATURE_BYTES), "delimited text")
+        with open_input(uri) as file:
+            names = next(_delimited_batches(uri, file, ending, parse, ())).schema.names
+        _refuse_repeats(uri, names)
+        bad.clear()
+        with open_input(uri) as file:
+            for batch in _delimited_batches(uri, file, ending, parse, names):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, {name: value or None for name, value in row.items()}
+        yield from ((number + i, Rejection("wrong_columns", detail)) for i, detail in enumerate(bad, start=1))
+    except StopIteration:  # a header alone
+        return
+    except (*UNREADABLE, UnicodeDecodeError) as error:  # the latter of a column's name
+        refuse(uri, "whole delimited text with a header", f"after row {number}", error)
 
 
-def _json_value(value: Any, changed: list[str]) -> Any:
-    """Return ``value`` in JSON's types; what they cannot hold becomes null or a string, and is noted in ``changed``.
-
-    Dates and times are written in ISO 8601 and decimals as text, as they are; NaN is a data frame's "none".
-    """
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, str):
-        return _clean(value, changed)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            changed.append("float")
-        return value if math.isfinite(value) else None
-    if isinstance(value, (list, tuple)):
-        return [_json_value(item, changed) for item in value]
-    if isinstance(value, dict):
-        return {_clean(str(name), changed): _json_value(item, changed) for name, item in value.items()}
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, (decimal.Decimal, uuid.UUID)):
-        return str(value)
-    changed.append(type(value).__name__)
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, datetime.timedelta):
-        return f"PT{value.total_seconds():f}".rstrip("0").rstrip(".") + "S"
-    return None if isinstance(value, Unreadable) else str(value)
+def _delimited_batches(
+    uri: str, file: BinaryIO, ending: str, parse: pacsv.ParseOptions, names: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    read = pacsv.ReadOptions(block_size=input_files.READ_BYTES, use_threads=False)
+    convert = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+    stream = _ChunkFile(open_chunks(uri, file, ending))
+    return iter(pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert))
 
 
-def _clean(text: str, changed: list[str]) -> str:
-    """Replace lone surrogates, which no file can hold."""
-    if not SURROGATES.search(text):
-        return text
-    changed.append("surrogate")
-    return SURROGATES.sub("\ufffd", text)
+def _parquet_rows(uri: str, _ending: str, _text_field: str, span: Span | None = None) -> Iterator[Row]:
+    number = span.before if span else 0
+    with open_input(uri) as file:
+        refuse_other_kind(uri, file.read(input_files.SIGNATURE_BYTES), "Parquet")
+        file.seek(0)
+        try:
+            with pq.ParquetFile(file) as parquet:
+                _refuse_repeats(uri, parquet.schema_arrow.names)
+                _refuse_bombs(uri, parquet.metadata)
+                for group in _groups_of(parquet.metadata, span):
+                    for batch in iter_row_group(parquet, group, ROWS_AT_A_TIME):
+                        for row in _batch_rows(batch):
+                            number += 1
+                            yield number, row
+        except UNREADABLE as error:
+            refuse(uri, "a whole Parquet file", f"after row {number}", error)
 
 
-def _derive_id(text: str) -> str:
-    return f"sha256-{hashlib.sha256(text.encode()).hexdigest()[:ID_HEX_DIGITS]}"
+def _cut_row_groups(uri: str, span_bytes: int) -> Cuts:
+    """Cut a Parquet file between row groups into spans of at most `span_bytes`, or of one row group."""
+    with open_input(uri) as file:
+        refuse_other_kind(uri, file.read(input_files.SIGNATURE_BYTES), "Parquet")
+        size = file.seek(0, io.SEEK_END)
+        try:
+            metadata = pq.read_metadata(file)
+            places = _group_places(metadata)
+        except UNREADABLE as error:
+            refuse(uri, "a whole Parquet file", "after row 0", error)
+    tail = size - metadata.serialized_size - PARQUET_END_BYTES
+    limits = [*(start for start, _ in places[1:]), tail]
+    if any(end > limit for (_, end), limit in zip(places, limits, strict=False)):
+        return Cuts((0,), tail, (0,))  # groups that do not follow one another
+    starts, rows, before = [0], [0], 0
+    for group, (start, end) in enumerate(places):
+        own = metadata.row_group(group).num_rows
+        if own and before > rows[-1] and end - starts[-1] > span_bytes:
+            starts.append(start)
+            rows.append(before)
+        before += own
+    return Cuts(tuple(starts), tail, tuple(rows))
+
+
+def _groups_of(metadata: pq.FileMetaData, span: Span | None) -> Sequence[int]:
+    """List a file's row groups, or those that begin in a span."""
+    if span is None:
+        return range(metadata.num_row_groups)
+    return [i for i, (start, _) in enumerate(_group_places(metadata)) if span.start <= start < span.end]
+
+
+def _group_places(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
+    """Return the first byte of each row group, and the one after its last; one without rows may have no place."""
+    places, end = [], 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = [group.column(i) for i in range(group.num_columns if group.num_rows else 0)]
+        starts = [min(filter(None, (c.dictionary_page_offset, c.data_page_offset)), default=0) for c in columns]
+        ends = [start + c.total_compressed_size for start, c in zip(starts, columns, strict=True)]
+        places.append((min(starts, default=end), end := max(ends, default=end)))
+    return places
+
+
+def _arrow_rows(uri: str, _ending: str, _text_field: str) -> Iterator[Row]:
+    """Read an Arrow file or stream, as `datasets` keeps them."""
+    number = 0
+    with open_input(uri) as file:
+        head = file.read(input_files.SIGNATURE_BYTES)
+        file.seek(0)
+        if name_kind(head) != "Arrow":
+            refuse_other_kind(uri, head, "Arrow")
+        try:
+            reader = pa.ipc.open_file(file) if name_kind(head) == "Arrow" else pa.ipc.open_stream(file)
+            _refuse_repeats(uri, reader.schema.names)
+            many = range(reader.num_record_batches) if name_kind(head) == "Arrow" else None
+            for batch in reader if many is None else (reader.get_batch(i) for i in many):
+                for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
+                    for row in _batch_rows(batch.slice(start, ROWS_AT_A_TIME)):
+                        number += 1
+                        yield number, row
+        except UNREADABLE as error:
+            refuse(uri, "a whole Arrow file", f"after row {number}", error)
+
+
+def _refuse_repeats(uri: str, names: Sequence[str]) -> None:
+    """Refuse two columns of one name: nothing says which of them is meant."""
+    repeated = [name for name, n in Counter(names).items() if n > 1]
+    if repeated:
+        raise InputError(f"{redact(uri)}: expected columns of different names, found {repeated[0]!r} more than once")
+
+
+def _refuse_bombs(uri: str, metadata: pq.FileMetaData) -> None:
+    """Refuse a column that says it would blow up: its pages are decompressed whole, and no text shrinks so far."""
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(column)
+            stored, size = chunk.total_compressed_size, chunk.total_uncompressed_size
+            if size > max(MAX_COLUMN_BYTES, MAX_COLUMN_RATIO * stored):
+                expected = f"at most {MAX_COLUMN_RATIO} bytes out of each one stored"
+                got = f"{size} out of {stored} in column {chunk.path_in_schema!r}"
+                raise InputError(f"{redact(uri)}: expected {expected}, got {got}")
+
+
+def _batch_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    try:
+        return cast(list[dict[str, Any]], batch.to_pylist())
+    except (ValueError, OverflowError):
+        # Arrow checks neither strings nor times before it converts them: find the bad values one by one.
+        columns = [[_value(value) for value in column] for column in batch.columns]
+        return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        return Unreadable(f"expected UTF-8, got {error.reason}")
+    except (ValueError, OverflowError) as error:
+        return Unreadable(f"expected a value that Python can hold, got {error}")
+
+
+JSON_LINES = Reader(_json_rows, compressed=True, cut=_cut_lines)
+TEXT = Reader(_text_row, compressed=True)
+CSV = Reader(partial(_delimited_rows, ","), compressed=True)
+TSV = Reader(partial(_delimited_rows, "\t"), compressed=True)
+PARQUET = Reader(_parquet_rows, compressed=False, cut=_cut_row_groups)
+ARROW = Reader(_arrow_rows, compressed=False)

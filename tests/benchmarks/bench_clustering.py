@@ -23,7 +23,7 @@ import numpy.typing as npt
 from quad_tasks.core.clustering import kmeans
 from quad_tasks.core.clustering.embed_texts import embed_ngrams, fit_ngram_embedder
 from quad_tasks.records import Document
-from quad_tasks.storage.readers import Fields, read_documents
+from quad_tasks.storage.input_documents import Fields, read_documents
 
 ASSIGNED = 20_000
 PASSAGE_CHARACTERS = 300

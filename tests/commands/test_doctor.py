@@ -12,7 +12,7 @@ from quad_tasks.commands.doctor import examine, refuse_unfit
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.lm.model import ModelError
-from quad_tasks.storage.readers import InputError
+from quad_tasks.storage.input_documents import InputError
 
 ALIKE = [{"id": str(i), "text": "the same words"} for i in range(5)]
 

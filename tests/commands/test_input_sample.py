@@ -9,7 +9,7 @@ from quad_tasks.commands import input_sample
 from quad_tasks.commands.input_sample import look_at, look_at_pool, parse_documents, sample_texts, scale_sample
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError
-from quad_tasks.storage.readers import Fields, InputError
+from quad_tasks.storage.input_documents import Fields, InputError
 
 GOOD = [{"text": f"rain {i}", "n": i} for i in range(3)]
 BAD = [{"text": " "}, {"text": 3}, {"body": "x"}, {"text": "a", "source": {}}]

@@ -11,7 +11,7 @@ from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.runtime.events import read_times
 from quad_tasks.runtime.run import pinned_pool
-from quad_tasks.storage.readers import InputError, expand_inputs
+from quad_tasks.storage.input_documents import InputError, expand_inputs
 from quad_tasks.storage.store import open_store
 
 

@@ -13,8 +13,8 @@ import zstandard
 from hub_server import at_hub, running_hub
 
 from quad_tasks.storage.errors import StorageError, StoreForbidden
+from quad_tasks.storage.input_documents import read_documents
 from quad_tasks.storage.input_files import InputError, expand_inputs, fingerprint, input_size, open_input, suffix_of
-from quad_tasks.storage.readers import read_documents
 
 LINES = b"".join(b'{"id": "%d", "text": "a text of some words, number %d"}\n' % (i, i) for i in range(200))
 SKIPPABLE = struct.pack("<II", 0x184D2A50, 16) + b"s" * 16

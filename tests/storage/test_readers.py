@@ -1,495 +1,259 @@
-"""What becomes a document, what is set aside and why, and which files are refused."""
+"""Rows of every kind of file: delimited and plain text, Arrow, and columns that nothing tells apart."""
 
-import datetime
-import decimal
 import gzip
 import hashlib
 import json
-import tracemalloc
-import uuid
-from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quad_tasks.records import Document, SetAside
-from quad_tasks.storage import input_files, input_rows
-from quad_tasks.storage.readers import (
-    Fields,
-    InputError,
-    expand_inputs,
-    fingerprint,
-    input_size,
-    make_document,
-    read_documents,
-)
-from quad_tasks.storage.store import Store, StoreUnavailable
+from quad_tasks.storage import input_files, readers
+from quad_tasks.storage.input_documents import read_documents
+from quad_tasks.storage.input_files import InputError, digest_spans, find_cuts, fingerprint, input_size
+from quad_tasks.storage.readers import Rejection, parse_object, read_rows
+from quad_tasks.storage.store import Store
 
-CORPUS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "candidate"
-COMPRESS = {
-    ".jsonl": bytes,
-    ".jsonl.gz": gzip.compress,
-    ".jsonl.zst": zstandard.ZstdCompressor(write_checksum=True).compress,
-}
-TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
-JSON = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
+TABLE = pa.table({"id": ["a", "b"], "text": ["one", "two"]})
 
 
-def write_lines(folder: Path, *lines: bytes | dict, name: str = "shard.jsonl") -> str:
-    encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
-    suffix = name[name.index(".") :]
-    (folder / name).write_bytes(COMPRESS[suffix](b"".join(line + b"\n" for line in encoded)))
-    return str(folder / name)
-
-
-def write_parquet(folder: Path, table: pa.Table, **options) -> str:
-    pq.write_table(table, folder / "shard.parquet", **options)
-    return str(folder / "shard.parquet")
-
-
-def of_no_other_kind(lines: list[bytes]) -> bool:
-    first = lines[0].removeprefix(b"\xef\xbb\xbf") if lines else b""
-    return input_files.name_kind(first) is None and not first.lstrip().startswith(b"[")
-
-
-def read_all(uri: str, fields: Fields | None = None) -> list[Document | SetAside]:
-    return list(read_documents(uri, fields))
-
-
-def test_a_full_record_becomes_a_document(tmp_path):
-    record = {"id": "d1", "text": "Hello", "source": "books", "metadata": {"lang": "en"}, "domain": "news", "n": [1]}
-    assert read_all(write_lines(tmp_path, record)) == [
-        Document("d1", "Hello", "books", {"n": [1], "lang": "en", "domain": "news"})
+def test_delimited_rows_are_strings_and_may_hold_newlines_and_quotes(tmp_path):
+    (tmp_path / "x.csv").write_text('id,text,score\n1,"a, ""b""\nc",0.5\n2,d,\n')
+    assert list(read_rows(f"{tmp_path}/x.csv")) == [
+        (1, {"id": "1", "text": 'a, "b"\nc', "score": "0.5"}),
+        (2, {"id": "2", "text": "d", "score": None}),
     ]
 
 
-def test_a_bare_text_gets_an_id_from_its_content_and_its_file_as_source(tmp_path):
-    uri = write_lines(tmp_path, {"text": "Grüße"}, name="my.shard.jsonl.gz".replace("my.", "my-"))
-    digest = hashlib.sha256("Grüße".encode()).hexdigest()
-    assert read_all(uri) == [Document(f"sha256-{digest[:32]}", "Grüße", "my-shard", {})]
+def test_tabs_delimit_and_a_row_of_other_columns_is_set_aside(tmp_path):
+    (tmp_path / "x.tsv").write_text("id\ttext\n1\ta, b\n2\tc\td\n3\te\n")
+    rows = [row for _, row in read_rows(f"{tmp_path}/x.tsv")]
+    assert rows[:2] == [{"id": "1", "text": "a, b"}, {"id": "3", "text": "e"}]
+    assert rows[2] == Rejection("wrong_columns", "expected 2 columns, got 3")
 
 
-@pytest.mark.parametrize(("given_id", "read"), [(7, "7"), ("x", "x"), (10**30, str(10**30))])
-def test_a_given_id_is_kept_as_text(tmp_path, given_id, read):
-    assert read_all(write_lines(tmp_path, {"id": given_id, "text": "a"}))[0].id == read
+def test_a_column_that_begins_with_numbers_may_go_on_with_words(tmp_path):
+    lines = [f"{i},text {i}" for i in range(5000)] + ["word,last"]
+    (tmp_path / "x.csv").write_text("\n".join(["id,text", *lines]))
+    documents = list(read_documents(f"{tmp_path}/x.csv"))
+    assert (len(documents), documents[0].id, documents[-1].id) == (5001, "0", "word")
 
 
-@pytest.mark.parametrize("absent", [None, ""])
-def test_an_absent_id_is_derived(tmp_path, absent):
-    assert read_all(write_lines(tmp_path, {"id": absent, "text": "a"}))[0].id.startswith("sha256-ca978112ca1b")
+def test_a_header_alone_gives_no_row(tmp_path):
+    (tmp_path / "x.csv").write_text("id,text\n")
+    assert list(read_rows(f"{tmp_path}/x.csv")) == []
 
 
-def test_fields_can_be_renamed_and_reach_into_objects(tmp_path):
-    record = {"uid": 3, "doc": {"body": "text", "len": 4}, "a.b": "dotted name", "meta": {"lang": "en"}}
-    fields = Fields(id="uid", text="doc.body", source="a.b", metadata="none.such", domain="meta.lang")
-    assert read_all(write_lines(tmp_path, record), fields) == [
-        Document("3", "text", "dotted name", {"doc": {"len": 4}, "meta": {}, "domain": "en"})
-    ]
+def test_a_header_that_is_not_utf_8_is_refused_by_name(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"\xffid,text\n1,one\n")
+    with pytest.raises(InputError, match=r"x\.csv: expected whole delimited text with a header, got an error"):
+        list(read_rows(f"{tmp_path}/x.csv"))
 
 
-def test_metadata_may_be_a_string_holding_an_object(tmp_path):
-    assert read_all(write_lines(tmp_path, {"text": "a", "metadata": '{"lang": "en"}'}))[0].metadata == {"lang": "en"}
+def test_a_text_file_is_one_document_under_the_field_of_the_text(tmp_path):
+    (tmp_path / "essay.txt").write_bytes(b"\xef\xbb\xbfone\n\ntwo\n")
+    assert list(read_rows(f"{tmp_path}/essay.txt", "body")) == [(1, {"body": "one\n\ntwo\n"})]
+    (document,) = read_documents(f"{tmp_path}/essay.txt")
+    assert (document.text, document.source) == ("one\n\ntwo\n", "essay")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    ((_, rejected),) = read_rows(f"{tmp_path}/latin.txt")
+    assert rejected == Rejection("invalid_utf8", "expected UTF-8, got byte 0xe9 at byte 3")
 
 
-@pytest.mark.parametrize(
-    ("line", "reason", "detail"),
+@pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream], ids=["file", "stream"])
+def test_arrow_files_and_streams_are_read(tmp_path, write):
+    with write(f"{tmp_path}/x.arrow", TABLE.schema) as writer:
+        writer.write_table(TABLE, max_chunksize=1)
+    assert [row for _, row in read_rows(f"{tmp_path}/x.arrow")] == TABLE.to_pylist()
+    data = (tmp_path / "x.arrow").read_bytes()
+    (tmp_path / "x.arrow").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"x\.arrow: expected a whole Arrow file"):
+        list(read_rows(f"{tmp_path}/x.arrow"))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    columns = [pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["text", "text"]), tmp_path / "x.parquet")
+    (tmp_path / "x.csv").write_text("text,text\na,b\n")
+    for name in ("x.parquet", "x.csv"):
+        with pytest.raises(InputError, match=rf"{name}: expected columns of different names, found 'text' more than"):
+            list(read_rows(f"{tmp_path}/{name}"))
+
+
+def test_a_json_array_is_refused_on_one_line_or_many(tmp_path):
+    for indent in (None, 1):
+        (tmp_path / "x.jsonl").write_text(json.dumps([{"text": "a"}], indent=indent))
+        with pytest.raises(InputError, match=r"x\.jsonl: expected JSON lines, found a JSON array"):
+            list(read_rows(f"{tmp_path}/x.jsonl"))
+
+
+def test_a_parsed_object_keeps_what_python_can_hold():
+    assert parse_object(b'{"n": 1e999, "text": "a\tb"}') == {"n": float("inf"), "text": "a\tb"}
+    assert parse_object(b"[1]") == Rejection("not_an_object", "expected a JSON object, got an array")
+
+
+def test_a_damaged_parquet_file_is_refused_or_gives_all_its_rows(tmp_path):
+    path = tmp_path / "pool.parquet"
+    pq.write_table(pa.table({"text": [f"row {n}" for n in range(48)]}), path, row_group_size=16, use_dictionary=False)
+    data, counts = path.read_bytes(), set()
+    for place in range(4, 300):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        counts.add(count_rows(path))
+    assert counts == {None, 48}
+
+
+def count_rows(path):
+    """Count a file's rows; None: it is refused."""
+    try:
+        return len(list(read_rows(str(path))))
+    except InputError:
+        return None
+
+
+LONGEST = 30
+LINES = st.sampled_from(
     [
-        (b"{", "invalid_json", "expected one JSON object, got"),
-        (b'{"text": "a"} {"text": "b"}', "invalid_json", "got Extra data"),
-        (b"[" * 100_000, "invalid_json", "recursion"),
-        (b'["text"]', "not_an_object", "expected a JSON object, got an array"),
-        (b"3", "not_an_object", "got a number"),
-        (b"null", "not_an_object", "got null"),
-        (b'{"text": "a\xff"}', "invalid_utf8", "expected UTF-8, got byte 0xff at byte 11"),
-        (b'{"text": "\\ud800"}', "invalid_utf8", "lone surrogate"),
-        (b'{"body": "a"}', "missing_text", "expected text in field 'text', got none"),
-        (b'{"text": null}', "missing_text", "got none"),
-        (b'{"text": 3}', "wrong_type", "expected a string in field 'text', got a number"),
-        (b'{"text": ["a"]}', "wrong_type", "got an array"),
-        (b'{"text": ""}', "empty_text", "got 0 blank characters"),
-        (b'{"text": " \\n\\u2003"}', "empty_text", "got 3 blank characters"),
-    ],
-    ids=lambda value: repr(value)[:40] if isinstance(value, bytes) else None,
-)
-def test_a_bad_line_is_set_aside_with_its_reason_and_the_next_is_read(tmp_path, line, reason, detail):
-    uri = write_lines(tmp_path, {"id": "before", "text": "a"}, line, {"id": "after", "text": "b"})
-    before, aside, after = read_all(uri)
-    assert (before.id, after.id) == ("before", "after")
-    assert (aside.input, aside.line, aside.reason) == (uri, 2, reason)
-    assert detail in aside.detail
-
-
-def test_a_bad_record_is_named_by_its_id_where_it_has_one(tmp_path):
-    uri = write_lines(tmp_path, {"id": 5, "text": ""}, {"id": "x", "text": None}, {"text": 3}, b"{")
-    assert [aside.id for aside in read_all(uri)] == ["5", "x", "", ""]
-
-
-NULLED = {"n": None}
-SECONDARY = [
-    (b'"n": NaN', {}, NULLED, "n"),
-    (b'"n": -Infinity', {}, NULLED, "n"),
-    (b'"n": 1e999', {}, NULLED, "n"),
-    (b'"n": [NaN, 1]', {}, {"n": [None, 1]}, "n"),
-    (b'"n": %s' % (b"9" * 5000), {}, NULLED, "n"),
-    (b'"n": "half \\ud83d"', {}, {"n": "half \ufffd"}, "n"),
-    (b'"n": {"x": ["\\uDFFF"]}', {}, {"n": {"x": ["\ufffd"]}}, "n"),
-    (b'"n\\udc00": 1', {}, {"n\ufffd": 1}, "n\ufffd"),
-    (b'"n": "a\tb"', {}, {"n": "a\tb"}, None),
-    (b'"id": 1.0', {"id": "1"}, {}, None),
-    (b'"id": 1.5', {}, {"id": 1.5}, "id"),
-    (b'"id": true', {}, {"id": True}, "id"),
-    (b'"id": {"$oid": "5f"}', {}, {"id": {"$oid": "5f"}}, "id"),
-    (b'"id": "\\ud800"', {}, {"id": "\ufffd"}, "id"),
-    (b'"source": 3', {"source": "3"}, {}, None),
-    (b'"source": {"name": "cc"}', {"source": "shard"}, {"source": {"name": "cc"}}, "source"),
-    (b'"metadata": []', {}, {"metadata": []}, "metadata"),
-    (b'"metadata": "common crawl"', {}, {"metadata": "common crawl"}, "metadata"),
-    (b'"metadata": "{\\"n\\": NaN}"', {}, NULLED, "n"),
-    (b'"metadata": ""', {}, {}, None),
-    (b'"domain": 3', {}, {"domain": "3"}, None),
-    (b'"domain": []', {}, {"domain": []}, "domain"),
-]
-
-
-@pytest.mark.parametrize(
-    ("field", "named", "metadata", "dropped"), SECONDARY, ids=[f[:30].decode() for f, *_ in SECONDARY]
-)
-def test_a_secondary_field_never_costs_the_document(tmp_path, field, named, metadata, dropped):
-    (document,) = read_all(write_lines(tmp_path, b'{"text": "a", ' + field + b"}"))
-    assert (document.text, document.metadata) == ("a", metadata)
-    assert document.dropped == ((dropped,) if dropped else ())
-    assert {name: getattr(document, name) for name in named} == named
-    json.dumps(document.metadata, ensure_ascii=False, allow_nan=False).encode()
-
-
-def test_parquet_values_that_json_cannot_hold_become_strings_or_null(tmp_path):
-    uid = uuid.UUID(int=7)
-    table = pa.table(
-        {
-            "id": pa.array([uid.bytes], pa.uuid()),
-            "text": pa.array([b"caf\xc3\xa9"]),
-            "digest": pa.array([b"\x00\xff"]),
-            "took": pa.array([datetime.timedelta(seconds=90, milliseconds=500)]),
-            "seen": pa.array([2**62], pa.timestamp("us")),
-        }
-    )
-    (document,) = read_all(write_parquet(tmp_path, table))
-    assert (document.id, document.text) == (str(uid), "café")
-    assert document.metadata == {"digest": "AP8=", "took": "PT90.5S", "seen": None}
-    assert document.dropped == ("digest", "seen", "took")
-
-
-def test_float_ids_of_a_data_frame_are_whole_numbers(tmp_path):
-    table = pa.table({"id": [3.0, float("nan"), 2.0**60], "text": ["a", "b", "c"]})
-    ids = [document.id for document in read_all(write_parquet(tmp_path, table))]
-    assert (ids[0], ids[1][:7], ids[2]) == ("3", "sha256-", str(2**60))
-
-
-def test_a_byte_order_mark_at_any_line_is_dropped(tmp_path):
-    uri = write_lines(tmp_path, b'\xef\xbb\xbf{"text": "a"}', b'\xef\xbb\xbf{"text": "b"}')
-    assert [document.text for document in read_all(uri)] == ["a", "b"]
-
-
-def test_a_record_is_not_changed_by_being_read():
-    record = {"id": 1, "text": "a", "doc": {"lang": "en"}, "metadata": {"n": 1}}
-    before = json.loads(json.dumps(record))
-    make_document(record, Fields(domain="doc.lang"), "x")
-    assert record == before
-
-
-def test_an_escaped_surrogate_pair_is_valid(tmp_path):
-    assert read_all(write_lines(tmp_path, b'{"text": "\\ud83d\\ude00"}'))[0].text == "\U0001f600"
-
-
-def test_lines_end_at_newline_bytes_only(tmp_path):
-    text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg"
-    uri = write_lines(tmp_path, json.dumps({"text": text}, ensure_ascii=False).encode(), {"text": "next"})
-    assert [document.text for document in read_all(uri)] == [text, "next"]
-
-
-def test_blank_lines_are_counted_but_give_nothing(tmp_path):
-    uri = write_lines(tmp_path, b"", {"text": "a"}, b" \r", b"{")
-    document, aside = read_all(uri)
-    assert (document.text, aside.line) == ("a", 4)
-
-
-def test_windows_line_ends_a_byte_order_mark_and_a_missing_last_newline_are_read(tmp_path):
-    (tmp_path / "w.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}')
-    assert [document.text for document in read_all(str(tmp_path / "w.jsonl"))] == ["a", "b"]
-
-
-@pytest.mark.parametrize("suffix", list(COMPRESS))
-@pytest.mark.parametrize("read_bytes", [1, 7, 8 * 2**20])
-def test_every_compression_gives_the_same_documents_whatever_is_read_at_a_time(
-    tmp_path, monkeypatch, suffix, read_bytes
-):
-    monkeypatch.setattr(input_files, "READ_BYTES", read_bytes)
-    records = [{"id": str(i), "text": "é" * i} for i in range(1, 9)]
-    uri = write_lines(tmp_path, *records, name=f"shard{suffix}")
-    assert [(document.id, document.text) for document in read_all(uri)] == [(r["id"], r["text"]) for r in records]
-
-
-@pytest.mark.parametrize("suffix", list(COMPRESS))
-def test_a_line_over_the_bound_is_set_aside_without_being_held(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(input_rows, "MAX_LINE_BYTES", 20)
-    monkeypatch.setattr(input_files, "READ_BYTES", 8)
-    exact, long = b'{"text": "123456789"}'[:20], b'{"text": "' + b"x" * 100 + b'"}'
-    uri = write_lines(tmp_path, long, b'{"text": "12345678"}', long, exact + b"}", {"text": "b"}, name=f"s{suffix}")
-    assert [item.text if isinstance(item, Document) else (item.line, item.reason) for item in read_all(uri)] == [
-        (1, "line_too_long"),
-        "12345678",
-        (3, "line_too_long"),
-        (4, "line_too_long"),
-        "b",
+        b"",
+        b"  ",
+        b'{"text": "a"}',
+        b'{"text": "a"}\r',
+        '\ufeff{"text": "b"}'.encode(),
+        '{"text": "\u00e9\u6f22\U0001f600"}'.encode(),
+        '{"text": "a\u2028b\\nc"}'.encode(),
+        b"{",
+        b"[1]",
+        b"\xff\xfe",
+        b'{"text": "' + b"x" * LONGEST + b'"}',
     ]
-
-
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-def test_a_compression_bomb_costs_no_more_memory_than_one_line(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(input_rows, "MAX_LINE_BYTES", 2**22)
-    monkeypatch.setattr(input_files, "READ_BYTES", 2**20)
-    bomb = COMPRESS[suffix](b" " * (8 * input_rows.MAX_LINE_BYTES) + b'\n{"text": "a"}\n')
-    (tmp_path / f"bomb{suffix}").write_bytes(bomb)
-    tracemalloc.start()
-    before = pa.default_memory_pool().max_memory()
-    aside, document = read_all(str(tmp_path / f"bomb{suffix}"))
-    python_bytes = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert (aside.reason, document.text) == ("line_too_long", "a")
-    assert python_bytes < 3 * input_rows.MAX_LINE_BYTES
-    assert pa.default_memory_pool().max_memory() - before < 3 * input_rows.MAX_LINE_BYTES
-
-
-def test_a_parquet_bomb_is_refused_by_its_column_and_sizes(tmp_path, monkeypatch):
-    monkeypatch.setattr(input_rows, "MAX_COLUMN_BYTES", 2**20)
-    bomb = pa.table({"id": ["a"], "text": [" " * 2**22]})
-    pq.write_table(bomb, tmp_path / "bomb.parquet", compression="zstd", use_dictionary=False)
-    held = pa.total_allocated_bytes()
-    with pytest.raises(
-        InputError, match=r"bomb\.parquet: expected at most 200 bytes .*got 41943\d\d out of \d+ in column 'text'"
-    ):
-        read_all(str(tmp_path / "bomb.parquet"))
-    assert pa.total_allocated_bytes() - held < 2**20
-    pq.write_table(bomb, tmp_path / "large.parquet", compression="none", use_dictionary=False)
-    (document,) = read_all(str(tmp_path / "large.parquet"))
-    assert document.reason == "empty_text"
-
-
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-def test_concatenated_compressed_files_are_one(tmp_path, suffix):
-    parts = [COMPRESS[suffix](b'{"text": "%d"}\n' % i) for i in range(3)]
-    (tmp_path / f"s{suffix}").write_bytes(b"".join(parts))
-    assert [document.text for document in read_all(str(tmp_path / f"s{suffix}"))] == ["0", "1", "2"]
-
-
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "flipped"])
-def test_a_damaged_file_is_refused_by_name(tmp_path, suffix, damage):
-    lines = b"".join(b'{"text": "%s"}\n' % hashlib.sha256(b"%d" % i).hexdigest().encode() for i in range(500))
-    data = COMPRESS[suffix](lines)
-    middle = len(data) // 2
-    damaged = {
-        "truncated": data[:middle],
-        "garbage": b"this was never compressed",
-        "flipped": data[:middle] + bytes(byte ^ 0xFF for byte in data[middle : middle + 64]) + data[middle + 64 :],
-    }[damage]
-    (tmp_path / f"s{suffix}").write_bytes(damaged)
-    with pytest.raises(InputError, match=rf"s{suffix}: expected a whole (gzip|zstd) file, got an error after line \d+"):
-        read_all(str(tmp_path / f"s{suffix}"))
-
-
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-def test_an_empty_file_is_no_compressed_file(tmp_path, suffix):
-    (tmp_path / f"s{suffix}").write_bytes(b"")
-    with pytest.raises(InputError, match=r"expected a whole (gzip|zstd) file, got an empty one"):
-        read_all(str(tmp_path / f"s{suffix}"))
-    assert read_all(write_lines(tmp_path, name=f"none{suffix}")) == []
-
-
-def test_a_missing_file_is_refused_by_name(tmp_path):
-    with pytest.raises(InputError, match=r"cannot read .*none\.jsonl: not found"):
-        read_all(str(tmp_path / "none.jsonl"))
-
-
-def test_an_unknown_suffix_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(
-        InputError, match=r"a\.pdf: expected a file ending in one of \.jsonl, \.jsonl\.gz, \.jsonl\.zst, "
-    ):
-        read_all(str(tmp_path / "a.pdf"))
-
-
-def test_an_outage_is_not_taken_for_a_bad_file(faulty_s3, delays):
-    faulty_s3.objects["/bucket/a.jsonl.gz"] = gzip.compress(b'{"text": "a"}')
-    uri = "s3://bucket/a.jsonl.gz"
-    assert read_all(uri)[0].text == "a"
-    faulty_s3.faults = ["served", *[503] * 50]
-    with pytest.raises(StoreUnavailable, match="gave up after 7 tries"):
-        read_all(uri)
-
-
-@pytest.mark.parametrize("suffix", list(COMPRESS))
-def test_s3_files_are_read_and_named_by_their_uri(s3_backend, suffix):
-    s3_backend.plant(f"in/x{suffix}", COMPRESS[suffix](b'{"text": "a"}\n{'))
-    uri = f"{s3_backend.uri}/in/x{suffix}"
-    document, aside = read_all(uri)
-    assert (document.text, document.source, aside.input) == ("a", "x", uri)
-
-
-@settings(max_examples=50)
-@given(
-    st.lists(
-        st.builds(
-            Document,
-            id=TEXTS,
-            text=TEXTS,
-            source=TEXTS,
-            metadata=st.dictionaries(TEXTS, JSON | st.lists(JSON, max_size=2), max_size=3),
-        ),
-        max_size=5,
-    ),
-    st.sampled_from(list(COMPRESS)),
-    st.booleans(),
 )
-def test_documents_written_as_json_lines_come_back(tmp_path_factory, documents, suffix, ascii_only):
-    lines = [
-        json.dumps({"id": d.id, "text": d.text, "source": d.source, "metadata": d.metadata}, ensure_ascii=ascii_only)
-        for d in documents
-    ]
-    uri = write_lines(tmp_path_factory.getbasetemp(), *(line.encode() for line in lines), name=f"round-trip{suffix}")
-    assert read_all(uri) == documents
 
 
-@settings(max_examples=50)
-@given(st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=6).filter(of_no_other_kind))
-def test_every_non_blank_line_gives_exactly_one_result(tmp_path_factory, lines):
-    uri = write_lines(tmp_path_factory.getbasetemp(), *lines, name="bytes.jsonl")
-    filled = [number for number, line in enumerate(lines, start=1) if line.removeprefix(b"\xef\xbb\xbf").strip()]
-    assert len(read_all(uri)) in (len(filled), len([line for line in lines if line.strip()]))
+def spans_of(uri, span_bytes):
+    cuts = find_cuts(uri, span_bytes)
+    return [None] if cuts is None else digest_spans(uri, cuts)[1]
 
 
-def test_parquet_rows_become_documents_with_json_metadata(tmp_path):
-    table = pa.table(
-        {
-            "id": [1, None],
-            "text": ["a", "b"],
-            "metadata": ['{"lang": "en"}', None],
-            "day": [datetime.date(2024, 1, 2), None],
-            "price": [decimal.Decimal("1.50"), None],
-            "score": [float("nan"), 0.5],
-            "tags": [["x"], []],
-            "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
-        }
-    )
-    first, second = read_all(write_parquet(tmp_path, table))
-    assert (first.id, first.text, first.source) == ("1", "a", "shard")
-    assert first.metadata == {
-        "day": "2024-01-02", "price": "1.50", "score": None, "tags": ["x"], "map": [["k", 1]], "lang": "en",
-    }  # fmt: skip
-    assert second.id.startswith("sha256-")
-    assert second.metadata == {"day": None, "price": None, "score": 0.5, "tags": [], "map": None}
+@settings(max_examples=150)
+@given(st.lists(LINES, max_size=12), st.booleans(), st.integers(1, 80), st.integers(1, 9))
+def test_spans_of_lines_hold_every_row_once_by_its_line(tmp_path_factory, lines, ended, span_bytes, at_once):
+    path = tmp_path_factory.getbasetemp() / "spans.jsonl"
+    data = b"\n".join([b'{"text": "first"}', *lines]) + b"\n" * ended
+    path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "MAX_LINE_BYTES", LONGEST)
+        patch.setattr(readers, "PROBE_BYTES", at_once)
+        patch.setattr(input_files, "READ_BYTES", at_once)
+        spans = spans_of(str(path), span_bytes)
+        parts = [list(read_rows(str(path), span=span)) for span in spans]
+    expected = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if len(line) > LONGEST:
+            expected.append((number, Rejection("line_too_long", f"expected at most {LONGEST} bytes, got more")))
+        elif line.strip():
+            expected.append((number, parse_object(line.removeprefix("\ufeff".encode()))))
+    assert [row for part in parts for row in part] == expected
+    if spans != [None]:
+        pieces = [data[span.start : span.end] for span in spans]
+        assert b"".join(pieces) == data
+        assert all(piece.endswith(b"\n") for piece in pieces[:-1])
+        assert max(map(len, pieces)) <= span_bytes + max(map(len, data.split(b"\n"))) + 1
+        assert [span.sha256 for span in spans] == [hashlib.sha256(piece).hexdigest() for piece in pieces]
 
 
-def test_bad_parquet_rows_are_set_aside_one_by_one(tmp_path):
-    texts = pa.StringArray.from_buffers(4, *pa.array([b"good", b"\xff\xfe", b"", b"also"]).buffers()[1:])
-    table = pa.table({"id": ["a", "b", "c", "d"], "text": texts, "blob": [None, None, None, b"\x00"]})
-    good, *asides, also = read_all(write_parquet(tmp_path, table))
-    assert (good.text, also.text) == ("good", "also")
-    assert [(aside.line, aside.reason) for aside in asides] == [(2, "invalid_utf8"), (3, "empty_text")]
-    assert (also.metadata, also.dropped) == ({"blob": "AA=="}, ("blob",))
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.booleans(), st.integers(1, 4000))
+def test_spans_of_row_groups_hold_every_row_once_by_its_number(tmp_path_factory, groups, dictionary, span_bytes):
+    path = tmp_path_factory.getbasetemp() / "spans.parquet"
+    texts = [f"text {n} {'x' * 17 * n}" for n in range(sum(groups))]
+    schema, how = pa.schema([("text", pa.string()), ("n", pa.int64())]), {"compression": "none"}
+    with pq.ParquetWriter(path, schema, use_dictionary=dictionary, **how) as writer:
+        for group in groups:
+            own, texts = texts[:group], texts[group:]
+            writer.write_table(pa.table({"text": own, "n": range(group)}, schema=schema))
+    spans = spans_of(str(path), span_bytes)
+    whole = [(n, row) for n, row in enumerate(pq.read_table(path).to_pylist(), start=1)]
+    assert [row for span in spans for row in read_rows(str(path), span=span)] == whole
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    if spans == [None]:
+        assert footer <= span_bytes or len(data) <= span_bytes or sum(map(bool, groups)) <= 1
+        return
+    assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
+    assert {(span.tail, spans[-1].end) for span in spans} == {(footer, footer)}
+    for span in spans:
+        rows = len(list(read_rows(str(path), span=span)))
+        assert rows > 0
+        assert span.end - span.start <= span_bytes or rows in groups
+        assert span.sha256 == hashlib.sha256(data[span.start : span.end] + data[footer:]).hexdigest()
 
 
-def test_a_parquet_file_without_the_text_column_is_set_aside_row_by_row(tmp_path):
-    asides = read_all(write_parquet(tmp_path, pa.table({"body": ["a", "b"]})))
-    assert [(aside.line, aside.reason) for aside in asides] == [(1, "missing_text"), (2, "missing_text")]
+def test_row_groups_that_do_not_follow_one_another_stay_together(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"text": ["a", "b", "c"]}), tmp_path / "x.parquet", row_group_size=1)
+    assert len(spans_of(f"{tmp_path}/x.parquet", 1)) == 3
+    places = readers._group_places
+    monkeypatch.setattr(readers, "_group_places", lambda metadata: places(metadata)[::-1])
+    assert spans_of(f"{tmp_path}/x.parquet", 1) == [None]
 
 
-def test_the_first_parquet_rows_need_only_the_first_row_group(s3_backend, tmp_path, monkeypatch):
-    texts = [np.random.default_rng(i).bytes(2000).hex() for i in range(400)]
-    path = Path(
-        write_parquet(
-            tmp_path, pa.table({"text": texts}), row_group_size=10, use_dictionary=False, write_statistics=False
-        )
-    )
-    s3_backend.plant("x.parquet", path.read_bytes())
-    fetched: list[int] = []
-    read_range = Store.read_range
+def test_what_has_no_place_to_cut_is_read_whole(tmp_path):
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 9))
+    (tmp_path / "x.csv").write_text("text\na\nb\n")
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "a single line, without an end"}')
+    for name in ("x.jsonl.gz", "x.csv", "x.jsonl"):
+        assert find_cuts(f"{tmp_path}/{name}", 1) is None
+
+
+def test_a_line_longer_than_many_spans_is_looked_through_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_files, "READ_BYTES", 2**16)
+    (tmp_path / "x.jsonl").write_bytes(b"{}\n" + b"x" * 2**22 + b"\n{}\n")
+    chunks, next_line = [], readers._next_line
+    monkeypatch.setattr(readers, "_next_line", lambda file, place: chunks.append(place) or next_line(file, place))
+    assert readers._cut_lines(f"{tmp_path}/x.jsonl", 1000).starts == (0, 2**22 + 4)
+    assert len(chunks) == 1
+
+
+def test_a_span_of_a_remote_file_is_read_by_its_range(backend, monkeypatch):
+    data = b"".join(b'{"id": "%d", "text": "some words"}\n' % i for i in range(1000))
+    backend.plant("x.jsonl", data)
+    backend.plant("y.parquet", parquet_of(1000, 100))
+    fetched, read_range = [], Store.read_range
+    monkeypatch.setattr(readers, "PROBE_BYTES", 64)
 
     def counted(store, key, start, end):
         fetched.append(end - start)
         return read_range(store, key, start, end)
 
     monkeypatch.setattr(Store, "read_range", counted)
-    documents = read_documents(f"{s3_backend.uri}/x.parquet")
-    assert next(documents).text == texts[0]
-    assert sum(fetched) < path.stat().st_size / 4
-    assert len(list(documents)) == 399
+    for name in ("x.jsonl", "y.parquet"):
+        uri = f"{backend.uri}/{name}"
+        spans = spans_of(uri, input_size(uri) // 4)
+        assert len(spans) > 2
+        assert sum(fetched) < 1.5 * input_size(uri)  # once for the digests, little to find the cuts
+        fetched.clear()
+        rows = list(read_rows(uri, span=spans[1]))
+        assert rows[0][0] == spans[1].before + 1
+        assert int(rows[0][1]["id"]) == spans[1].before
+        assert sum(fetched) < input_size(uri) / 2
+        assert fingerprint(uri, spans[1]) == spans[1].sha256
+        fetched.clear()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "flipped"])
-def test_a_damaged_parquet_file_is_refused_by_name(tmp_path, damage):
-    uri = write_parquet(tmp_path, pa.table({"text": [f"text {i}" for i in range(1000)]}), use_dictionary=False)
-    data = Path(uri).read_bytes()
-    damaged = {"truncated": data[:-100], "garbage": b"never Parquet", "flipped": data[:8] + b"\xff" * 500 + data[508:]}
-    Path(uri).write_bytes(damaged[damage])
-    with pytest.raises(InputError, match=r"shard\.parquet: expected a whole Parquet file, got an error after row \d+"):
-        read_all(uri)
+def parquet_of(rows, of_a_group):
+    """Write rows of little that compresses as Parquet."""
+    table = pa.table({"id": [str(i) for i in range(rows)], "text": [f"{i**9} words " * 30 for i in range(rows)]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=of_a_group, compression="none", use_dictionary=False)
+    return sink.getvalue().to_pybytes()
 
 
-def test_size_and_fingerprint_are_of_the_files_stored_bytes(backend):
-    backend.plant("a.jsonl", b"bytes" * 1000)
-    assert input_size(f"{backend.uri}/a.jsonl") == 5000
-    assert fingerprint(f"{backend.uri}/a.jsonl") == hashlib.sha256(b"bytes" * 1000).hexdigest()
-
-
-def test_fingerprint_names_a_missing_file(tmp_path):
-    with pytest.raises(InputError, match=r"cannot read .*none"):
-        fingerprint(str(tmp_path / "none"))
-
-
-def test_globs_expand_sorted_and_once_at_any_depth(backend):
-    for key in ("b.jsonl", "a.jsonl", "deep/c.jsonl", "deep/er/d.jsonl", "deep/other.txt"):
-        backend.plant(key, b"")
-    patterns = [f"{backend.uri}/**/*.jsonl", f"{backend.uri}/a.jsonl", f"{backend.uri}/[ab].jsonl"]
-    expected = ["a.jsonl", "b.jsonl", "deep/c.jsonl", "deep/er/d.jsonl"]
-    assert expand_inputs(patterns) == [f"{backend.uri}/{key}" for key in expected]
-
-
-def test_an_expanded_uri_can_be_read(backend):
-    backend.plant("in/a.jsonl", b'{"text": "a"}')
-    (uri,) = expand_inputs([f"{backend.uri}/in/*"])
-    assert read_all(uri)[0].text == "a"
-
-
-def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
-    (tmp_path / "a[1].jsonl").write_bytes(b"")
-    assert expand_inputs([f"{tmp_path}/a[1].jsonl"]) == [f"{tmp_path}/a[1].jsonl"]
-
-
-def test_relative_patterns_and_file_uris_give_absolute_names(tmp_path, monkeypatch):
-    (tmp_path / "a.jsonl").write_bytes(b"")
-    monkeypatch.chdir(tmp_path)
-    assert expand_inputs(["*.jsonl"]) == [f"{tmp_path}/a.jsonl"]
-    assert expand_inputs([f"file://{tmp_path}/*.jsonl"]) == [f"file://{tmp_path}/a.jsonl"]
-
-
-@pytest.mark.parametrize("pattern", ["none.jsonl", "*.none", "folder", "**/none"])
-def test_a_pattern_without_a_file_is_refused_by_name(backend, pattern):
-    backend.plant("folder/a.txt", b"")
-    with pytest.raises(InputError, match="which matches none") as caught:
-        expand_inputs([f"{backend.uri}/folder/a.txt", f"{backend.uri}/{pattern}"])
-    assert f"{backend.uri}/{pattern}" in str(caught.value)
-
-
-@pytest.mark.skipif(not CORPUS.is_dir(), reason="the shared corpus is not beside this repository")
-def test_a_real_shard_is_read_without_a_line_lost():
-    uri = expand_inputs([str(CORPUS / "*.jsonl.gz")])[0]
-    with gzip.open(uri) as file:
-        lines = sum(1 for line in file.read().split(b"\n") if line.strip())
-    results = read_all(uri)
-    assert len(results) == lines
-    assert all(isinstance(result, Document) for result in results)
+@pytest.mark.parametrize("data", [b"never Parquet", b"PAR1" + b"x" * 20 + b"PAR1", b"\x1f\x8b" + b"x" * 20])
+def test_a_file_that_cannot_be_cut_since_it_is_damaged_is_refused_by_name(tmp_path, data):
+    (tmp_path / "x.parquet").write_bytes(data)
+    with pytest.raises(
+        InputError, match=r"x\.parquet: expected (a whole Parquet file, got an error|Parquet, found gzip)"
+    ):
+        find_cuts(f"{tmp_path}/x.parquet", 1)

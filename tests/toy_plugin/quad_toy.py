@@ -9,7 +9,7 @@ from quad_tasks.core.bandit import exhausted_arms
 from quad_tasks.core.clustering.embedders import Embedder
 from quad_tasks.core.scorers import score_exactly
 from quad_tasks.storage.input_files import Reader, open_input, refuse_other_kind
-from quad_tasks.storage.input_rows import Rejection
+from quad_tasks.storage.readers import Rejection
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

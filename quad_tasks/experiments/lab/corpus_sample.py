@@ -16,7 +16,7 @@ from quad_tasks.core.random_order import order_key
 from quad_tasks.demo_corpus import build_corpus
 from quad_tasks.records import Document
 from quad_tasks.stages.influence.prepare_reference import split_reference
-from quad_tasks.storage.readers import Fields, expand_inputs, read_documents
+from quad_tasks.storage.input_documents import Fields, expand_inputs, read_documents
 
 KINDS: dict[str, Attention] = {"joint": "joint", "split": "split", "mlp": "none"}
 """Kinds of curvature, and the attention blocks each tracks."""

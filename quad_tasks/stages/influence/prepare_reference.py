@@ -18,9 +18,9 @@ from quad_tasks.manifests.influence import ReferenceManifest, ReferenceSet, Refe
 from quad_tasks.records import Document, SetAside
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.storage import tables
+from quad_tasks.storage.input_documents import Fields, expand_inputs, fingerprint, read_documents
 from quad_tasks.storage.keys import manifest_key, reference_folder, reference_table_key
 from quad_tasks.storage.manifest import digest, write_manifest
-from quad_tasks.storage.readers import Fields, expand_inputs, fingerprint, read_documents
 from quad_tasks.storage.store import Store
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("domain", pa.string())])

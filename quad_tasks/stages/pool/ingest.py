@@ -24,10 +24,7 @@ from quad_tasks.runtime.checkpoints import load_checkpoint_tokenizer, read_check
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.storage import tables
 from quad_tasks.storage.errors import redact
-from quad_tasks.storage.keys import documents_key, hashes_key, set_aside_key, shard_manifest_key
-from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
-from quad_tasks.storage.positions import read_table
-from quad_tasks.storage.readers import (
+from quad_tasks.storage.input_documents import (
     SPAN_BYTES,
     Fields,
     InputError,
@@ -39,6 +36,9 @@ from quad_tasks.storage.readers import (
     none_kept,
     number_documents,
 )
+from quad_tasks.storage.keys import documents_key, hashes_key, set_aside_key, shard_manifest_key
+from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
+from quad_tasks.storage.positions import read_table
 from quad_tasks.storage.store import Store
 
 BLOCK_ROWS, BLOCK_CHARACTERS = 1024, 2**24

@@ -23,9 +23,9 @@ from quad_tasks.runtime.held_out import HeldOut
 from quad_tasks.runtime.progress import notice, progress, working
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.pool.ingest import identify
+from quad_tasks.storage.input_documents import Fields, read_documents
 from quad_tasks.storage.keys import manifest_key, model_folder, steps_key
 from quad_tasks.storage.manifest import digest, write_manifest
-from quad_tasks.storage.readers import Fields, read_documents
 from quad_tasks.storage.store import Store
 
 FRESH = "fresh"

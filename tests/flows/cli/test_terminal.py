@@ -13,8 +13,8 @@ from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.blocks import UnsupportedLayer
 from quad_tasks.core.lm.model import ModelError
 from quad_tasks.storage.errors import InvalidKey, StoreKeyError, StoreUnavailable, UnsupportedStore
+from quad_tasks.storage.input_documents import InputError
 from quad_tasks.storage.manifest import DigestMismatch, ManifestMismatch
-from quad_tasks.storage.readers import InputError
 
 BLAMED_ON_INPUT = (
     ConfigError, InputError, ModelError, UnsupportedLayer,

@@ -21,10 +21,10 @@ from quad_tasks.records import Shard
 from quad_tasks.runtime.checkpoints import describe_checkpoint, read_checkpoint_manifest, save_checkpoint
 from quad_tasks.stages.pool import ingest
 from quad_tasks.storage import input_files, tables
+from quad_tasks.storage.input_documents import Fields, InputError, fingerprint
 from quad_tasks.storage.keys import documents_key, set_aside_key, shard_manifest_key
 from quad_tasks.storage.manifest import digest, write_manifest
 from quad_tasks.storage.positions import read_table
-from quad_tasks.storage.readers import Fields, InputError, fingerprint
 from quad_tasks.storage.store import open_store
 
 
