@@ -18,7 +18,7 @@ from quad_tasks.core.selection.remaining import MOST_DOCUMENTS, REFITTED_DOCUMEN
 from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
 from quad_tasks.stages.bandit.estimate_left import FOLDS
 from quad_tasks.stages.bandit.ledger import REFIT_GROWTH
-from quad_tasks.stages.bandit.round_settings import pull_sizes
+from quad_tasks.stages.bandit.round_settings import pull_sizes, round_settings
 from quad_tasks.stages.influence.extract_states import STATE_ROWS
 from quad_tasks.stages.influence.factor_memory import CHUNK_DOCUMENTS, chunk_documents
 from quad_tasks.stages.pool.prepare_model import FRESH
@@ -158,7 +158,7 @@ def _bandit(run: Run) -> Requests:
     drawn += stages * min(pilot, config.clustering.arms) * _fetch(run, 1)
     fits = stages * fitted(run)
     regressions = sum(_regression(run, fit) for fit in fits)
-    chosen, blocks = _predicted_choice(run), len(fits) * pieces.blocks
+    chosen, blocks = _choice(run), len(fits) * pieces.blocks
     tried = chosen.reads + _fetch(run, run.chosen / stages) + _checkpoint(run) + 20
     lengths = _scan(run, 1, opened=0)
     reads = lengths + drawn + regressions + stages * chosen.reads + 2 * trials(config) * tried
@@ -169,7 +169,9 @@ def _bandit(run: Run) -> Requests:
 
 
 def fitted(run: Run) -> list[float]:
-    """Return how many documents each regression of a stage is fitted on, after the round that makes it due."""
+    """Return how many documents each regression of a stage's rounds is fitted on, after the round that makes it due."""
+    if not round_settings(run.config, 0).predicts:
+        return []
     stages = run.config.training.stages
     scored, rounds = run.scored / stages, run.rounds / stages
     pilot = min(run.config.bandit.pilot_documents, scored)
@@ -185,7 +187,8 @@ def fitted(run: Run) -> list[float]:
 def pool_predictions(run: Run) -> int:
     """Count how often all documents are predicted: by each regression of a stage, and for each choice by prediction."""
     stages, frontier = run.config.training.stages, len(run.config.training.frontier)
-    return stages * (len(fitted(run)) + 1 + frontier) + 2 * trials(run.config)
+    choices = stages * (1 + frontier) + 2 * trials(run.config)
+    return stages * len(fitted(run)) + (choices if run.config.selection.mode == "predicted" else 0)
 
 
 def trials(config: RunConfig) -> int:
@@ -201,13 +204,20 @@ def _regression(run: Run, scored: float) -> float:
     return 2 * known + FOLDS * fold + left + whole + PREDICTION_READS * run.pieces.blocks
 
 
-def _predicted_choice(run: Run) -> Requests:
-    """Count a choice by prediction and a general share: predicted, ranked, filled, near-duplicates left out."""
-    blocks, share = run.pieces.blocks, run.config.selection.general_share > 0
-    reads = _fetch(run, run.scored / run.config.training.stages) + _scan(run, 2, opened=2 * run.pieces.read_blocks)
-    reads += share * (_scan(run, 1, opened=blocks) + FILLS * _passes(run) * blocks)
-    reads += (FILLS * _passes(run) + 1) * blocks + _described(run) + 30
-    return Requests(reads, (1 + share) * blocks + 8)
+def _choice(run: Run) -> Requests:
+    """Count a choice and its general share: ranked, filled, near-duplicates left out.
+
+    By prediction all documents' features are read, by arms their tokens; scored documents alone need no blocks.
+    """
+    pieces, mode, share = run.pieces, run.config.selection.mode, run.config.selection.general_share > 0
+    reads, ranked = _described(run) + 30, 0 if mode == "instance" else pieces.blocks
+    if mode == "predicted":
+        reads += _fetch(run, run.scored / run.config.training.stages) + _scan(run, 2, opened=2 * pieces.read_blocks)
+    elif mode == "cluster":
+        reads += _scan(run, 1, opened=pieces.blocks)
+    reads += share * (_scan(run, 1, opened=pieces.blocks) + FILLS * _passes(run) * pieces.blocks)
+    reads += (FILLS * _passes(run) + 1) * ranked
+    return Requests(reads, ranked + share * pieces.blocks + 8)
 
 
 def _described(run: Run) -> float:
@@ -223,7 +233,7 @@ def _train(run: Run) -> Requests:
     controls = config.training.seeds if config.training.control else 0
     models = config.training.seeds + controls + len(config.training.frontier)
     control = _scan(run, 1, opened=blocks) + FILLS * _passes(run) * blocks + _described(run) + 25
-    mixture = _predicted_choice(run)
+    mixture = _choice(run)
     texts = _fetch(run, run.chosen / stages)
     reads = controls * control + len(config.training.frontier) * mixture.reads
     reads += models * (texts + _checkpoint(run) + 30) + 30

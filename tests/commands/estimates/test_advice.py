@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 from small_pool import small_config
 
-from quad_tasks.commands.estimates.advice import LARGE_COST_SHARE, SAMPLED_PER_ARM, advise, advised_arms, advised_pilot
+from quad_tasks.commands.estimates.advice import (
+    LARGE_COST_SHARE,
+    MOST_SHARDS,
+    SAMPLED_PER_ARM,
+    advise,
+    advised_arms,
+    advised_pilot,
+)
 from quad_tasks.config.load import parse_config
 
 SCALING = (Path(__file__).resolve().parents[3] / "docs" / "scaling.md").read_text()
@@ -38,6 +45,7 @@ def test_the_docs_recommend_what_is_advised():
     assert advised_pilot(int(arms), 10**8) == documented("bandit.pilot_documents")
     assert documented("clustering.sample_documents") == SAMPLED_PER_ARM * arms
     assert documented("bandit.max_cost_share") == LARGE_COST_SHARE
+    assert f"at most {MOST_SHARDS:,} shards" in SCALING
 
 
 def test_settings_that_suit_are_left_alone(tmp_path):
@@ -48,6 +56,7 @@ def test_settings_that_suit_are_left_alone(tmp_path):
     ("documents", "given", "message"),
     [
         (10**6, {"shards": 63}, "pool.inputs: .*64 workers need as many, found 63"),
+        (10**8, {"shards": 98_000}, "pool.inputs: pack files, 10,000 shards at most .*, found 98,000"),
         (10**6, {"tasks": 14, "workers": 256}, "bandit.arms_per_round: .* 14 parts for 256 workers: 19 times as many"),
         (10**8, {**SUITED, "clustering__arms": 100}, "clustering.arms: about 5,774 suit 100,000,000 .*, found 100"),
         (

@@ -10,7 +10,7 @@ from dask.utils import parse_bytes
 from small_pool import small_config
 
 from quad_tasks.commands.estimates.hardware import worker_memory
-from quad_tasks.commands.estimates.memory_roles import role_memory
+from quad_tasks.commands.estimates.memory_roles import REGRESSION_BYTES, role_memory
 from quad_tasks.commands.estimates.pieces import count_pieces
 from quad_tasks.commands.estimates.probe import Rates, Shape, WorkerRates
 from quad_tasks.commands.estimates.stage_rows import Basis, Volumes
@@ -47,7 +47,7 @@ def test_what_is_scored_and_chosen_adds_its_features_and_signatures(tmp_path):
     planned = basis(tmp_path, 10**7, scored=5 * 10**6, budget=500 * 10**6)
     scored = 5 * 10**6 * (300 + 16 * SHAPE.document_values)
     chosen = 10**6 * (800 + 4 * 128 + 4 * 128)
-    assert role_memory(planned)["driver"] == PROCESS_BYTES + 4 * 10**7 + scored + chosen
+    assert role_memory(planned)["driver"] == PROCESS_BYTES + REGRESSION_BYTES + 4 * 10**7 + scored + chosen
 
 
 def test_many_small_files_cost_the_driver_a_range_for_each_group(tmp_path):

@@ -27,14 +27,16 @@ WITHIN = 1.5
 Asked = tuple[float, str, str, str]
 SMALL_PIECES = {
     "quad_tasks.storage.tables.PART_ROWS": 16,
-    "quad_tasks.storage.tables.ROW_GROUP_ROWS": 8,
+    "quad_tasks.storage.tables.ROW_GROUP_ROWS": 16,
     "quad_tasks.stages.pool.lay_out_arms.PART_ROWS": 16,
-    "quad_tasks.stages.pool.lay_out_arms.ROW_GROUP_ROWS": 8,
+    "quad_tasks.stages.pool.lay_out_arms.ROW_GROUP_ROWS": 16,
     "quad_tasks.stages.pool.lay_out_arms.GROUP_ROWS": 48,
     "quad_tasks.stages.pool.lay_out_arms.PIECE_ROWS": 40,
     "quad_tasks.stages.bandit.pool_prediction.BLOCK_DOCUMENTS": 64,
 }
-"""So that a run over a small pool reads and writes as many of them as a large one."""
+"""So that a run over a small pool has many of them. A part is one row group: of short texts several are read at once,
+of real ones each by itself (`test_a_row_group_of_real_texts_is_a_range_of_its_own`)."""
+ONE_STAGE = {"training__stages": 1, "training__frontier": [], "bandit__oversample": 1.6}
 
 
 def run_on_s3(corpus, prefix: str, monkeypatch, **changes) -> tuple[RunConfig, list[Asked], list[Any], dict[str, Any]]:
@@ -67,7 +69,7 @@ def count_asked(asked, events) -> dict[str, int]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("pieces", "changes"),
-    [({}, {}), (SMALL_PIECES, {"training__stages": 1, "training__frontier": []})],
+    [({}, {}), (SMALL_PIECES, ONE_STAGE)],
     ids=["two stages", "small pieces"],
 )
 def test_a_run_asks_each_stage_s_requests_within_a_factor(dask_client, corpus, tmp_path, monkeypatch, pieces, changes):
@@ -157,6 +159,18 @@ def test_a_large_pool_s_requests_grow_with_it_but_for_ranges_that_grow_by_its_sq
     assert ten["overlap"] > 2 * 10**8 / tables.ROW_GROUP_ROWS
     assert 10 * one["cluster"] < ten["cluster"] < 100 * one["cluster"]
     assert ten["fit"] < 1.2 * one["fit"]  # a sample of the pool
+
+
+def test_a_run_that_predicts_nothing_reads_no_features(tmp_path):
+    pieces = count_pieces(10**7, 10**10, 100, 6)
+    counted = {}
+    for mode, share in (("instance", 0.0), ("predicted", 0.75)):
+        settings = {"selection__mode": mode, "bandit__active_share": share, "selection__general_share": 0}
+        config = parse_config(small_config(tmp_path, "w", **settings), "modes")
+        run = Run(config, pieces, 10**7, 5e9, 195, 400.0, 10, 30, 50, 1, 10**6)
+        counted[mode] = count_requests("bandit", run).reads
+        assert (fitted(run) == []) == (mode == "instance")
+    assert counted["instance"] < 2 * pieces.row_groups < counted["predicted"] / 4
 
 
 def test_regressions_are_due_when_half_as_many_documents_again_are_scored(tmp_path):
