@@ -3,8 +3,8 @@
 from flows.dask_cluster import dask_cluster
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.records import Shard
+from quad_tasks.runtime.contamination import HeldOutText
 from quad_tasks.runtime.events import timed
-from quad_tasks.runtime.held_out import HeldOut
 from quad_tasks.runtime.prefect_runs import flow
 from quad_tasks.runtime.prefect_ui import show_asset
 from quad_tasks.stages.influence.prepare_reference import prepare_reference
@@ -67,21 +67,21 @@ def refresh_pool(config: RunConfig, reference: str | None = None) -> str:
         return version
 
 
-def _held_out(store: Store, config: RunConfig, reference: str | None) -> HeldOut | None:
+def _held_out(store: Store, config: RunConfig, reference: str | None) -> HeldOutText | None:
     """Return what a fresh model is not trained on; None without such a model, or where held-out text is not sought."""
     words = config.heldout.overlap_words
     if config.model.source != FRESH or words is None:
         return None
-    return HeldOut(reference or prepare_reference(store, config.reference, config.heldout, config.seed), words)
+    return HeldOutText(reference or prepare_reference(store, config.reference, config.heldout, config.seed), words)
 
 
-def _prepare_model(store: Store, config: RunConfig, shards: list[Shard], held_out: HeldOut | None) -> str:
+def _prepare_model(store: Store, config: RunConfig, shards: list[Shard], held_out: HeldOutText | None) -> str:
     attention, fields, device = config.factors.attention, config.pool.fields, config.compute.device
     every_s = config.training.checkpoint_every_s
     return prepare_model(store, config.model, attention, fields, config.seed, device, shards, held_out, every_s)
 
 
-def _recipe(store: Store, config: RunConfig, model: str, held_out: HeldOut | None) -> str:
+def _recipe(store: Store, config: RunConfig, model: str, held_out: HeldOutText | None) -> str:
     known = held_out.identity(store) if held_out else ()
     return recipe_of(config.model, config.embedding, config.clustering, config.seed, model, known)
 

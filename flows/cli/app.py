@@ -119,9 +119,11 @@ def plan(
         str | None, typer.Option(help="Plan the model's work for this GPU: a100, h100, h200 or l40s. None: as here.")
     ] = None,
     documents: Annotated[
-        str | None, typer.Option(metavar="N", help="Take the inputs as a sample of a pool of so many documents: 1e9.")
+        str | None, typer.Option(metavar="N", help="Take the inputs as a sample of a pool of N documents, such as 1e9.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Plan for so many workers. None: compute.workers.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Plan for this many workers. None: compute.workers.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,

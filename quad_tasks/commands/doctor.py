@@ -192,7 +192,7 @@ def check_budget(config: RunConfig, pool: Sample) -> str:
 
 
 def count_tokens(config: RunConfig, texts: list[str]) -> list[int]:
-    """Count texts' tokens; of a fresh model, whose tokenizer is not trained yet, at least so many."""
+    """Count texts' tokens; of a fresh model, whose tokenizer is not trained yet, at least this many."""
     if config.model.source == FRESH or config.model.source.endswith(GGUF_SUFFIX):
         return [-(-len(text.encode()) // BYTES_PER_TOKEN_AT_MOST) for text in texts]
     from quad_tasks.core.lm.tokenizer import encode, load_tokenizer

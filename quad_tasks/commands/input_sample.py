@@ -84,7 +84,7 @@ def look_at(uris: Sequence[str], fields: Fields | None = None, whole_bytes: int 
     """Look at input files.
 
     Args:
-        uris: paths or URIs, as `readers.expand_inputs` gives them.
+        uris: paths or URIs, as `input_files.expand_inputs` gives them.
         fields: names of the records' fields; a record that gives no document by them is bad. None: any record counts.
         whole_bytes: inputs up to this size, as stored, are read whole; None: `WHOLE_BYTES`.
     """
@@ -180,7 +180,7 @@ def look_at_pool(config: RunConfig, files: int | None = None, whole_bytes: int |
 
     Args:
         config: the run's.
-        files: look at so many of them at most; None: at any number.
+        files: look at this many of them at most; None: at any number.
         whole_bytes: as in `look_at`.
 
     Raises:
@@ -221,7 +221,7 @@ def parse_documents(text: str) -> int:
 
 
 def scale_sample(sample: Sample, documents: int) -> Sample:
-    """Take files as a sample of a larger pool: so many times their files and bytes as it has of their documents.
+    """Scale a sample up to a larger pool: files and bytes grow in proportion to documents.
 
     Args:
         sample: of the files at hand.
@@ -247,7 +247,7 @@ def scale_sample(sample: Sample, documents: int) -> Sample:
 
 
 def _repeat(sizes: list[int], factor: float) -> list[int]:
-    """List so many times as many sizes, `LISTED_FILES` at most."""
+    """List this many times as many sizes, `LISTED_FILES` at most."""
     return list(itertools.islice(itertools.cycle(sizes), min(round(len(sizes) * factor), LISTED_FILES)))
 
 

@@ -19,6 +19,7 @@ from quad_tasks.commands.estimates.hardware import describe_device, plan_memory,
 from quad_tasks.commands.estimates.memory_roles import role_memory
 from quad_tasks.commands.estimates.pieces import count_pieces
 from quad_tasks.commands.estimates.probe import Shape, is_slow_dtype, probe, usable_cores
+from quad_tasks.commands.estimates.scoring_cost import plan_choosing
 from quad_tasks.commands.estimates.stage_rows import (
     Basis,
     Volumes,
@@ -33,7 +34,6 @@ from quad_tasks.commands.input_sample import Sample, look_at_pool, sample_texts,
 from quad_tasks.config.schema import ConfigError, RunConfig
 from quad_tasks.runtime.check_environment import check_workspace
 from quad_tasks.runtime.progress import working
-from quad_tasks.stages.bandit.plan_scoring import plan_choosing
 from quad_tasks.stages.influence.prepare_reference import split_reference
 from quad_tasks.stages.selection.train import peak_rate
 

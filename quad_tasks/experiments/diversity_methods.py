@@ -210,7 +210,7 @@ def cost_share(testbed: Testbed, method: Method, scoring: float) -> float:
 
     Args:
         testbed: holds the documents.
-        method: reads them forward so many times.
+        method: reads them forward this many times.
         scoring: FLOPs of its scores, as such a share.
     """
     return scoring + method.reads * scorer_cost.reading_cost(testbed)

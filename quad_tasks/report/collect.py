@@ -48,9 +48,9 @@ from quad_tasks.report.provenance import trace
 from quad_tasks.report.report_json import FORMAT, dump_report, parse_report
 from quad_tasks.runtime.events import read_times, record_event
 from quad_tasks.runtime.findings import announce_findings
-from quad_tasks.runtime.held_out import read_reference
 from quad_tasks.runtime.prefect_ui import show_asset, show_report
 from quad_tasks.runtime.progress import working
+from quad_tasks.runtime.reference_tables import read_reference
 from quad_tasks.runtime.tasks import peak_gpu_memory_bytes, peak_memory_bytes, stage_task
 from quad_tasks.stages.bandit.ledger import SET_COLUMN, read_choice
 from quad_tasks.stages.bandit.round_settings import pull_sizes

@@ -117,7 +117,7 @@ class Reference(Part):
 
 
 class Losses(Part):
-    """What a model was measured at, mean over seeds, after so many optimizer steps; None: it was only measured."""
+    """What a model was measured at, mean over seeds, after this many optimizer steps; None: it was only measured."""
 
     steps: int | None = None
     peak_rate: float | None = None

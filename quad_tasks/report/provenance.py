@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from quad_tasks.report.finished_run import FinishedRun
 from quad_tasks.report.model import Identity, Inputs, Machine, Provenance, StageKeys, Weights
-from quad_tasks.runtime.held_out import read_reference
+from quad_tasks.runtime.reference_tables import read_reference
 from quad_tasks.stages.influence.fit_direction import read_direction
 from quad_tasks.stages.pool.ingest import read_shard
 from quad_tasks.stages.selection.publish import read_selection

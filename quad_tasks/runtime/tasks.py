@@ -27,7 +27,7 @@ RETRY_DELAYS_S = [5.0, 30.0]
 TRANSIENT = (StoreUnavailable, KilledWorker, CommClosedError, FutureCancelledError, CancelledError)
 RECONNECT_TIMEOUT_S = 120
 IN_FLIGHT, CALLS_PER_THREAD = 512, 4
-"""Calls that the scheduler holds at a time: so many, or so many for each thread of the cluster."""
+"""Calls that the scheduler holds at a time: this many, or that many for each thread of the cluster."""
 POLL_S = 0.005
 WORKERS_CHECK_S = 5.0
 """How often a step that gets no result looks whether there is a worker at all."""

@@ -43,7 +43,7 @@ SIGNATURE_BYTES = 32
 READ_BYTES = 8 * 2**20
 """Read at a time; on S3 this is one range request."""
 SPAN_BYTES = 2**28
-"""A file of more bytes, as stored, is cut into spans of about so many."""
+"""A file of more bytes, as stored, is cut into spans of about this many."""
 ZSTD_WINDOW_BYTES = 2**31
 """Largest window of a zstd file, that of `zstd --long=31`: so much memory its reading takes."""
 TOO_WIDE = "too much memory"
@@ -56,7 +56,7 @@ GLOB_CHARACTERS = frozenset("*?[")
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, pa.ArrowException)
 
 Chunks = Callable[[int], bytes]
-"""Reads up to so many bytes; none at the end."""
+"""Reads up to this many bytes; none at the end."""
 
 
 class InputError(StorageError, ValueError):

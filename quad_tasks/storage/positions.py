@@ -164,7 +164,7 @@ def _read_rows(store: Store, block: MergedBlock) -> npt.NDArray[np.unsignedinteg
 
 
 def nth_open(closed_C: npt.NDArray[np.int64], number_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the positions of the documents that so many open ones precede, [N].
+    """Return the positions of the documents that this many open ones precede, [N].
 
     Args:
         closed_C: [C] positions that are not open, ascending.

@@ -74,7 +74,7 @@ def text_hash(text: str) -> bytes:
 def arm_row_schema(embedding_dim: int, token_feature_width: int) -> pa.Schema:
     """Return the columns of the pool in arm order.
 
-    ``embedding`` and ``token_features`` hold so many float32 values. ``shard`` and ``shard_row`` (0-based) say where
+    ``embedding`` and ``token_features`` hold this many float32 values. ``shard`` and ``shard_row`` (0-based) say where
     the document stands in the pool's document tables, ``order`` where among those of its arm.
     """
     return pa.schema(

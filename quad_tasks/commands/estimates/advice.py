@@ -1,4 +1,4 @@
-"""Sizes that suit so many documents: what `quad init` writes and `quad plan` compares with (docs/scaling.md).
+"""Sizes that suit this many documents: what `quad init` writes and `quad plan` compares with (docs/scaling.md).
 
 One home for the numbers: the table of docs/scaling.md is held to them by a test.
 """
@@ -16,15 +16,15 @@ LEAST_PILOT, PILOT_PER_ARM = 256, 2
 MOST_SHARDS = 10_000
 """Of a pool: each task of a layout asks for a range of nearly every shard, and the driving process lists them."""
 LARGE_POOL, LARGE_COST_SHARE = 10**8, 0.005
-"""From so many documents on scoring is kept to this share of scoring the whole pool."""
+"""From this many documents on scoring is kept to this share of scoring the whole pool."""
 MOST_DOCUMENTS = 10**9
-"""Of so many documents no pool has been tried: it is split."""
+"""No pool this large has been tried: it is to be split."""
 SLACK = 2
 """Settings within this factor of what is advised are left alone."""
 
 
 def advised_arms(documents: int) -> int:
-    """Return how many arms suit so many documents."""
+    """Return how many arms suit this many documents."""
     return max(2, min(MOST_ARMS, round(math.sqrt(documents / DOCUMENTS_PER_ARM_AND_ARM))))
 
 
@@ -34,7 +34,7 @@ def advised_pilot(arms: int, documents: int) -> int:
 
 
 def advise(config: RunConfig, documents: int, shards: int, tasks: int, most_share: float | None) -> list[str]:
-    """Say which settings do not suit so many documents, or so many workers, a line each.
+    """Say which settings do not suit this many documents, or this many workers, a line each.
 
     Args:
         config: the run's.
@@ -52,7 +52,7 @@ def advise(config: RunConfig, documents: int, shards: int, tasks: int, most_shar
             lines.append("workspace: object storage (s3://bucket/prefix), which workers of all machines reach")
     if documents >= MOST_DOCUMENTS:
         lines.append(
-            "no pool of so many documents has been tried: split it into pools of 100,000,000 by source or hash, each "
+            "no pool of this many documents has been tried: split it into pools of 100,000,000 by source or hash, each "
             "with its share of the budget, or let a cheap filter leave as many"
         )
     return lines

@@ -33,7 +33,7 @@ class Device:
     Attributes:
         flops: dense bfloat16 operations per second.
         memory_bytes: what it holds.
-        shares: by kind of work, the measured share of its rate at models of so many parameters; a kind that is absent
+        shares: by kind of work, the measured share of its rate at models of this many parameters; a kind that is absent
             is assumed.
     """
 

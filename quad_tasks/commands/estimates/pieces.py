@@ -91,5 +91,5 @@ def pieces_at_once(pieces: int, workers: int) -> float:
 
 
 def touched(draws: float, of: int) -> float:
-    """Return how many of equal places so many documents, drawn at random, are expected to lie in."""
+    """Return how many of equal places this many documents, drawn at random, are expected to lie in."""
     return of * -math.expm1(draws * math.log1p(-1 / of)) if of > 1 else min(draws, of)

@@ -250,7 +250,7 @@ def _publish(run: Run) -> Requests:
 
 
 def _scan(run: Run, ranges: int, opened: int) -> float:
-    """Count reads of columns of all parts: so many ranges of every row group; `opened` times more than once a part."""
+    """Count reads of columns of all parts: ranges of every row group; `opened` times more than once a part."""
     return TABLE * (run.pieces.parts + opened) + ranges * run.pieces.row_groups
 
 

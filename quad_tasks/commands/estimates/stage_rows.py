@@ -12,9 +12,9 @@ from typing import Any
 from quad_tasks.commands.estimates.pieces import Pieces, pieces_at_once
 from quad_tasks.commands.estimates.probe import Rates, Shape
 from quad_tasks.commands.estimates.requests import Requests, Run, count_requests, pool_predictions
+from quad_tasks.commands.estimates.scoring_cost import Choosing
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
-from quad_tasks.stages.bandit.plan_scoring import Choosing
 from quad_tasks.stages.bandit.round_settings import pull_sizes
 from quad_tasks.stages.influence.extract_states import STATE_ROWS
 from quad_tasks.stages.influence.factor_memory import CHUNK_DOCUMENTS, chunk_documents
@@ -311,7 +311,7 @@ def _publish(basis: Basis) -> Row:
 
 
 def _busy(basis: Basis, pieces: int) -> float:
-    """Return how many workers so many equal pieces of work keep busy."""
+    """Return how many workers this many equal pieces of work keep busy."""
     return pieces_at_once(max(1, pieces), basis.config.compute.workers)
 
 

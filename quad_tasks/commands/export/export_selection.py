@@ -31,7 +31,7 @@ UNFINISHED = "export.unfinished.json"
 SHARD_BYTES = 256 * 2**20
 BATCH_ROWS = 256
 PIECES_PER_SHARD = 16
-"""A file passes the size asked for by one of so many pieces of it, or by one document."""
+"""A file passes the size asked for by one of this many pieces of it, or by one document."""
 
 
 def export_selection(

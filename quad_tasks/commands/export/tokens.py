@@ -24,7 +24,7 @@ TokenIds = npt.NDArray[np.int32]
 MEGATRON_HEADER = b"MMIDIDX\x00\x00" + (1).to_bytes(8, "little")
 MEGATRON_CODES = {np.dtype("<i4"): 4, np.dtype("<u2"): 8}
 MEGATRON_SMALL_VOCABULARY = 65_500
-"""Below so many token ids Megatron writes 16 bits an id."""
+"""Below this many token ids Megatron writes 16 bits an id."""
 MDS_LARGEST_SHARD = 2**32
 """An MDS shard says where its samples stand in 32 bits."""
 

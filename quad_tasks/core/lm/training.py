@@ -104,7 +104,7 @@ def count_targets(documents: Iterable[Tokens]) -> int:
 
 
 def count_steps(target_tokens: float, step_tokens: int) -> int:
-    """Count the optimizer steps that a training on so many targets takes, before it is begun.
+    """Count the optimizer steps that a training on this many targets takes, before it is begun.
 
     Args:
         target_tokens: as `count_targets` counts them, or planned.

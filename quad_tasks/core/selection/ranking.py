@@ -146,7 +146,7 @@ def split_among_blocks(tokens_of: Sequence[int], left: int) -> list[int]:
 
 
 def take_best(rows: Rows, value: float, tokens: int) -> Rows:
-    """Take a block's documents above a value, and the first ones at it that hold so many tokens."""
+    """Take a block's documents above a value, and the first ones at it that hold this many tokens."""
     at = np.flatnonzero(rows.value_B == value)
     at = at[np.argsort(rows.position_B[at], kind="stable")]
     at = at[np.cumsum(rows.tokens_B[at]) <= tokens]
@@ -155,7 +155,7 @@ def take_best(rows: Rows, value: float, tokens: int) -> Rows:
 
 
 def take_leading(rows: Rows, tokens: int) -> Rows:
-    """Take a block's best documents that hold so many tokens, and the one after them: it may be what ends the run."""
+    """Take a block's best documents that hold this many tokens, and the one after them: it may be what ends the run."""
     ordered = in_order(rows)
     count = int(np.searchsorted(np.cumsum(ordered.tokens_B), tokens, side="right")) + 1
     return take_rows(ordered, slice(count))
@@ -173,7 +173,7 @@ def in_order(rows: Rows) -> Rows:
 
 
 def merge_run(pieces: Sequence[Rows], tokens: int) -> Rows:
-    """Merge what blocks gave, and keep the run: the first documents in order that hold so many tokens."""
+    """Merge what blocks gave, and keep the run: the first documents in order that hold this many tokens."""
     merged = in_order(join(pieces))
     count = int(np.searchsorted(np.cumsum(merged.tokens_B), tokens, side="right"))
     return take_rows(merged, slice(count))

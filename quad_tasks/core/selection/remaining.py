@@ -32,7 +32,7 @@ LEAST_HELD_OUT = 16
 MOST_DOCUMENTS = 20_000
 """Unscored documents that are drawn for; of more, a sample stands for all."""
 SHUFFLED_DOCUMENTS = 2**20
-"""Most documents that are shuffled for the sample; of more, numbers are drawn until so many differ."""
+"""Most documents that are shuffled for the sample; of more, numbers are drawn until that many differ."""
 REFITTED_DOCUMENTS = 2_000
 """Of these, the best predicted: what refits predict of them is compared, since the others are selected by none."""
 LEAST_ERROR = 1e-3
@@ -102,7 +102,7 @@ class Unscored(NamedTuple):
 
 
 def sample_unscored(n_unscored: int, generator: np.random.Generator) -> Int64:
-    """Draw which of so many unscored documents stand for all: their numbers, ascending, [U]."""
+    """Draw which of this many unscored documents stand for all: their numbers, ascending, [U]."""
     if n_unscored <= SHUFFLED_DOCUMENTS:
         drawn: Int64 = np.sort(generator.permutation(n_unscored)[:MOST_DOCUMENTS])
         return drawn

@@ -164,7 +164,7 @@ def _distinct_passages(config: RunConfig, characters: int | None) -> Iterator[tu
 
 
 def cut_passages(text: str, characters: int | None) -> list[str]:
-    """Cut a text at spaces into passages of at most about so many characters; a short end joins the one before it."""
+    """Cut a text at spaces into passages of at most about this many characters; a short end joins the one before it."""
     if characters is None:
         return [text]
     passages = textwrap.wrap(text, characters, break_long_words=True, break_on_hyphens=False)

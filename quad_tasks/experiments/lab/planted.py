@@ -67,7 +67,7 @@ def make_domains(n_domains: int, generator: np.random.Generator) -> list[Domain]
 
 
 def draw_text(domain: Domain, n_words: int, generator: np.random.Generator) -> list[str]:
-    """Draw a text of so many words."""
+    """Draw a text of this many words."""
     steps = generator.integers(SUCCESSORS, size=n_words)
     word, text = int(generator.integers(DOMAIN_WORDS)), []
     for step in steps.tolist():
@@ -77,7 +77,7 @@ def draw_text(domain: Domain, n_words: int, generator: np.random.Generator) -> l
 
 
 def cut_text(text: Sequence[str], n_words: int) -> list[str]:
-    """Cut a text into documents of so many words, without a rest.
+    """Cut a text into documents of this many words, without a rest.
 
     Raises:
         ValueError: the text's length is not a multiple of the documents'.

@@ -70,7 +70,7 @@ REPEATS = "seeds"
 EMBEDDER_DOCUMENTS = 20_000
 """First documents of the sample, which is in random order, that the n-gram embedder is fitted on."""
 TIMED_PART = 8
-"""One batch in so many is scored again along one direction alone, to measure what that costs."""
+"""One batch in this many is scored again along one direction alone, to measure what that costs."""
 PEAK_RATE = 6e-3
 LATER_RATE = PEAK_RATE / 4
 """Peak learning rate of the first pass over the documents, and of every later one."""

@@ -32,7 +32,7 @@ COUNTED_ROWS = 2**20
 CONDITIONAL_LOSS = "conditional_loss"
 """The scorer that needs no direction: `core.lm.conditional_loss`."""
 DEFAULT_COST_SHARE = 0.1
-"""Of scoring the whole pool exactly, where a regression ranks the rest: beyond it a pilot's gained little."""
+"""Share of the FLOPs of scoring the whole pool exactly, where a regression ranks what is not scored: more gained little."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _length_costs(
 
 @functools.lru_cache(maxsize=2)
 def count_lengths(store: Store, version: str) -> tuple[Int64, Int64]:
-    """Count a pool version's documents by their tokens: [L] ascending tokens, and [L] documents of so many."""
+    """Count a pool version's documents by their tokens: [L] ascending tokens, and [L] documents of this many."""
     counts_N = load_token_counts(store, version)
     pieces = [counts_N[first : first + COUNTED_ROWS] for first in range(0, len(counts_N), COUNTED_ROWS)]
     found = [np.unique(piece, return_counts=True) for piece in pieces]
@@ -172,7 +172,7 @@ def whole_pool_reading(size: ModelSize, n_tokens_L: Int64, documents_L: Int64, r
     Args:
         size: of the model.
         n_tokens_L: [L] tokens of a document.
-        documents_L: [L] documents that have so many.
+        documents_L: [L] documents that have this many.
         reading: how documents are read.
     """
     cost_L = np.zeros(len(n_tokens_L))

@@ -94,7 +94,7 @@ def draw_next(documents: OpenDocuments, arm: int, n_open: int) -> Draw:
     wanted = before_start + n_open
     if wanted >= before_end:
         return Draw(arm, cursor, end - start)
-    # The pull ends after the open document of that number: so many open ones, and the closed ones among them
+    # The pull ends after the open document of that number: this many open ones, and the closed ones among them
     return Draw(arm, cursor, int(nth_open(documents.closed_C, np.array([wanted - 1]))[0]) + 1 - start)
 
 

@@ -182,7 +182,7 @@ def _is_refitted(stage: Stage, ledger: LedgerState) -> bool:
 
 
 def _draw_rescored(stage: Stage, ledger: LedgerState, most: int, generator: np.random.Generator) -> tuple[int, ...]:
-    """Draw at most so many of the documents scored against another direction than the stage's."""
+    """Draw at most this many of the documents scored against another direction than the stage's."""
     if not _is_refitted(stage, ledger):
         return ()
     scored = pa.concat_tables(ledger.scores)["position"].to_numpy()

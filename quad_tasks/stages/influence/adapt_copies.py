@@ -21,7 +21,7 @@ from quad_tasks.runtime.checkpoints import (
     read_checkpoint_manifest,
     save_checkpoint,
 )
-from quad_tasks.runtime.held_out import read_reference, read_reference_table
+from quad_tasks.runtime.reference_tables import read_reference, read_reference_table
 from quad_tasks.runtime.run import wait_for_lease
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.storage.keys import adapted_key, factors_folder, manifest_key

@@ -87,7 +87,7 @@ def covariance_bytes(blocks: Sequence[Block], max_width: int | None) -> int:
 
 
 def chunk_documents(sample_documents: int, size_bytes: int) -> int:
-    """Return the documents of a chunk: `CHUNK_DOCUMENTS`, or more where so many chunks would keep too many bytes.
+    """Return the documents of a chunk: `CHUNK_DOCUMENTS`, or more where that many chunks would keep too many bytes.
 
     It follows from the sample and the model alone, so that sums are added in one order on any machine.
 

@@ -16,8 +16,9 @@ from quad_tasks.core.selection import overlap
 from quad_tasks.manifests.pool import Part
 from quad_tasks.manifests.run import OverlapManifest
 from quad_tasks.records import Finding
+from quad_tasks.runtime.contamination import load_index
 from quad_tasks.runtime.findings import announce_findings
-from quad_tasks.runtime.held_out import load_index, read_reference
+from quad_tasks.runtime.reference_tables import read_reference
 from quad_tasks.runtime.run import check_run_lease
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.storage import tables

@@ -17,7 +17,7 @@ from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.manifests.influence import DirectionManifest, DirectionSet
 from quad_tasks.records import ModelUse
 from quad_tasks.runtime.checkpoints import load_checkpoint
-from quad_tasks.runtime.held_out import read_reference, read_reference_table
+from quad_tasks.runtime.reference_tables import read_reference, read_reference_table
 from quad_tasks.runtime.run import wait_for_lease
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.influence.factor_memory import CHUNK_DOCUMENTS

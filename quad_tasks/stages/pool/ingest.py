@@ -50,7 +50,7 @@ DROPPED = "field dropped: "
 Duplicates = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 """Rows of a shard with a text, and with an id, that the pool has already."""
 SET_ASIDE_RECORDS = 10_000
-"""Of one shard: the manifest counts all that is set aside, the table tells of the first so many."""
+"""Of one shard: the manifest counts all that is set aside, the table tells of the first this many."""
 ASIDE = "set aside: "
 """Starts the names of counts by reason."""
 SET_ASIDE_SCHEMA = pa.schema(

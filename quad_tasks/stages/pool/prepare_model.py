@@ -19,7 +19,7 @@ from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.records import Document, Shard
 from quad_tasks.runtime.check_checkpoint import check_checkpoint, check_values, model_tensors
 from quad_tasks.runtime.checkpoints import describe_checkpoint, keep_steps, resume_steps, save_checkpoint
-from quad_tasks.runtime.held_out import HeldOut
+from quad_tasks.runtime.contamination import HeldOutText
 from quad_tasks.runtime.progress import notice, progress, working
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.pool.ingest import identify
@@ -46,7 +46,7 @@ def prepare_model(
     seed: int,
     device: str,
     shards: list[Shard],
-    held_out: HeldOut | None = None,
+    held_out: HeldOutText | None = None,
     checkpoint_every_s: float = math.inf,
 ) -> str:
     """Return the key of the starting checkpoint; a fresh model is trained where it is not there yet.
@@ -108,7 +108,7 @@ def describe_dequantised(stored: dict[str, int]) -> str:
 
 
 def fresh_identity(settings: ModelConfig, held_out: tuple[str, ...]) -> list[Any]:
-    """Return what determines a fresh model beside pool and seed; `held_out` as `HeldOut.identity` returns it."""
+    """Return what determines a fresh model beside pool and seed; `held_out` as `HeldOutText.identity` returns it."""
     return [training.METHOD, settings.fresh.model_dump(), settings.window_tokens, held_out]
 
 
@@ -165,7 +165,7 @@ def _make_fresh(
 
 
 def _sample_texts(
-    store: Store, fields: FieldNames, train_tokens: int, seed: int, shards: list[Shard], held_out: HeldOut | None
+    store: Store, fields: FieldNames, train_tokens: int, seed: int, shards: list[Shard], held_out: HeldOutText | None
 ) -> list[str]:
     """Draw texts from up to `SAMPLE_SHARDS` shards, each giving bytes in proportion to its stored size."""
     generator = make_generator(seed, Stream.FRESH_MODEL_SAMPLE)
@@ -180,7 +180,7 @@ def _sample_texts(
 
 
 def sample_shard(
-    shard: Shard, fields: dict[str, str], seed: int, n_bytes: int, store: Store, held_out: HeldOut | None
+    shard: Shard, fields: dict[str, str], seed: int, n_bytes: int, store: Store, held_out: HeldOutText | None
 ) -> list[str]:
     """Draw random documents of one shard until they hold `n_bytes` of UTF-8; leave out what holds held-out text.
 

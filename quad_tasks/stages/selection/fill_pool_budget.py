@@ -90,7 +90,7 @@ def fill_without_duplicates(
 def read_leading(
     store: Store, rankings: Sequence[Ranking], tokens: int, excluded: Int64, above: float = -np.inf
 ) -> Rows:
-    """Read the first documents of rankings that hold so many tokens, and as many more as the longest document has.
+    """Read the first documents of rankings that hold this many tokens, and as many more as the longest document has.
 
     None of them is passed over because it does not fit.
 
@@ -114,7 +114,7 @@ def read_leading(
 
 
 def next_run(store: Store, ranked: Ranking, wanted: Wanted, tokens: int) -> Rows:
-    """Read the next documents of a ranking that hold so many tokens together, in order; none where none is left."""
+    """Read the next documents of a ranking that hold this many tokens together, in order; none where none is left."""
     if isinstance(ranked, Rows):
         return ranking.merge_run([ranking.keep_wanted(ranked, wanted)], tokens)
     asked = [(store, block, _wanted_of(wanted, block)) for block in ranked]

@@ -17,8 +17,8 @@ from quad_tasks.core.selection.fill_budget import fill_budget
 from quad_tasks.manifests.run import DocumentLosses, GateTrial
 from quad_tasks.records import Stage
 from quad_tasks.runtime.checkpoints import read_checkpoint_manifest
-from quad_tasks.runtime.held_out import read_reference
 from quad_tasks.runtime.progress import notice
+from quad_tasks.runtime.reference_tables import read_reference
 from quad_tasks.runtime.run import check_run_lease
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.bandit.ledger import read_choice, read_choice_table

@@ -192,7 +192,7 @@ def _choose(
     search: NearDuplicateSearch,
     folder: str,
 ) -> Int64:
-    """Choose positions as `fill_budget.select` does: the best of the rankings, then the general share."""
+    """Choose positions as `in_memory_selection.select` does: the best of the rankings, then the general share."""
     settings, version = how.settings, stage.version
     start_A, arm_A = find_arms(store, version)
     targeted = fill_budget.targeted_budget(budget_tokens, general_share)
@@ -267,7 +267,7 @@ def _round_findings(store: Store, stage: Stage) -> list[Finding]:
 def _rank_eligible(
     store: Store, stage: Stage, how: StageSelection, folder: str, scores: pa.Table, threshold: float, closed: Int64
 ) -> Eligible:
-    """Rank the documents that the mode makes eligible, as `fill_budget.rank` does."""
+    """Rank the documents that the mode makes eligible, as `in_memory_selection.rank` does."""
     if how.settings.mode == "predicted":
         return _rank_predicted(store, stage, how, folder, scores, threshold, closed)
     position, influence = scores["position"].to_numpy(), scores["influence"].to_numpy()

@@ -33,9 +33,9 @@ from quad_tasks.runtime.checkpoints import (
     weights_sha256,
 )
 from quad_tasks.runtime.events import record_event
-from quad_tasks.runtime.held_out import read_reference, read_reference_table
 from quad_tasks.runtime.processes.process_group import run_in_group
 from quad_tasks.runtime.progress import notice
+from quad_tasks.runtime.reference_tables import read_reference, read_reference_table
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.bandit.ledger import read_choice_table, selected_key
 from quad_tasks.stages.bandit.score_round import load_on_device

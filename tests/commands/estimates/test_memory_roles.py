@@ -13,10 +13,10 @@ from quad_tasks.commands.estimates.hardware import worker_memory
 from quad_tasks.commands.estimates.memory_roles import REGRESSION_BYTES, role_memory
 from quad_tasks.commands.estimates.pieces import count_pieces
 from quad_tasks.commands.estimates.probe import Rates, Shape, WorkerRates
+from quad_tasks.commands.estimates.scoring_cost import Choosing
 from quad_tasks.commands.estimates.stage_rows import Basis, Volumes
 from quad_tasks.config.load import parse_config
 from quad_tasks.core.lm.flops import ModelSize
-from quad_tasks.stages.bandit.plan_scoring import Choosing
 from quad_tasks.stages.selection.training_memory import PROCESS_BYTES
 
 INFRA = Path(__file__).resolve().parents[3] / "infra"

@@ -12,7 +12,7 @@ from quad_tasks.core.lm import training
 from quad_tasks.core.lm.model import ModelError
 from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.runtime.checkpoints import read_checkpoint, read_checkpoint_manifest
-from quad_tasks.runtime.held_out import HeldOut
+from quad_tasks.runtime.contamination import HeldOutText
 from quad_tasks.runtime.run import pinned_pool, pinned_reference, starting_checkpoint
 from quad_tasks.stages.influence.find_overlap import overlap_positions
 from quad_tasks.stages.pool import prepare_model as stage
@@ -56,7 +56,7 @@ def test_a_gguf_file_becomes_a_checkpoint_of_safetensors_that_says_what_was_dequ
 
 def held_out_by(run) -> tuple:
     store = open_store(run.workspace)
-    return store, HeldOut(pinned_reference(store, run.run), run.heldout.overlap_words)
+    return store, HeldOutText(pinned_reference(store, run.run), run.heldout.overlap_words)
 
 
 def test_a_fresh_model_is_not_trained_on_held_out_text(leaking_run):

@@ -3,10 +3,10 @@
 import pytest
 from small_pool import small_config
 
+from quad_tasks.commands.estimates.scoring_cost import plan_choosing
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.lm.flops import ModelSize
-from quad_tasks.stages.bandit.plan_scoring import plan_choosing
 
 SIZE = ModelSize(maps=1000, reached=800, tracked=1000, head=200, attention=0, attention_reached=0)
 """Exact: 2 · 1000 + 2 · 800 + 2 · 1000 a token and 4 · 200 a target; training: 6000 and 1200."""

@@ -1,4 +1,4 @@
-"""What a plan expects choosing to take: tokens scored, rounds, and model FLOPs beside those of scoring everything.
+"""Estimate what choosing will cost: tokens scored, rounds, and model FLOPs beside those of scoring the whole pool.
 
 Documents count as of mean length; the pilot and the rounds count as scored exactly, as they are at most, or by the
 conditional loss where that is configured.

@@ -1,4 +1,4 @@
-"""Whether a text holds held-out text: the index of everything that a run measures itself on, once a process.
+"""Find text that overlaps with what a run measures itself on: an index of word shingles, built once a process.
 
 What is measured is the measured part of the reference and every held-out domain. Whoever draws text from the pool to
 train or to fit on asks here, before positions of the pool are known or after. The mathematics is
@@ -12,15 +12,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from quad_tasks.core.selection.overlap import ShingleIndex, find_overlap, index_shingles
-from quad_tasks.manifests.influence import ReferenceManifest
-from quad_tasks.storage.keys import manifest_key, reference_table_key
-from quad_tasks.storage.manifest import read_manifest
-from quad_tasks.storage.positions import read_table
+from quad_tasks.runtime.reference_tables import read_reference, read_reference_table
 from quad_tasks.storage.store import Store
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutText:
     """What a run holds out, and by how long word sequences it is recognised.
 
     Attributes:
@@ -41,22 +38,6 @@ class HeldOut:
         """Leave out the texts that hold held-out text."""
         index, _ = load_index(store, self.reference, self.words)
         return [text for text in texts if find_overlap(index, text) is None]
-
-
-def read_reference(store: Store, key: str) -> ReferenceManifest:
-    """Read the manifest of the reference tables."""
-    return read_manifest(ReferenceManifest, store, manifest_key(key))
-
-
-def read_reference_table(store: Store, key: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one of the reference tables: `reference`, `measured` or `heldout`.
-
-    Raises:
-        DigestMismatch: the table is not the one their manifest names.
-    """
-    manifest = read_reference(store, key)
-    named = {"reference": manifest.reference, "measured": manifest.measured, "heldout": manifest.heldout}
-    return read_table(store, reference_table_key(key, part), columns, sha256=named[part].sha256)
 
 
 @functools.lru_cache(maxsize=1)

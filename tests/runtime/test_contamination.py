@@ -4,7 +4,8 @@ import pytest
 from small_pool import small_config, topic_records
 
 from quad_tasks.config.load import parse_config
-from quad_tasks.runtime.held_out import HeldOut, load_index, read_reference
+from quad_tasks.runtime.contamination import HeldOutText, load_index
+from quad_tasks.runtime.reference_tables import read_reference
 from quad_tasks.stages.influence.prepare_reference import prepare_reference
 from quad_tasks.storage.store import open_store
 
@@ -25,7 +26,7 @@ def test_texts_with_held_out_text_are_left_out(prepare):
     store, reference = prepare()
     measured, other = topic_records("harbour", 8, seed=1)[0]["text"], topic_records("kitchen", 1, seed=5)[0]["text"]
     texts = [other, measured, f"{other} {measured}", measured.upper()]
-    assert HeldOut(reference, 5).clean(store, texts) == [other]
+    assert HeldOutText(reference, 5).clean(store, texts) == [other]
     _, named = load_index(store, reference, 5)
     assert len(named) == read_reference(store, reference).heldout.documents
 
@@ -37,6 +38,6 @@ def test_what_is_measured_and_by_how_long_shingles_makes_the_identity(prepare):
         prepare(heldout__reference_domain=None),
     )
     assert one != same
-    assert HeldOut(one, 5).identity(store) == HeldOut(same, 5).identity(store)
-    assert HeldOut(one, 5).identity(store) != HeldOut(one, 6).identity(store)
-    assert HeldOut(one, 5).identity(store) != HeldOut(other, 5).identity(store)
+    assert HeldOutText(one, 5).identity(store) == HeldOutText(same, 5).identity(store)
+    assert HeldOutText(one, 5).identity(store) != HeldOutText(one, 6).identity(store)
+    assert HeldOutText(one, 5).identity(store) != HeldOutText(other, 5).identity(store)
