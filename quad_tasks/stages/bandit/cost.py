@@ -32,7 +32,7 @@ COUNTED_ROWS = 2**20
 CONDITIONAL_LOSS = "conditional_loss"
 """The scorer that needs no direction: `core.lm.conditional_loss`."""
 DEFAULT_COST_SHARE = 0.1
-"""Share of the FLOPs of scoring the whole pool exactly, where a regression ranks what is not scored: more gained little."""
+"""Share of the FLOPs of scoring the whole pool exactly; with a regression for the rest, more gained a pilot little."""
 
 
 @dataclass(frozen=True)

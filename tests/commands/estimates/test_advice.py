@@ -68,7 +68,7 @@ def test_settings_that_suit_are_left_alone(tmp_path):
         (10**8, {**SUITED, "share": None}, "bandit.max_cost_share: 0.005 .*, found no cap"),
         (10**8, {**SUITED, "share": 0.1}, "bandit.max_cost_share: 0.005 .*, found 0.1"),
         (10**8, {**SUITED, "workspace": "/data"}, "workspace: object storage"),
-        (10**9, {}, "no pool of so many documents has been tried: split it"),
+        (10**9, {}, "no pool of this many documents has been tried: split it"),
     ],
 )
 def test_what_does_not_suit_is_said_in_a_line_that_names_the_key(tmp_path, documents, given, message):
