@@ -116,7 +116,10 @@ def index_centroids(centroids_KD: FloatArray) -> "faiss.Index":
         return flat
     heads = _run_lloyd(centroids_KD, round(k**0.5), 0, LIST_ITERATIONS, spherical=False)
     flat.add(heads)
-    lists = faiss.IndexIVFFlat(flat, dimension, len(heads))
+    filled = np.unique(flat.search(centroids_KD, 1)[1])  # where many coincide; a probe of empty lists finds nothing
+    flat.reset()
+    flat.add(heads[filled])
+    lists = faiss.IndexIVFFlat(flat, dimension, len(filled))
     lists.is_trained = True
     lists.add(centroids_KD)
     lists.nprobe = PROBED_LISTS

@@ -18,7 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,15 @@ from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.pool.arm_sums import sum_by_arm
 from quad_tasks.stages.pool.cluster import read_clustering
 from quad_tasks.stages.pool.ingest import Duplicates, find_duplicates, read_shard
-from quad_tasks.stages.pool.layout_progress import PartSummary, Piece, find_group, find_piece, keep_group, keep_piece
+from quad_tasks.stages.pool.layout_progress import (
+    RECORDS,
+    PartSummary,
+    Piece,
+    find_group,
+    find_piece,
+    keep_group,
+    keep_piece,
+)
 from quad_tasks.stages.pool.merge_layers import join_layers, takes_layer
 from quad_tasks.storage import tables
 from quad_tasks.storage.errors import StoreFault
@@ -51,7 +59,7 @@ from quad_tasks.storage.keys import (
 )
 from quad_tasks.storage.lease import check_lease
 from quad_tasks.storage.manifest import digest, file_sha256
-from quad_tasks.storage.pool_versions import commit_version, find_version
+from quad_tasks.storage.pool_versions import commit_version, find_version, list_versions
 from quad_tasks.storage.positions import read_table, vector_column
 from quad_tasks.storage.row_groups import cut_rows
 from quad_tasks.storage.store import Store
@@ -143,7 +151,7 @@ def lay_out_arms(
     if base is not None and not takes_layer(base, names, _count_kept(store, pool, names, duplicates)):
         base = None
     beside = [[layer.tables for layer in base.layers]] if base else []
-    tables_key = tables_folder(pool, digest([names, clustering, token_features, model_key, *beside]))
+    tables_key = _find_folder(store, pool, [names, clustering, token_features, model_key, *beside])
     if (existing := find_version(store, pool, tables_key)) is not None:
         return existing
     build = Build(pool, read_clustering(store, clustering).embedder, clustering, token_features, tables_key)
@@ -170,6 +178,18 @@ def lay_out_arms(
     for shuffled in store.list(shuffle_folder(tables_key)):
         store.delete(shuffled)
     return key
+
+
+def _find_folder(store: Store, pool: str, made_from: list[Any]) -> str:
+    """Name the folder of a layout's tables: that of the version of it, else one that no version's layers stand in.
+
+    A version may be pruned while a later one keeps its tables as a layer, which nothing may write again.
+    """
+    versions = [version for _, version in list_versions(store, pool)]
+    laid_out = {version.tables for version in versions}
+    layers = {layer.tables for version in versions for layer in version.layers}
+    folders = (tables_folder(pool, digest([*made_from, *more])) for more in itertools.chain([[]], ([n] for n in itertools.count(1))))
+    return next(folder for folder in folders if folder in laid_out or folder not in layers)
 
 
 def _write_layout(
@@ -247,7 +267,7 @@ def shuffle_piece(store: Store, build: Build, name: str, number: int, first: int
     arm_G, order_G = tables.read_array(store, layout_groups_key(build.tables))
     groups = [arm_G.tolist(), order_G.tolist()]
     sizes = [SHUFFLE_GROUP_ROWS, SHUFFLE_GROUP_BYTES]
-    made_from = digest([build, name, number, first, end, repeated.tolist(), groups, sizes])
+    made_from = digest([RECORDS, build, name, number, first, end, repeated.tolist(), groups, sizes])
     found = find_piece(store, record, key, made_from)
     if found is not None:
         return found
@@ -300,7 +320,7 @@ def write_parts(store: Store, build: str, group: int, pieces: list[Range]) -> li
     Parts that an attempt before has written are taken as they are.
     """
     record = group_record_key(build, group)
-    made_from = digest([build, group, pieces, PART_ROWS, PART_BYTES, ROW_GROUP_ROWS])
+    made_from = digest([RECORDS, build, group, pieces, PART_ROWS, PART_BYTES, ROW_GROUP_ROWS])
     found = find_group(store, record, made_from)
     if found is not None:
         return found

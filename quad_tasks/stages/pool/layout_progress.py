@@ -22,6 +22,8 @@ from quad_tasks.storage.tensors import InvalidTensors, load_tensors, save_tensor
 
 Int64 = npt.NDArray[np.int64]
 MADE_FROM, SHA256, PARTS = "made_from", "table_sha256", "parts"
+RECORDS = 2
+"""Counts what pieces, groups and their records have been: another release's, interrupted, are made again, not taken."""
 NOT_AS_RECORDED = (StoreKeyError, DigestMismatch, InvalidTensors)
 
 

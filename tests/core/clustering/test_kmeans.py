@@ -192,3 +192,13 @@ def test_lists_find_nearly_every_documents_nearest_centroid() -> None:
     np.testing.assert_allclose(distance, squared[np.arange(3000), arm], rtol=1e-5)
     again = kmeans.assign_arms(embeddings[:7], centroids, kmeans.index_centroids(centroids))[0]
     assert again.tolist() == arm[:7].tolist()
+
+
+@pytest.mark.usefixtures("many_arms")
+def test_lists_lose_no_document_where_centroids_coincide() -> None:
+    """Most lists stay empty; a document whose nearest ones all were was given arm -1."""
+    centroids = np.ones((3000, 8), np.float32)
+    embeddings = np.random.default_rng(0).normal(scale=3, size=(500, 8)).astype(np.float32)
+    arm, distance = kmeans.assign_arms(embeddings, centroids)
+    assert 0 <= arm.min() <= arm.max() < 3000
+    np.testing.assert_allclose(distance, np.square(embeddings - 1).sum(axis=1), rtol=1e-5)

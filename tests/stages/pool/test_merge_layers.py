@@ -11,9 +11,9 @@ from small_pool import pool_version
 
 from quad_tasks.manifests.pool import Layer, PoolVersion
 from quad_tasks.stages.bandit.ledger import arms_of, load_arms
-from quad_tasks.stages.pool import ingest, merge_layers
+from quad_tasks.stages.pool import ingest, layout_progress, merge_layers
 from quad_tasks.stages.pool import lay_out_arms as layout
-from quad_tasks.storage.pool_versions import read_version
+from quad_tasks.storage.pool_versions import read_version, retire_number
 from quad_tasks.storage.positions import column_vectors, positions_of, read_column, read_positions, rows_of
 from quad_tasks.storage.store import Store, open_store
 
@@ -107,6 +107,33 @@ def test_an_interrupted_layer_goes_on_and_ends_with_the_same_version(one_process
         lay_out(store, names, base)
     monkeypatch.setattr(merge_layers, "merge_block", merge)
     assert read_version(store, lay_out(store, names, base)) == read_version(calm, expected)
+
+
+def test_tables_that_a_later_version_keeps_as_a_layer_are_not_written_again(one_process, tmp_path):
+    """Their version was pruned, and the inputs are again as they were: another release may write other bytes."""
+    shards = [[{"id": f"{s}-{i}", "text": f"{s} {i}", "arm": i % 3} for i in range(n)] for s, n in enumerate([40, 8])]
+    store = open_store(str(tmp_path))
+    names = write_pool(store, shards, 3)
+    first = lay_out(store, names[:1])
+    later = read_version(store, lay_out(store, names, read_version(store, first)))
+    retire_number(store, "p", first, read_version(store, first))
+    again = lay_out(store, names[:1])
+    assert not {part.key for part in read_version(store, again).parts} & {part.key for part in later.parts}
+    assert lay_out(store, names[:1]) == again
+
+
+def test_what_another_release_left_of_an_interrupted_layout_is_made_again(one_process, tmp_path, monkeypatch):
+    shards = [[{"id": f"{i}", "text": f"{i}", "arm": i % 3} for i in range(40)]]
+    calm, store = open_store(str(tmp_path / "calm")), open_store(str(tmp_path / "cut"))
+    expected = read_version(calm, lay_out(calm, write_pool(calm, shards, 3)))
+    names = write_pool(store, shards, 3)
+    with monkeypatch.context() as older:
+        older.setattr(layout, "RECORDS", 1)
+        older.setattr(layout_progress, "sums_arrays", lambda _: {})
+        older.setattr(layout, "join_layers", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            lay_out(store, names)
+    assert read_version(store, lay_out(store, names)) == expected
 
 
 def version_of(*rows: int, shards: tuple[str, ...] = ("a", "b")) -> PoolVersion:
