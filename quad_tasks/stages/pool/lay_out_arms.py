@@ -188,7 +188,8 @@ def _find_folder(store: Store, pool: str, made_from: list[Any]) -> str:
     versions = [version for _, version in list_versions(store, pool)]
     laid_out = {version.tables for version in versions}
     layers = {layer.tables for version in versions for layer in version.layers}
-    folders = (tables_folder(pool, digest([*made_from, *more])) for more in itertools.chain([[]], ([n] for n in itertools.count(1))))
+    digests = (digest([*made_from, number] if number else made_from) for number in itertools.count())
+    folders = (tables_folder(pool, one) for one in digests)
     return next(folder for folder in folders if folder in laid_out or folder not in layers)
 
 
