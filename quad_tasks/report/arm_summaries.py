@@ -13,10 +13,11 @@ import pyarrow as pa
 from quad_tasks.core import bandit
 from quad_tasks.core.clustering.keywords import keywords
 from quad_tasks.records import BanditState, Stage
-from quad_tasks.report.finished_run import FinishedRun, sum_tokens
+from quad_tasks.report.finished_run import FinishedRun
 from quad_tasks.report.model import Arm, ArmTexts, Example, Pulls, ScoreRange
 from quad_tasks.stages.bandit.ledger import load_arms, read_ledger
 from quad_tasks.stages.bandit.round_settings import policy
+from quad_tasks.stages.pool.count_amounts import sum_tokens
 from quad_tasks.storage import rounds
 from quad_tasks.storage.positions import read_positions
 from quad_tasks.storage.rounds import RoundManifest

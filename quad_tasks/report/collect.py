@@ -21,7 +21,7 @@ from quad_tasks.manifests.run import Losses as MeasuredLosses
 from quad_tasks.manifests.run import ReportManifest, RoundInfo
 from quad_tasks.report import document_summaries
 from quad_tasks.report.arm_summaries import describe_arms, history_of_pulls
-from quad_tasks.report.finished_run import FinishedRun, read_random_draws, read_run, sum_tokens
+from quad_tasks.report.finished_run import FinishedRun, read_random_draws, read_run
 from quad_tasks.report.model import (
     Amount,
     Arm,
@@ -55,6 +55,7 @@ from quad_tasks.runtime.tasks import peak_gpu_memory_bytes, peak_memory_bytes, s
 from quad_tasks.stages.bandit.ledger import SET_COLUMN, read_choice
 from quad_tasks.stages.bandit.round_settings import pull_sizes
 from quad_tasks.stages.influence.find_overlap import count_overlap
+from quad_tasks.stages.pool.count_amounts import sum_tokens
 from quad_tasks.stages.selection.paired_gain import check_equal_steps, paired_gain
 from quad_tasks.stages.selection.publish import count_documents
 from quad_tasks.storage import rounds
@@ -227,11 +228,8 @@ def _with_influence(run: FinishedRun, one: ReferenceSet) -> ReferenceSet:
     """Add the mean influence along a reference set of what was scored, and of what was selected of it."""
     influence = run.scores.column(f"{SET_COLUMN}{one.name}").to_numpy()
     selected = influence[run.is_selected]
-    means = {
-        "mean_influence": float(influence.mean()),
-        "mean_influence_selected": float(selected.mean()) if len(selected) else None,
-    }
-    return one.model_copy(update=means)
+    mean_selected = float(selected.mean()) if len(selected) else None
+    return one.model_copy(update={"mean_influence": float(influence.mean()), "mean_influence_selected": mean_selected})
 
 
 def _stage(run: FinishedRun, number: int) -> Stage:

@@ -1,7 +1,6 @@
 """What a finished run committed, read once for all that the report tells of it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +11,10 @@ from quad_tasks.manifests.influence import Checkpoint
 from quad_tasks.manifests.pool import PoolVersion
 from quad_tasks.runtime.checkpoints import read_checkpoint_manifest
 from quad_tasks.stages.bandit.ledger import mark_at_random, read_chosen, read_cursors, read_scores
+from quad_tasks.stages.pool.count_amounts import count_amounts
 from quad_tasks.storage import rounds
 from quad_tasks.storage.pool_versions import read_version
-from quad_tasks.storage.positions import read_part
 from quad_tasks.storage.store import Store
-
-AMOUNTS = pa.schema(
-    [("arm", pa.int32()), ("source", pa.large_string()), ("documents", pa.int64()), ("tokens", pa.int64())]
-)
-MERGED_ROWS = 2**20
-"""Amounts of single parts that are held before they are added up."""
 
 
 @dataclass(frozen=True)
@@ -74,33 +67,8 @@ def read_run(store: Store, config: RunConfig, version: str, reference: str) -> F
         read_checkpoint_manifest(store, pool.model),
         read_scores(store, config.run, stages),
         read_chosen(store, config.run, stages),
-        read_amounts(store, pool),
+        count_amounts(store, version),
     )
-
-
-def read_amounts(store: Store, pool: PoolVersion) -> pa.Table:
-    """Sum up a pool's documents and tokens by `arm` and `source`, part by part."""
-    pieces, rows = [AMOUNTS.empty_table()], 0
-    for part in pool.parts:
-        table = read_part(store, part, ["arm", "source", "n_tokens"])
-        counted = table.group_by(["arm", "source"], use_threads=False).aggregate(
-            [("n_tokens", "count"), ("n_tokens", "sum")]
-        )
-        pieces.append(_named(counted))
-        rows += counted.num_rows
-        if rows > MERGED_ROWS:
-            pieces = [_merge_amounts(pieces)]
-            rows = 0
-    return _merge_amounts(pieces)
-
-
-def _merge_amounts(pieces: list[pa.Table]) -> pa.Table:
-    grouped = pa.concat_tables(pieces).group_by(["arm", "source"], use_threads=False)
-    return _named(grouped.aggregate([("documents", "sum"), ("tokens", "sum")]))
-
-
-def _named(grouped: pa.Table) -> pa.Table:
-    return grouped.rename_columns(AMOUNTS.names).cast(AMOUNTS)
 
 
 def read_random_draws(run: FinishedRun) -> pa.Table:
@@ -110,9 +78,3 @@ def read_random_draws(run: FinishedRun) -> pa.Table:
     staged = run.scores.filter(pa.array(run.scores.column("stage").to_numpy() == run.last_stage))
     marked = mark_at_random(run.store, run.version, staged, cursor)
     return marked.filter(marked.column("at_random"))
-
-
-def sum_tokens(table: pa.Table, by: str) -> dict[Any, int]:
-    """Sum up a table's tokens by the values of a column."""
-    grouped = table.group_by(by).aggregate([("n_tokens", "sum")])
-    return dict(zip(grouped.column(by).to_pylist(), grouped.column("n_tokens_sum").to_pylist(), strict=True))

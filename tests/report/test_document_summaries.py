@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from quad_tasks.report import document_summaries
-from quad_tasks.report.finished_run import read_random_draws, read_run, sum_tokens
+from quad_tasks.report.finished_run import read_random_draws, read_run
 from quad_tasks.runtime.run import pinned_pool, pinned_reference
 from quad_tasks.stages.bandit.ledger import load_arms
+from quad_tasks.stages.pool.count_amounts import sum_tokens
 from quad_tasks.storage.rounds import list_rounds, read_round_table
 from quad_tasks.storage.store import open_store
 

@@ -1,26 +1,36 @@
-"""What the report reads of a pool: amounts, added up part by part."""
+"""What a finished run committed, as the report reads it."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from quad_tasks.report import finished_run
-from quad_tasks.report.finished_run import read_amounts
-from quad_tasks.runtime.run import pinned_pool
-from quad_tasks.storage.pool_versions import read_version
-from quad_tasks.storage.positions import read_part
+from quad_tasks.report.finished_run import read_random_draws, read_run
+from quad_tasks.runtime.run import pinned_pool, pinned_reference
 from quad_tasks.storage.store import open_store
 
 
-@pytest.mark.parametrize("merged", [0, 5, 2**20])
-def test_amounts_are_those_of_the_whole_pool_however_often_they_are_added_up(small_run, monkeypatch, merged):
-    monkeypatch.setattr(finished_run, "MERGED_ROWS", merged)
+@pytest.fixture
+def run(small_run):
     store = open_store(small_run.workspace)
-    pool = read_version(store, pinned_pool(store, small_run.run))
-    documents = pa.concat_tables([read_part(store, part, ["arm", "source", "n_tokens"]) for part in pool.parts])
-    expected: dict[tuple[int, str], list[int]] = {}
-    for row in documents.to_pylist():
-        expected.setdefault((row["arm"], row["source"]), []).append(row["n_tokens"])
-    amounts = read_amounts(store, pool).to_pylist()
-    found = {(row["arm"], row["source"]): (row["documents"], row["tokens"]) for row in amounts}
-    assert len(amounts) == len(found)
-    assert found == {key: (len(tokens), sum(tokens)) for key, tokens in expected.items()}
+    reference = pinned_reference(store, small_run.run)
+    return read_run(store, small_run, pinned_pool(store, small_run.run), reference)
+
+
+def test_a_scored_document_is_selected_where_the_choice_holds_it(run):
+    chosen = set(run.chosen["position"].to_pylist())
+    scored = run.scores["position"].to_pylist()
+    assert run.is_selected.tolist() == [position in chosen for position in scored]
+    assert run.last_stage == run.config.training.stages - 1
+
+
+def test_random_draws_are_what_the_last_stages_pulls_covered(run):
+    drawn = read_random_draws(run)
+    assert set(drawn["stage"].to_pylist()) == {run.last_stage}
+    assert 0 < drawn.num_rows <= run.scores.num_rows
+    scored = run.scores.filter(pa.array(np.asarray(run.scores["stage"]) == run.last_stage))
+    assert set(drawn["position"].to_pylist()) <= set(scored["position"].to_pylist())
+
+
+def test_amounts_are_those_of_the_pool(run):
+    assert sum(run.amounts["documents"].to_pylist()) == run.pool.documents
+    assert sum(run.amounts["tokens"].to_pylist()) == run.pool.tokens

@@ -6,7 +6,6 @@ in is in exactly one of: set aside (reason), unpulled, rejected (reason), select
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ from quad_tasks.runtime.tasks import stage_task
 from quad_tasks.stages.bandit.ledger import read_choice, read_chosen, read_scores
 from quad_tasks.stages.influence.find_overlap import HELD_OUT_OVERLAP, overlap_positions
 from quad_tasks.stages.influence.fit_direction import read_direction
+from quad_tasks.stages.pool.count_amounts import count_amounts, sum_tokens
 from quad_tasks.storage import tables
 from quad_tasks.storage.errors import StoreFault
 from quad_tasks.storage.keys import (
@@ -41,7 +41,7 @@ from quad_tasks.storage.keys import (
 from quad_tasks.storage.manifest import DigestMismatch, digest, read_digest, read_manifest, write_manifest
 from quad_tasks.storage.manifest_tree import walk_run
 from quad_tasks.storage.pool_versions import read_version
-from quad_tasks.storage.positions import read_part, read_positions, read_table
+from quad_tasks.storage.positions import read_positions, read_table
 from quad_tasks.storage.store import Store
 
 SELECTION_SCHEMA = pa.schema(
@@ -201,11 +201,8 @@ def _parts(chosen: pa.Table, store: Store, version: str, part_bytes: int) -> Ite
 
 def _mixture(store: Store, version: str, chosen: pa.Table) -> dict[str, MixtureEntry]:
     """Count tokens taken and available for each source; no document is repeated."""
-    available: Counter[str] = Counter()
-    for part in read_version(store, version).parts:
-        table = read_part(store, part, ["source", "n_tokens"])
-        available.update(_tokens_by(table, "source"))
-    taken = _tokens_by(chosen, "source")
+    available = sum_tokens(count_amounts(store, version), "source", "tokens")
+    taken = sum_tokens(chosen, "source")
     total = sum(taken.values())
     return {
         source: MixtureEntry(
@@ -216,11 +213,6 @@ def _mixture(store: Store, version: str, chosen: pa.Table) -> dict[str, MixtureE
         )
         for source, n in sorted(available.items())
     }
-
-
-def _tokens_by(table: pa.Table, column: str) -> dict[Any, int]:
-    grouped = table.group_by(column).aggregate([("n_tokens", "sum")])
-    return dict(zip(grouped[column].to_pylist(), grouped["n_tokens_sum"].to_pylist(), strict=True))
 
 
 def count_documents(store: Store, run: str, stages: int, version: str) -> DocumentCounts:
