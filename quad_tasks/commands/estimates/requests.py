@@ -242,11 +242,11 @@ def _train(run: Run) -> Requests:
 
 
 def _publish(run: Run) -> Requests:
-    """Count two passes over sources and tokens, the selection's texts, and manifests, by publishing and the report."""
+    """Count a pass over sources and tokens by workers, then the selection's texts, and manifests, for both and alone."""
     rounds = run.rounds + run.config.training.stages
-    reads = 2 * _scan(run, 2, opened=0) + _fetch(run, run.chosen) + _fetch(run, REPORTED_DOCUMENTS)
-    reads += 10 * run.pieces.shards + 38 * rounds + 150 * run.config.training.stages + 150
-    return Requests(reads, 30 + 5 * run.config.training.stages, reads)
+    alone = _fetch(run, run.chosen) + _fetch(run, REPORTED_DOCUMENTS)
+    alone += 10 * run.pieces.shards + 38 * rounds + 150 * run.config.training.stages + 150
+    return Requests(_scan(run, 2, opened=0) + alone, 30 + 5 * run.config.training.stages, alone)
 
 
 def _scan(run: Run, ranges: int, opened: int) -> float:
