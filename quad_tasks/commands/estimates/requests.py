@@ -242,7 +242,7 @@ def _train(run: Run) -> Requests:
 
 
 def _publish(run: Run) -> Requests:
-    """Count a pass over sources and tokens by workers, then the selection's texts, and manifests, for both and alone."""
+    """Count a pass over sources and tokens by workers; then, alone, the selection's texts and manifests, for both."""
     rounds = run.rounds + run.config.training.stages
     alone = _fetch(run, run.chosen) + _fetch(run, REPORTED_DOCUMENTS)
     alone += 10 * run.pieces.shards + 38 * rounds + 150 * run.config.training.stages + 150
