@@ -6,7 +6,7 @@ from quad_tasks.records import Shard
 from quad_tasks.runtime.contamination import HeldOutText
 from quad_tasks.runtime.events import timed
 from quad_tasks.runtime.prefect_runs import flow
-from quad_tasks.runtime.prefect_ui import show_asset
+from quad_tasks.runtime.prefect_ui import show_asset, show_refresh
 from quad_tasks.stages.influence.prepare_reference import prepare_reference
 from quad_tasks.stages.pool.cluster import assign_shards, fit_centroids, read_clustering
 from quad_tasks.stages.pool.describe_tokens import describe_tokens, read_token_embeddings
@@ -48,6 +48,7 @@ def refresh_pool(config: RunConfig, reference: str | None = None) -> str:
         if last is not None:
             names = known_first(last[1].shards, names)
         if last is not None and list(last[1].shards) == names and last[1].token_features == features:
+            show_refresh(*last, before=last[1])
             return last[0]
         clustering = _cluster(store, config, names, model, last[1].clustering if last else None)
         with timed(store, config.run, "cluster"):
@@ -62,8 +63,9 @@ def refresh_pool(config: RunConfig, reference: str | None = None) -> str:
             same = last and (last[1].clustering, last[1].token_features) == (clustering, features)
             base = last[1] if last and same else None
             version = lay_out_arms(store, pool.name, seed, names, clustering, features, model, recipe, drift, base)
-        counts = read_version(store, version).model_dump(include={"documents", "tokens", "arms"})
-        show_asset(store, "pool version", version, [], **counts)
+        made = read_version(store, version)
+        show_asset(store, "pool version", version, [], **made.model_dump(include={"documents", "tokens", "arms"}))
+        show_refresh(version, made, last[1] if last else None)
         return version
 
 

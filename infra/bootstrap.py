@@ -147,12 +147,14 @@ def absolute(body: dict[str, Any]) -> dict[str, Any]:
     """Make a configuration's relative paths absolute, from where they were written: a worker runs elsewhere."""
     body = {"workspace": "workspace", **body}
     body["workspace"] = _absolute(body["workspace"])
-    for name in ("pool", "reference", "heldout"):
-        if "inputs" in body.get(name, {}):
-            body[name]["inputs"] = [_absolute(uri) for uri in body[name]["inputs"]]
-    source = body.get("model", {}).get("source")
-    if source and Path(source).exists():
-        body["model"]["source"] = _absolute(source)
+    of_reference = body.get("reference", {}).get("sets", {}).values()
+    for given in (*(body.get(name, {}) for name in ("pool", "reference", "heldout")), *of_reference):
+        if "inputs" in given:
+            given["inputs"] = [_absolute(uri) for uri in given["inputs"]]
+    for section, name in (("model", "source"), ("embedding", "encoder")):
+        source = body.get(section, {}).get(name)
+        if source and Path(source).exists():
+            body[section][name] = _absolute(source)
     return body
 
 

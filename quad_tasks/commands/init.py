@@ -141,6 +141,11 @@ def _look(files: Sequence[str], which: str) -> Inputs:
     patterns = _patterns(files, [uri for uri in uris if uri not in sample.broken], bool(sample.broken))
     inputs = Inputs(patterns, sample, _columns(sample.records), {})
     _find_fields(inputs, which)
+    if sample.broken and any(set("*?[") & set(file) for file in files):
+        inputs.undecided.append(
+            f"{which}.inputs: files stand there one by one, since some are left out. Files added later are not seen "
+            "until your pattern stands there again, and the broken files elsewhere"
+        )
     return inputs
 
 

@@ -168,7 +168,8 @@ def check_workers(compute: ComputeConfig, workspace: str) -> str:
     """Check that a cluster that is named has workers, and that they see a workspace on disk.
 
     Raises:
-        ConfigError: the scheduler does not answer, has no worker, or one does not see the workspace.
+        ConfigError: the scheduler does not answer, has no worker, or one does not see the workspace; the address and
+            Dask's settings of TLS do not fit together.
     """
     address = compute.dask_address or os.environ.get(ADDRESS_VARIABLE)
     if not address:
@@ -176,6 +177,7 @@ def check_workers(compute: ComputeConfig, workspace: str) -> str:
     from distributed import Client
 
     name = "compute.dask_address" if compute.dask_address else ADDRESS_VARIABLE
+    _check_encryption(address, name)
     try:
         client = Client(address, timeout=ANSWER_S, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -253,6 +255,37 @@ def _check_answers(uri: str, name: str) -> None:
                 ) from None
 
     _within(ask, f"{name}: {redact(uri)}")
+
+
+def _check_encryption(address: str, name: str) -> None:
+    """Check that an address is one of TLS where Dask's settings require it, and that TLS has its certificate and key.
+
+    Raises:
+        ConfigError: it is not, or they are missing or cannot be read.
+    """
+    from distributed.comm import parse_address
+    from distributed.security import Security
+
+    variables = "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ..._TLS__CLIENT__CERT and ..._TLS__CLIENT__KEY"
+    place, scheme, security = redact(address), parse_address(address)[0], Security()
+    if security.require_encryption and scheme == "tcp":
+        raise ConfigError(
+            f"{name}: expected tls://..., since Dask's settings require encryption "
+            f"(DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION), found {place}"
+        )
+    if scheme != "tls":
+        return
+    files = security.get_tls_config_for_role("client")
+    try:
+        context = security.get_connection_args("client")["ssl_context"]
+    except (OSError, ValueError) as error:
+        given = ", ".join(str(files[each]) for each in ("ca_file", "cert", "key"))
+        raise ConfigError(
+            f"{name}: expected a certificate and its key for {place} in the files of {variables}, "
+            f"found {error} ({given})"
+        ) from None
+    if context is None:
+        raise ConfigError(f"{name}: expected a certificate and its key for {place}, found none: set {variables}")
 
 
 def _check_shared_disk(run_on_workers: Callable[..., dict[str, bool]], workspace: str) -> None:

@@ -16,6 +16,7 @@ from prefect.assets import Asset, AssetProperties, add_asset_metadata, materiali
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext, TaskRunContext
 
+from quad_tasks.manifests.pool import PoolVersion
 from quad_tasks.manifests.run import Choice, RoundInfo
 from quad_tasks.records import Finding, Stage
 from quad_tasks.runtime.findings import describe_finding
@@ -122,6 +123,36 @@ def show_stage(stage: Stage, chosen: Choice, rounds: Sequence[RoundInfo]) -> Non
         ),
     ]
     _markdown(f"{stage.run}-selection", [*lines, _list(chosen.findings)], title)
+
+
+def show_refresh(key: str, version: PoolVersion, before: PoolVersion | None) -> None:
+    """Show what a refresh of a pool brought: its counts beside those of the version before.
+
+    Args:
+        key: of the version's manifest.
+        version: that holds the inputs as they are now.
+        before: the last version of its recipe; None: there was none.
+    """
+    if without_prefect() or FlowRunContext.get() is None:
+        return
+    name = Path(key).parent.name
+    if version == before:
+        news = f"Nothing is new: {name} holds the inputs as they are."
+    elif before is None:
+        news = f"{name} is the first version of these settings."
+    else:
+        new, gone = set(version.shards) - set(before.shards), set(before.shards) - set(version.shards)
+        kept = "the arms stand" if version.clustering == before.clustering else "clustered anew"
+        news = f"New in {name}: {len(new):,} shards, {len(gone):,} gone or changed; {kept}."
+    rows = ["| | before | now |", "| --- | --- | --- |"]
+    for what in ("documents", "tokens", "arms"):
+        rows.append(f"| {what} | {getattr(before, what, 0):,} | {getattr(version, what):,} |")
+    rows.append(f"| shards | {len(before.shards if before else ()):,} | {len(version.shards):,} |")
+    aside = ", ".join(f"{n:,} {reason}" for reason, n in sorted(version.set_aside.items())) or "none"
+    drift = f"{version.drift.drift:.1%} of documents are new and far from their arm, or have moved between arms"
+    laid_out = f"Laid out in {len(version.layers):,} layers." if len(version.layers) > 1 else "Laid out whole."
+    lines = [f"## Pool {version.pool}", news, "\n".join(rows), f"Set aside: {aside}. Drift: {drift}. {laid_out}"]
+    _markdown(f"pool-{version.pool}", lines, f"Pool {version.pool}: {news}")
 
 
 def show_report(report: Mapping[str, Any], page: str) -> None:

@@ -52,6 +52,11 @@ def test_a_shard_that_breaks_off_is_reported_and_left_out(shards):
     assert result["pool"]["files"] == 3
     inputs = load_config(shards / "config.yaml").pool.inputs
     assert sorted(uri.rpartition("/")[2] for uri in inputs) == ["a.jsonl", "b.jsonl.gz", "c.parquet"]
+    [note] = [line for line in result["undecided"] if line.startswith("pool.inputs: ")]
+    assert "Files added later are not seen" in note
+    assert f"# To decide: {note}\n" in (shards / "config.yaml").read_text()
+    named = write_config([f"{shards}/pool/{name}" for name in ("a.jsonl", "d.jsonl.gz")], shards / "named.yaml")
+    assert not any(line.startswith("pool.inputs: ") for line in named["undecided"])  # no pattern was given
 
 
 def test_what_could_not_be_decided_is_named(tmp_path):

@@ -18,6 +18,8 @@ from quad_tasks.config.schema import ConfigError
 from quad_tasks.runtime import check_environment as environment
 from quad_tasks.storage.errors import UnsupportedStore
 
+NOWHERE = {"distributed.comm.tls.ca-file": "/no/ca", "distributed.comm.tls.client.cert": "/no/cert"}
+
 
 @pytest.fixture
 def full_disk(monkeypatch):
@@ -114,6 +116,30 @@ def test_a_scheduler_that_is_not_there_or_has_no_worker_is_named(monkeypatch, tm
         cluster.wait_for_workers(1)
         found = environment.check_workers(ComputeConfig(dask_address=cluster.scheduler_address), str(tmp_path))
         assert found.startswith("1 workers at ")
+
+
+@pytest.mark.parametrize(
+    ("address", "settings", "says"),
+    [
+        (
+            "tcp://127.0.0.1:1",
+            {"distributed.comm.require-encryption": True},
+            r"expected tls://\.\.\., .* found tcp://127\.0\.0\.1:1$",
+        ),
+        (
+            "127.0.0.1:1",
+            {"distributed.comm.require-encryption": True},
+            r"expected tls://\.\.\., .* found 127\.0\.0\.1:1$",
+        ),
+        ("tls://127.0.0.1:1", {}, r"expected a certificate and its key for tls://.*, found none: set DASK_.*CA_FILE"),
+        ("tls://127.0.0.1:1", NOWHERE, r"expected a certificate and its key .* \(/no/ca, /no/cert, None\)$"),
+    ],
+)
+def test_an_address_that_does_not_fit_the_settings_of_tls_is_named(address, settings, says):
+    import dask
+
+    with dask.config.set(settings), pytest.raises(ConfigError, match=rf"^compute\.dask_address: .*{says}"):
+        environment.check_workers(ComputeConfig(dask_address=address), "s3://bucket/quad")
 
 
 def test_workers_without_the_drivers_disk_are_named(tmp_path):

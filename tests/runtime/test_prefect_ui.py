@@ -8,10 +8,11 @@ import httpx
 import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL
-from small_pool import round_info, small_config
+from small_pool import pool_version, round_info, small_config
 
 from flows.select_data import select_data
 from quad_tasks.config.load import parse_config
+from quad_tasks.manifests.pool import PoolVersion
 from quad_tasks.manifests.run import Choice
 from quad_tasks.records import Finding, Stage
 from quad_tasks.runtime import prefect_ui
@@ -127,6 +128,44 @@ def test_a_stage_draws_the_history_of_its_rounds(sent):
     assert "budget = 100" in labels(tokens)
 
 
+def novels(shards: str, documents: int, clustering: str = "c", layers: int = 1) -> PoolVersion:
+    """Return a version of the pool `novels` with a shard a letter."""
+    return pool_version(
+        [], pool="novels", shards=tuple(shards), documents=documents, clustering=clustering,
+        layers=[{"tables": str(i), "parts": 1, "rows": 1} for i in range(layers)], set_aside={"duplicate_text": 3},
+        drift={"new_documents": 60, "beyond_radius": 0.5, "occupancy_shift": 0.02, "drift": 0.05},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "news"),
+    [
+        (None, novels("ab", 1600), "v0002 is the first version of these settings."),
+        (novels("ab", 1600), novels("ab", 1600), "Nothing is new: v0002 holds the inputs as they are."),
+        (
+            novels("abc", 1600),
+            novels("abdef", 1660, layers=2),
+            "New in v0002: 3 shards, 1 gone or changed; the arms stand.",
+        ),
+        (
+            novels("ab", 1600),
+            novels("abd", 1660, clustering="d"),
+            "New in v0002: 1 shards, 0 gone or changed; clustered anew.",
+        ),
+    ],
+)
+def test_a_refresh_says_what_is_new(sent, monkeypatch, before, now, news):
+    prefect_ui.show_refresh("pools/novels/v0002/manifest.json", now, before)
+    assert sent == {}  # outside a flow
+    monkeypatch.setattr(prefect_ui, "FlowRunContext", prefect_ui.TaskRunContext)
+    prefect_ui.show_refresh("pools/novels/v0002/manifest.json", now, before)
+    [(key, text)] = sent.items()
+    assert (key, text.splitlines()[:3]) == ("pool-novels", ["## Pool novels", "", news])
+    assert f"| documents | {before.documents if before else 0:,} | {now.documents:,} |" in text
+    assert "Set aside: 3 duplicate_text. Drift: 5.0% of documents are new and far from their arm" in text
+    assert text.endswith("Laid out in 2 layers." if len(now.layers) == 2 else "Laid out whole.")
+
+
 def test_hostile_words_stay_text():
     drawn = bars("a [title](javascript:x) <b>", {'<script>"&$x^2$': 1.0, "arm \u202e": -1.0}, "influence")
     assert "(javascript" not in drawn
@@ -198,7 +237,7 @@ def test_a_run_leaves_its_artifacts_and_assets_that_lead_from_pool_to_report(
     }
     found = httpx.post(f"{PREFECT_API_URL.value()}/artifacts/filter", json={"limit": 200}).json()
     keys = [artifact["key"] for artifact in found]
-    assert {"assets-rounds", "assets-arms", "assets-selection", "assets-report"} <= set(keys)
+    assert {"pool-pool", "assets-rounds", "assets-arms", "assets-selection", "assets-report"} <= set(keys)
     assert keys.count("assets-rounds") == count_rounds(open_store(str(tmp_path)), "assets", 0) > 1
     select_data(config)
     assert [key for event, key, _, _ in asset_events if event.startswith("mat")] == [*made, report]

@@ -51,6 +51,26 @@ def load_script(name: str) -> Any:
 bootstrap = load_script("bootstrap")
 
 
+def test_paths_of_a_deployments_configuration_are_absolute_whatever_section_they_stand_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "encoder").mkdir()
+    body = {
+        "pool": {"inputs": ["pool/*.jsonl", "s3://bucket/a.jsonl"]},
+        "reference": {"sets": {"code": {"inputs": ["code.jsonl"], "weight": 2}, "mail": {"inputs": ["/mail.jsonl"]}}},
+        "embedding": {"encoder": "encoder"},
+        "model": {"source": "owner/name"},
+    }
+    assert bootstrap.absolute(body) == {
+        "workspace": f"{tmp_path}/workspace",
+        "pool": {"inputs": [f"{tmp_path}/pool/*.jsonl", "s3://bucket/a.jsonl"]},
+        "reference": {
+            "sets": {"code": {"inputs": [f"{tmp_path}/code.jsonl"], "weight": 2}, "mail": {"inputs": ["/mail.jsonl"]}}
+        },
+        "embedding": {"encoder": f"{tmp_path}/encoder"},
+        "model": {"source": "owner/name"},
+    }
+
+
 def job_of(pool: dict[str, Any]) -> dict[str, Any]:
     """Render a pool's Job as a worker would: the template's defaults, then the run's own values."""
     template = bootstrap.job_template("kubernetes", pool["defaults"])
