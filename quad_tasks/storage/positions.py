@@ -145,15 +145,16 @@ def positions_of(store: Store, version: str, rows: npt.NDArray[np.int64]) -> npt
     Reads the rows of all of a version's documents once; `rows` are distinct.
     """
     places = _read_places(store, version)
-    if not places.blocks:
+    if not places.blocks or not len(rows):
         return rows
     order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
     positions = np.full(len(rows), -1, dtype=np.int64)
     for block, start in zip(places.blocks, places.block_starts.tolist(), strict=False):
         stored = _read_rows(store, block).astype(np.int64)
-        offsets = np.flatnonzero(np.isin(stored, rows))
-        first = np.searchsorted(rows, stored[offsets], sorter=order)
-        positions[order[first]] = start + offsets
+        near = np.minimum(np.searchsorted(ascending, stored), len(rows) - 1)
+        found = np.flatnonzero(ascending[near] == stored)
+        positions[order[near[found]]] = start + found
     return positions
 
 
