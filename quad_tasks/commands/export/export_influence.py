@@ -17,6 +17,7 @@ from quad_tasks.runtime.progress import working
 from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.stages.bandit.ledger import list_stage_rounds, read_choice
 from quad_tasks.stages.bandit.predict import predict_block
+from quad_tasks.stages.influence.find_overlap import overlap_positions
 from quad_tasks.stages.selection.select_documents import fit_stage_scores, read_stage_scores, stage_selection
 from quad_tasks.storage.keys import choice_key, choice_manifest_key
 from quad_tasks.storage.pool_versions import read_version
@@ -31,6 +32,8 @@ READ_DOCUMENTS = 8192
 
 def export_influence(config: RunConfig, out: str) -> dict[str, Any]:
     """Write every pool document's influence, measured or predicted, as `influence.parquet`.
+
+    Documents that hold held-out text are left out: who draws by the file would draw the answers.
 
     Columns: `id`, `source`, `n_tokens`, `arm`, `influence` per token (> 0: training on the document lowers the
     reference loss) and `scored`, whether it was measured. Documents come in the order of the pool's arms.
@@ -81,11 +84,12 @@ def _tables(store: Store, config: RunConfig, stage: Stage) -> Iterator[pa.Table]
     order = np.argsort(scores["position"].to_numpy())
     position, measured = (scores[name].to_numpy()[order] for name in ("position", "influence"))
     n_documents = read_version(store, stage.version).documents
+    held_out = overlap_positions(store, stage.run)
     for first in range(0, n_documents, READ_DOCUMENTS):
-        positions = np.arange(first, min(first + READ_DOCUMENTS, n_documents))
+        positions = np.setdiff1d(np.arange(first, min(first + READ_DOCUMENTS, n_documents)), held_out)
         influence = predict_block(predictor, store, stage.version, positions, features)
         own = slice(*np.searchsorted(position, [first, first + READ_DOCUMENTS]))
-        influence[position[own] - first] = measured[own]
+        influence[np.searchsorted(positions, position[own])] = measured[own]
         rows = read_positions(store, stage.version, positions, COLUMNS)
         yield rows.append_column("influence", pa.array(influence)).append_column(
             "scored", pa.array(np.isin(positions, position[own]))

@@ -67,6 +67,19 @@ def test_blocks_of_documents_join_without_a_seam(small_run, exported, tmp_path, 
     np.testing.assert_allclose(table["influence"].to_numpy(), exported[1]["influence"].to_numpy(), rtol=1e-9)
 
 
+def test_documents_that_hold_held_out_text_are_left_out(small_run, exported, tmp_path, monkeypatch):
+    held_out = np.flatnonzero(~exported[1]["scored"].to_numpy())
+    # both documents of a block of two, and another
+    held_out = held_out[np.flatnonzero((held_out[:-1] % 2 == 0) & (np.diff(held_out) == 1))[0] + np.array([0, 1, 4])]
+    monkeypatch.setattr(module, "overlap_positions", lambda *_: held_out)
+    monkeypatch.setattr(module, "READ_DOCUMENTS", 2)
+    left = len(exported[1]) - 3
+    assert export_influence(small_run, str(tmp_path))["documents"] == left
+    table, kept = pq.read_table(tmp_path / "influence.parquet"), np.delete(np.arange(left + 3), held_out)
+    assert table["id"].to_pylist() == exported[1]["id"].take(kept).to_pylist()
+    np.testing.assert_allclose(table["influence"], exported[1]["influence"].take(kept), rtol=1e-9)
+
+
 def test_a_run_that_has_chosen_nothing_is_refused(small_run, tmp_path):
     other = small_run.model_copy(update={"run": "other"})
     with pytest.raises(StoreKeyError, match="expected a choice of documents, found none yet"):
