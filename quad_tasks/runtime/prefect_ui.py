@@ -143,7 +143,7 @@ def show_refresh(key: str, version: PoolVersion, before: PoolVersion | None) -> 
     else:
         new, gone = set(version.shards) - set(before.shards), set(before.shards) - set(version.shards)
         kept = "the arms stand" if version.clustering == before.clustering else "clustered anew"
-        news = f"New in {name}: {len(new):,} shards, {len(gone):,} gone or changed; {kept}."
+        news = f"{name}: shards new {len(new):,}, gone or changed {len(gone):,}; {kept}."
     rows = ["| | before | now |", "| --- | --- | --- |"]
     for what in ("documents", "tokens", "arms"):
         rows.append(f"| {what} | {getattr(before, what, 0):,} | {getattr(version, what):,} |")

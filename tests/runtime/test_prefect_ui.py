@@ -145,12 +145,12 @@ def novels(shards: str, documents: int, clustering: str = "c", layers: int = 1) 
         (
             novels("abc", 1600),
             novels("abdef", 1660, layers=2),
-            "New in v0002: 3 shards, 1 gone or changed; the arms stand.",
+            "v0002: shards new 3, gone or changed 1; the arms stand.",
         ),
         (
             novels("ab", 1600),
             novels("abd", 1660, clustering="d"),
-            "New in v0002: 1 shards, 0 gone or changed; clustered anew.",
+            "v0002: shards new 1, gone or changed 0; clustered anew.",
         ),
     ],
 )
