@@ -42,19 +42,30 @@ def test_a_time_has_its_two_largest_units(seconds, written):
 
 
 def plan(money):
-    stage = {"flops": 3.2e12, "size_bytes": 1_500_000, "seconds": 75, "money": money}
+    stage = {"flops": 3.2e12, "size_bytes": 1_500_000, "reads": 900, "writes": 100, "seconds": 75, "money": money}
     return {
         "pool": {
             "files": 3,
             "documents": 12_345,
             "tokens": 6_789_000,
             "counted": money is None,
+            "sample_documents": None,
             "set_aside": {"empty_text": 3, "invalid_json": 1200},
         },
         "model": {"source": "fresh", "parameters": 135_000, "slow_dtype": False},
         "training": {"learning_rate": 1e-3, "configured": False},
         "scored": {"tokens": 1000, "rounds": 4, "tokens_at_most": 2000},
-        "memory": {"fit": 1e9, "bandit": 2e9, "train": 3e9, "most": 3e9, "machine": 16e9},
+        "memory": {
+            "fit": 1e9,
+            "bandit": 2e9,
+            "train": 3e9,
+            "most": 3e9,
+            "machine": 16e9,
+            "roles": {"driver": 5e8, "scheduler": 1e8, "worker": 1.5e9},
+        },
+        "storage": {"kept": 2e9, "peak": 3e9},
+        "request_s": 0.0,
+        "advice": ["clustering.arms: about 64 suit [12,345] documents, found 6"],
         "device": None,
         "cost": {
             "reading": 0.0,
@@ -67,15 +78,15 @@ def plan(money):
         "stages": [{"stage": "bandit", "documents": 500, "tokens": 20_000, **stage}],
         "total": {**stage, "seconds": 3720},
         "one_process_s": {"model": 30.0, "publish": 31.0},
-        "machine": {"cores": 2, "workers": 4},
+        "machine": {"cores": 2, "workers": 4, "elsewhere": False},
     }
 
 
 def test_a_plan_is_a_line_a_stage_and_a_total(capsys):
     print_plan(plan(None))
     lines = words(capsys)
-    assert ["bandit", "500", "20k", "3.2T", "1.5M", "1", "min", "15", "s"] in lines
-    assert ["total", "3.2T", "1.5M", "1", "h", "2", "min"] in lines
+    assert ["bandit", "500", "20k", "3.2T", "1.5M", "1k", "1", "min", "15", "s"] in lines
+    assert ["total", "3.2T", "1.5M", "1k", "1", "h", "2", "min"] in lines
     text = " ".join(word for line in lines for word in line)
     assert "pool: 3 files, 12,345 documents, about 6,789,000 tokens (counted)" in text
     assert "set aside: 1,203 records seen (1,200 invalid_json, 3 empty_text)" in text
@@ -83,7 +94,21 @@ def test_a_plan_is_a_line_a_stage_and_a_total(capsys):
     assert "on 2 cores with 4 workers; 1 min 1 s of it runs in one process" in text
     assert "training: peak learning rate 0.001 (chosen for a fresh model" in text
     assert "memory at most, all processes: fit 1GB, bandit 2GB, train 3GB; this machine has 16GB" in text
+    assert "memory of one process: driver 500MB, scheduler 100MB, worker 1.5GB; storage: 2GB in the end, 3GB" in text
+    assert "advice: clustering.arms: about 64 suit [12,345] documents, found 6" in text
     assert "money" not in text
+    assert "requests wait" not in text
+
+
+def test_a_plan_of_a_larger_pool_says_what_is_its_sample_and_what_it_assumes(capsys):
+    larger = plan(None)
+    larger["pool"]["sample_documents"] = 99
+    larger |= {"request_s": 0.02, "machine": {"cores": 2, "workers": 4, "elsewhere": True}}
+    print_plan(larger)
+    text = " ".join(word for line in words(capsys) for word in line)
+    assert "about 6,789,000 tokens (of which 99 at hand are the sample)" in text
+    assert "requests wait 20 ms each (assumed)" in text
+    assert "this machine has" not in text
 
 
 def test_a_priced_plan_says_money_and_an_estimate_says_so(capsys):

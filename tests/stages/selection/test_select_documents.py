@@ -10,7 +10,7 @@ from small_pool import small_config, stored
 
 from quad_tasks.config.load import parse_config
 from quad_tasks.core.seeds import Stream, make_generator
-from quad_tasks.core.selection import fill_budget
+from quad_tasks.core.selection import in_memory_selection
 from quad_tasks.core.selection.prediction import fit_predictor, predict
 from quad_tasks.records import Stage
 from quad_tasks.runtime.run import pinned_pool
@@ -112,10 +112,12 @@ def chosen_in_memory(config, stage, how, general_share):
         )
     search = NearDuplicateSearch(store, version, how.settings, taken)
     chosen = rows[
-        fill_budget.select(
-            fill_budget.Candidates(rows, arm[rows], n_tokens[rows].astype(np.int64), influence[rows], scored[rows]),
+        in_memory_selection.select(
+            in_memory_selection.Candidates(
+                rows, arm[rows], n_tokens[rows].astype(np.int64), influence[rows], scored[rows]
+            ),
             how.budget_tokens - int(n_tokens[taken].sum()),
-            fill_budget.SelectionSettings(
+            in_memory_selection.SelectionSettings(
                 threshold, how.settings.mode, how.settings.per_arm_share, general_share, how.settings.redundancy
             ),
             arm_mean_K=means,
@@ -182,7 +184,7 @@ def test_a_control_is_that_of_the_pool_in_memory(leaking_run, monkeypatch):
     for seed in (0, 7):
         key = draw_random_control.fn(store, stage, how, seed)
         generator = make_generator(how.seed, Stream.RANDOM_CONTROL, 1, seed)
-        expected = fill_budget.random_control(n_tokens, budget, generator, rows, search.find)
+        expected = in_memory_selection.random_control(n_tokens, budget, generator, rows, search.find)
         assert read_table(store, f"{key}.parquet")["position"].to_pylist() == expected.tolist()
 
 
