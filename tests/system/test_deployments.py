@@ -42,8 +42,9 @@ def look(url: str, out: Path) -> None:
         "runs/flow-run/" + run["id"]: ("flow-run", "Completed"),
         "deployments": ("deployments", "refresh-pool"),
     }
+    words = {"small-arms": "UCB score", "small-report": "nats per token", "pool-pool": "Pool pool"}
     for key, artifact in artifacts(url).items():
-        word = "UCB score" if key == "small-arms" else "nats per token" if key == "small-report" else "Stage 0"
+        word = words.get(key, "Stage 0")
         expected["artifacts/artifact/" + artifact["latest_id"]] = (key, word)
     out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
