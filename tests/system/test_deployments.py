@@ -35,7 +35,7 @@ def look(url: str, out: Path) -> None:
     """Look at every page of interest in a browser: a deployment's form, the run, each artifact with its plot."""
     from playwright.sync_api import sync_playwright
 
-    (run,) = flow_runs(url, "select-data", "COMPLETED")
+    run = flow_runs(url, "select-data", "COMPLETED")[-1]
     deployment = deployment_id(url, "select-data/select-data")
     expected = {
         "deployments/deployment/" + deployment + "/run": ("form", "Pool"),
