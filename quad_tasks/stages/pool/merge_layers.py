@@ -50,11 +50,12 @@ def takes_layer(base: PoolVersion, names: Sequence[str], kept: Sequence[int]) ->
         names: the pool's shards.
         kept: documents that each adds.
     """
-    new = sum(n for name, n in zip(names, kept, strict=True) if name not in set(base.shards))
+    held = set(base.shards)
+    new = sum(n for name, n in zip(names, kept, strict=True) if name not in held)
     outside = sum(layer.rows for layer in base.layers[1:]) + new
     return (
         bool(base.layers)
-        and set(base.shards) <= set(names)
+        and held <= set(names)
         and len(base.layers) < MOST_LAYERS
         and outside <= MOST_LAYERED * (base.documents + new)
     )
