@@ -24,7 +24,7 @@ from quad_tasks.core.blocks import Attention, Block, blocks_from_tensor, blocks_
 from quad_tasks.core.capture import backward
 from quad_tasks.core.covariance import Covariances, accumulate_covariances, find_parts, with_constant, with_prefix
 from quad_tasks.core.loss import Batch, Documents, Fisher, draw_uniforms, frozen, head_weight, read_batch
-from quad_tasks.core.precision import product_dtype
+from quad_tasks.core.precision import accumulation_dtype, product_dtype
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,18 @@ def join_bases(parts: Iterable[Eigenbasis]) -> Eigenbasis:
     return Eigenbasis(blocks, activation, gradient)
 
 
+def place_basis(basis: Eigenbasis, model: PreTrainedModel, rounded: bool = False) -> Eigenbasis:
+    """Move an eigenbasis to a model's device, in the dtype of `accumulate_eigenvalues`'s products with it.
+
+    A basis read in pieces is best placed piece by piece, where that dtype is narrower: both copies of all are never held.
+    """
+    device, dtype = model.device, _factor_dtype(model, rounded)
+    activation, gradient = (
+        {key: U_XX.to(device, dtype) for key, U_XX in side.items()} for side in (basis.activation, basis.gradient)
+    )
+    return Eigenbasis(basis.blocks, activation, gradient)
+
+
 def accumulate_eigenvalues(
     model: PreTrainedModel,
     batches: Iterable[Batch],
@@ -130,8 +142,8 @@ def accumulate_eigenvalues(
         FloatingPointError: a sum is not finite; the message names the block.
     """
     weight_VD = head_weight(model)
-    dtype = product_dtype(model.dtype, weight_VD.device, rounded) if rounded else weight_VD.dtype
-    head_VD, local_basis = weight_VD.to(dtype), _to_device(basis, weight_VD.device, dtype)
+    local_basis = place_basis(basis, model, rounded)
+    head_VD = weight_VD.to(_factor_dtype(model, rounded))
     squares = {b.name: torch.zeros(b.shape, dtype=weight_VD.dtype, device=weight_VD.device) for b in basis.blocks}
     n_documents = 0
     # Each batch: compact it, draw label randomness [M], run forward and backward; the hooks add squares [O, I]
@@ -278,6 +290,11 @@ def factors_from_tensors(tensors: Mapping[str, Tensor]) -> Factors:
     return Factors(basis, {block.name: tensors[f"eigenvalues/{block.name}"] for block in basis.blocks})
 
 
+def _factor_dtype(model: PreTrainedModel, rounded: bool) -> torch.dtype:
+    """Return the dtype of the factors of the second pass's products."""
+    return product_dtype(model.dtype, model.device, rounded) if rounded else accumulation_dtype(model.dtype)
+
+
 def _check_finite(name: str, what: str, tensor: Tensor) -> None:
     if not torch.isfinite(tensor).all():
         raise FloatingPointError(f"{name}: expected finite {what}, got NaN or infinity")
@@ -290,12 +307,6 @@ def _eigenvectors(key: str, sum_XX: Tensor, n_positions: int) -> Tensor:
     vectors: Tensor = torch.linalg.eigh((mean_XX + mean_XX.T) / 2).eigenvectors
     return vectors.to(sum_XX.dtype)
 
-
-def _to_device(basis: Eigenbasis, device: torch.device, dtype: torch.dtype) -> Eigenbasis:
-    activation, gradient = (
-        {key: U_XX.to(device, dtype) for key, U_XX in side.items()} for side in (basis.activation, basis.gradient)
-    )
-    return Eigenbasis(basis.blocks, activation, gradient)
 
 
 def _add_squares(

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from quad_tasks.core.blocks import UnsupportedLayer
-from quad_tasks.core.precision import accumulation_dtype, lower_precision
+from quad_tasks.core.precision import accumulation_dtype, lower_precision, product_dtype
 
 Batch = Mapping[str, Tensor]
 Fisher = Literal["true", "empirical"]
@@ -34,7 +34,8 @@ Fisher = Literal["true", "empirical"]
 # Bytes of logits at a time: about a CPU's last-level cache, so that the passes over them stay out of main memory.
 _CPU_CHUNK_BYTES = 8 * 2**20
 _ACCELERATOR_CHUNK_BYTES = 512 * 2**20
-# Every chunk reads the whole head: with 13 targets in one (a vocabulary of 152,000) training took 3.5 times as long.
+# Of float32 logits, twice as many of bfloat16 ones. Every chunk reads the whole head: with 13 targets in one (a
+# vocabulary of 152,000) training took 3.5 times as long.
 _LEAST_CHUNK_TARGETS = 128
 
 
@@ -147,8 +148,8 @@ def summed_loss(model: PreTrainedModel, documents: Documents, rounded: bool = Fa
     Args:
         model: a causal language model whose parameters require gradients.
         documents: the batch.
-        rounded: whether a float32 model's products up to the head may be computed in lower precision, see
-            `precision.product_dtype`.
+        rounded: whether a float32 model's products may be computed in lower precision, see `precision.product_dtype`;
+            losses are taken in float32 from the rounded logits, gradients are summed in float32.
 
     Returns:
         The sum in nats, a scalar in the accumulation dtype.
@@ -159,7 +160,8 @@ def summed_loss(model: PreTrainedModel, documents: Documents, rounded: bool = Fa
     weight_VD = _trainable_head(model)
     with lower_precision(model.dtype, weight_VD.device, rounded):
         hidden_NTD = hidden_states(model, documents)
-    hidden_MD = hidden_NTD.flatten(0, 1)[documents.positions_M].to(weight_VD.dtype)
+    factors = product_dtype(weight_VD.dtype, weight_VD.device, rounded)
+    hidden_MD = hidden_NTD.flatten(0, 1)[documents.positions_M].to(factors)
     loss: Tensor = _SummedLoss.apply(hidden_MD, weight_VD, documents.targets_M)  # type: ignore[no-untyped-call]
     return loss
 
@@ -239,23 +241,26 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
-        """Walk the targets chunk by chunk: loss, then both gradients from the same logits."""
+        """Walk the targets chunk by chunk: loss, then both gradients from the same logits; products as the input's."""
         needs_hidden, needs_weight, _ = ctx.needs_input_grad
         hidden_grad_MD = torch.empty_like(hidden_MD) if needs_hidden else None
         weight_grad_VD = torch.zeros_like(weight_VD) if needs_weight else None
         total = torch.zeros((), dtype=torch.float64, device=hidden_MD.device)
-        for chunk, logits_CV in _logit_chunks(hidden_MD, weight_VD):
+        factor_VD = weight_VD.to(hidden_MD.dtype)
+        for chunk, rounded_CV in _logit_chunks(hidden_MD, factor_VD):
             labels_C1 = targets_M[chunk, None]
+            logits_CV = rounded_CV.to(weight_VD.dtype)
             total -= logits_CV.gather(1, labels_C1).sum(dtype=torch.float64)
             total += logits_CV.logsumexp(dim=1).sum(dtype=torch.float64)
             delta_CV = torch.softmax(logits_CV, dim=1, out=logits_CV)  # p - 1 at the label: the logits' gradient
             delta_CV.scatter_add_(1, labels_C1, torch.full_like(labels_C1, -1, dtype=delta_CV.dtype))
+            delta_CV = delta_CV.to(hidden_MD.dtype)
             if hidden_grad_MD is not None:
-                torch.mm(delta_CV, weight_VD, out=hidden_grad_MD[chunk])
+                torch.mm(delta_CV, factor_VD, out=hidden_grad_MD[chunk])
             if weight_grad_VD is not None:
-                weight_grad_VD.addmm_(delta_CV.T, hidden_MD[chunk])
+                _add_product(weight_grad_VD, delta_CV.T, hidden_MD[chunk])
         ctx.gradients = (hidden_grad_MD, weight_grad_VD)
-        return total.to(hidden_MD.dtype)
+        return total.to(weight_VD.dtype)
 
     @staticmethod
     @once_differentiable
@@ -264,6 +269,14 @@ class _SummedLoss(torch.autograd.Function):
         hidden_grad_MD, weight_grad_VD = (None if kept is None else kept.mul_(scale) for kept in ctx.gradients)
         del ctx.gradients
         return hidden_grad_MD, weight_grad_VD, None
+
+
+def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+    """Add a product to a sum in place, which may be of a wider dtype than the product."""
+    if sum_VD.dtype == left_VC.dtype:
+        sum_VD.addmm_(left_VC, right_CD)
+    else:
+        sum_VD.add_(left_VC @ right_CD)
 
 
 def _trainable_head(model: PreTrainedModel) -> Tensor:
@@ -299,7 +312,8 @@ def _gradient(hidden_MD: Tensor, weight_VD: Tensor, documents: Documents, unifor
 def _logit_chunks(hidden_MD: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield chunks of targets with their logits [rows, V], all in one buffer: callers may overwrite it, not keep it."""
     budget = _CPU_CHUNK_BYTES if hidden_MD.device.type == "cpu" else _ACCELERATOR_CHUNK_BYTES
-    n_rows = max(_LEAST_CHUNK_TARGETS, budget // (weight_VD.shape[0] * weight_VD.element_size()))
+    number_bytes = weight_VD.element_size()
+    n_rows = max(_LEAST_CHUNK_TARGETS * 4 // number_bytes, budget // (weight_VD.shape[0] * number_bytes))
     buffer = weight_VD.new_empty(min(n_rows, len(hidden_MD)), weight_VD.shape[0])
     hidden_MD = hidden_MD.to(weight_VD.dtype)
     for start in range(0, len(hidden_MD), n_rows):

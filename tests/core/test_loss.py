@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from quad_tasks.core import loss
+from quad_tasks.core import loss, precision
 from quad_tasks.core.blocks import UnsupportedLayer
 from quad_tasks.core.lm.measurement import measure
 from quad_tasks.core.lm.training import Schedule, make_optimizer
@@ -14,11 +14,11 @@ from quad_tasks.core.lm.training import train as train_model
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["one chunk", "a row per chunk"])
+@pytest.fixture(params=["one chunk", "few rows per chunk"])
 def _chunks(request, monkeypatch):
-    if request.param == "a row per chunk":
+    if request.param == "few rows per chunk":
         monkeypatch.setattr(loss, "_CPU_CHUNK_BYTES", 1)
-        monkeypatch.setattr(loss, "_LEAST_CHUNK_TARGETS", 1)
+        monkeypatch.setattr(loss, "_LEAST_CHUNK_TARGETS", 2)
 
 
 @pytest.mark.usefixtures("_chunks")
@@ -57,6 +57,34 @@ def test_summed_loss_has_the_gradients_of_plain_cross_entropy(tiny, family):
     for name, parameter in model.named_parameters():
         whole = sum(gradient[name] for gradient in expected) / 4
         torch.testing.assert_close(parameter.grad, whole, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_rounded_products_are_torchs_own_mixed_precision(tiny, monkeypatch, family):
+    """Head and tied embedding too: the gradients are as far from exact ones as autocast's, in float32, and near them."""
+    monkeypatch.setattr(precision, "has_bfloat16_products", lambda device: True)
+    model = tiny.tiny_model(family).float()
+    documents = tiny.random_documents([5, 2, 8])
+    batch = loss.read_batch(tiny.pad(documents), CPU)
+
+    def gradients(call):
+        model.zero_grad()
+        call().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    def mixed():
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(batch.ids_NT).logits
+        targets = logits.flatten(0, 1)[batch.positions_M].float()
+        return torch.nn.functional.cross_entropy(targets, batch.targets_M, reduction="sum")
+
+    exact = gradients(lambda: loss.summed_loss(model, batch))
+    rounded = gradients(lambda: loss.summed_loss(model, batch, rounded=True))
+    autocast = gradients(mixed)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).norm() < 1.5 * (autocast - exact).norm() < 0.03 * exact.norm()
+    assert (rounded - autocast).norm() < (autocast - exact).norm()
 
 
 def test_summed_loss_leaves_a_frozen_head_alone(tiny):

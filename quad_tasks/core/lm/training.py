@@ -23,9 +23,10 @@ from transformers import PreTrainedModel
 from quad_tasks.core.lm.batching import Tokens, bucket_batches, pad_batch, split_windows
 from quad_tasks.core.loss import read_batch, summed_loss
 
-METHOD = 2
+METHOD = 3
 """Number of the training method, a part of the keys of what is trained once and used again, so that nothing made by
-another method is. 1: steps of batches, however many targets they hold; 2: steps of equal targets."""
+another method is. 1: steps of batches, however many targets they hold; 2: steps of equal targets; 3: the same, the
+head's products too where products are rounded, AdamW in one kernel."""
 GRADIENT_CLIP = 1.0
 ADAM_BETAS = (0.9, 0.95)  # nanoGPT's, usual for language models
 LEAST_LENGTH_SHARE = 0.75
@@ -138,7 +139,7 @@ def make_optimizer(model: PreTrainedModel, weight_decay: float) -> torch.optim.A
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS)
+    return torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, fused=True)
 
 
 def train(
@@ -173,8 +174,8 @@ def train(
         batch_tokens: of a pass at most, padding included, or `pass_tokens`: bounds the memory, not the result.
         generator: draws the order of the windows.
         max_targets: targets to train on; what is left of the shuffled windows is not; None: all.
-        rounded: whether a float32 model's products, but for the head's, may be computed from bfloat16 factors where
-            the device is faster at it (`precision.product_dtype`); weights, gradients and optimizer stay in float32.
+        rounded: whether a float32 model's products may be computed from bfloat16 factors where the device is faster
+            at it (`precision.product_dtype`); weights, gradients and optimizer stay in float32.
         resumed: steps that model and optimizer hold already, as `after_step` was last given them; None: none.
         after_step: called after each step with what the training took so far.
         processes: that share the training, each given the same arguments: gradients of their passes are summed.

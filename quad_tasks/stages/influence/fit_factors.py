@@ -6,6 +6,7 @@ Covariances are kept, merged and decomposed in groups of blocks, so that no proc
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,8 +224,11 @@ def eigenvalue_chunk(fit: Fit, positions: np.ndarray[Any, Any], index: int) -> s
     store, part = fit.store, chunk_key(fit.key, "eigenvalue", index)
     if not store.exists(part):
         model, batches = _chunk_batches(fit, positions)
-        basis = _load_basis(store, fit.key, len(group_blocks(_blocks(fit), fit.settings.max_factor_width)))
+        n_groups = len(group_blocks(_blocks(fit), fit.settings.max_factor_width))
         rounded = fit.settings.rounds_products(fit.use.dtype)
+        basis = ekfac.join_bases(
+            ekfac.place_basis(part, model, rounded) for part in _basis_parts(store, fit.key, n_groups)
+        )
         sums = ekfac.accumulate_eigenvalues(model, batches, basis, fit.settings.fisher, rounded=rounded)
         save_named(store, part, ekfac.eigenvalue_sums_to_tensors(sums))
     return part
@@ -233,7 +237,7 @@ def eigenvalue_chunk(fit: Fit, positions: np.ndarray[Any, Any], index: int) -> s
 def finish_factors(fit: Fit, n_groups: int, parts: list[str]) -> tuple[str, tuple[Block, ...]]:
     """Join the eigenbasis and the chunks' eigenvalues, on a worker; return the digest of their file, and the blocks."""
     eigenvalues = ekfac.eigenvalue_sums_from_tensors(merge_parts(fit.store, parts))
-    basis = _load_basis(fit.store, fit.key, n_groups)
+    basis = ekfac.join_bases(_basis_parts(fit.store, fit.key, n_groups))
     joined = ekfac.factors_to_tensors(ekfac.finish(basis, eigenvalues))
     return save_named(fit.store, factors_key(fit.key), joined), basis.blocks
 
@@ -254,10 +258,11 @@ def _blocks(fit: Fit) -> list[Block]:
     return find_blocks(model, fit.settings.attention)
 
 
-def _load_basis(store: Store, key: str, n_groups: int) -> ekfac.Eigenbasis:
-    """Load the eigenbasis between the two passes, its groups of blocks together."""
-    parts = (load_named(store, chunk_key(key, "basis", group)) for group in range(n_groups))
-    return ekfac.join_bases(ekfac.basis_from_tensors(part) for part in parts)
+def _basis_parts(store: Store, key: str, n_groups: int) -> Iterator[ekfac.Eigenbasis]:
+    """Load the eigenbasis between the two passes, a group of blocks at a time."""
+    return (
+        ekfac.basis_from_tensors(load_named(store, chunk_key(key, "basis", group))) for group in range(n_groups)
+    )
 
 
 def _identity(settings: FactorsConfig) -> dict[str, Any]:
