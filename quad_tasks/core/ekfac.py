@@ -107,7 +107,7 @@ def join_bases(parts: Iterable[Eigenbasis]) -> Eigenbasis:
 def place_basis(basis: Eigenbasis, model: PreTrainedModel, rounded: bool = False) -> Eigenbasis:
     """Move an eigenbasis to a model's device, in the dtype of `accumulate_eigenvalues`'s products with it.
 
-    A basis read in pieces is best placed piece by piece, where that dtype is narrower: both copies of all are never held.
+    A basis that is read in pieces is placed piece by piece: where that dtype is narrower, two copies are never held.
     """
     device, dtype = model.device, _factor_dtype(model, rounded)
     activation, gradient = (
@@ -306,7 +306,6 @@ def _eigenvectors(key: str, sum_XX: Tensor, n_positions: int) -> Tensor:
     mean_XX = sum_XX.double() / n_positions
     vectors: Tensor = torch.linalg.eigh((mean_XX + mean_XX.T) / 2).eigenvectors
     return vectors.to(sum_XX.dtype)
-
 
 
 def _add_squares(

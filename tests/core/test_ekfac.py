@@ -1,10 +1,11 @@
+import copy
 import re
 from dataclasses import replace
 
 import pytest
 import torch
 
-from quad_tasks.core import ekfac
+from quad_tasks.core import ekfac, precision
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.covariance import accumulate_covariances, diagonal_parts, merge, select_blocks
 from quad_tasks.core.ekfac import (
@@ -115,6 +116,23 @@ def test_rotating_before_or_after_the_sum_over_tokens_is_the_same(tiny, model):
     together = accumulate_eigenvalues(model, [tiny.pad(documents)], basis, "empirical")
     apart = [accumulate_eigenvalues(model, [tiny.pad([document])], basis, "empirical") for document in documents]
     torch.testing.assert_close(together.squares, ekfac.merge(*apart).squares)
+
+
+def test_an_eigenbasis_is_placed_in_the_dtype_it_is_multiplied_in(tiny, model, monkeypatch):
+    """A group of blocks at a time: nothing is copied again, and the sums are those of the whole basis, bit by bit."""
+    monkeypatch.setattr(precision, "has_bfloat16_products", lambda device: True)
+    model, batches = copy.deepcopy(model).bfloat16(), _batches(tiny, seeds=True)
+    blocks = find_blocks(model)
+    sums = accumulate_covariances(model, batches, blocks, rounded=True)
+    parts = [decompose(select_blocks(sums, part)) for part in (blocks[:2], blocks[2:])]
+    whole = accumulate_eigenvalues(model, batches, join_bases(parts), rounded=True)
+    placed = join_bases(ekfac.place_basis(part, model, rounded=True) for part in parts)
+    assert {U_XX.dtype for U_XX in [*placed.activation.values(), *placed.gradient.values()]} == {torch.bfloat16}
+    again = ekfac.place_basis(placed, model, rounded=True)
+    assert all(again.activation[key] is U_XX for key, U_XX in placed.activation.items())
+    torch.testing.assert_close(
+        accumulate_eigenvalues(model, batches, placed, rounded=True).squares, whole.squares, rtol=0, atol=0
+    )
 
 
 def test_merged_partial_sums_equal_one_process(tiny, model):

@@ -62,7 +62,7 @@ def test_summed_loss_has_the_gradients_of_plain_cross_entropy(tiny, family):
 @pytest.mark.usefixtures("_chunks")
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_rounded_products_are_torchs_own_mixed_precision(tiny, monkeypatch, family):
-    """Head and tied embedding too: the gradients are as far from exact ones as autocast's, in float32, and near them."""
+    """Head and tied embedding too: gradients in float32, as far from exact ones as autocast's, and nearer to those."""
     monkeypatch.setattr(precision, "has_bfloat16_products", lambda device: True)
     model = tiny.tiny_model(family).float()
     documents = tiny.random_documents([5, 2, 8])

@@ -260,9 +260,7 @@ def _blocks(fit: Fit) -> list[Block]:
 
 def _basis_parts(store: Store, key: str, n_groups: int) -> Iterator[ekfac.Eigenbasis]:
     """Load the eigenbasis between the two passes, a group of blocks at a time."""
-    return (
-        ekfac.basis_from_tensors(load_named(store, chunk_key(key, "basis", group))) for group in range(n_groups)
-    )
+    return (ekfac.basis_from_tensors(load_named(store, chunk_key(key, "basis", group))) for group in range(n_groups))
 
 
 def _identity(settings: FactorsConfig) -> dict[str, Any]:
