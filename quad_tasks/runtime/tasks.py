@@ -29,6 +29,8 @@ RECONNECT_TIMEOUT_S = 120
 IN_FLIGHT, CALLS_PER_THREAD = 512, 4
 """Calls that the scheduler holds at a time: this many, or that many for each thread of the cluster."""
 POLL_S = 0.005
+DRIVER_KEPT_BYTES = 2**26
+"""Freed memory that the driving process may keep, which computes little itself."""
 WORKERS_CHECK_S = 5.0
 """How often a step that gets no result looks whether there is a worker at all."""
 IN_PROCESS = "inproc://"
@@ -98,7 +100,7 @@ def map_tasks(
             advance(1)
             for following in submit(1):
                 running.add(following)
-        release_freed_memory()
+        release_freed_memory(DRIVER_KEPT_BYTES)
         return results
 
 

@@ -37,6 +37,7 @@ from quad_tasks.core.lm.tokenizer import encode, train_tokenizer
 from quad_tasks.core.precision import has_bfloat16_products
 from quad_tasks.plugins import load_plugin
 from quad_tasks.records import Document
+from quad_tasks.runtime.checkpoints import weights_sha256
 from quad_tasks.stages.influence.factor_memory import covariance_bytes, group_blocks
 from quad_tasks.stages.pool.ingest import MIN_TOKENS, tokenize_block
 from quad_tasks.stages.pool.prepare_model import FRESH, FRESH_STEP_TOKENS
@@ -65,6 +66,7 @@ class Rates:
         embed_fit_byte: and per byte of text.
         centroid_product: k-means, per document, arm, dimension and iteration.
         pretrain_token: training the fresh model.
+        prepare_model: loading a model that is not fresh, dequantising it where it is a GGUF file, and its digest.
         decompose: the eigenbases, in all.
         workers: what the workers do at once.
     """
@@ -75,6 +77,7 @@ class Rates:
     embed_fit_byte: float
     centroid_product: float
     pretrain_token: float
+    prepare_model: float
     decompose: float
     workers: "WorkerRates"
 
@@ -147,8 +150,9 @@ def probe(config: RunConfig, texts: Sequence[str]) -> tuple[Rates, Shape]:
         ModelError: the model cannot be loaded.
         UnsupportedLayer: no block of it is supported.
     """
+    started = time.perf_counter()
     with _source_folder(config) as local:
-        return _probe(local, texts)
+        return _probe(local, texts, time.perf_counter() - started)
 
 
 @contextmanager
@@ -163,7 +167,7 @@ def _source_folder(config: RunConfig) -> Iterator[RunConfig]:
         yield config.model_copy(update={"model": config.model.model_copy(update={"source": folder})})
 
 
-def _probe(config: RunConfig, texts: Sequence[str]) -> tuple[Rates, Shape]:
+def _probe(config: RunConfig, texts: Sequence[str], dequantised_s: float) -> tuple[Rates, Shape]:
     started = time.perf_counter()
     model, tokenizer = _model(config, texts)
     built_s = time.perf_counter() - started
@@ -185,6 +189,7 @@ def _probe(config: RunConfig, texts: Sequence[str]) -> tuple[Rates, Shape]:
         embed_fit_byte=FIT_PRODUCTS * mean_seconds(lambda: embed(some), _n_bytes(some), LEAST_S) if counted else 0.0,
         centroid_product=_centroid_rate(dimension, LEAST_S),
         pretrain_token=train_rate(config, model, documents, FRESH_STEP_TOKENS, LEAST_S) if fresh else 0.0,
+        prepare_model=0.0 if fresh else dequantised_s + built_s + _digest_s(model),
         decompose=decompose_s(config, model, blocks, max(documents, key=len)),
         workers=workers,
     )
@@ -232,6 +237,12 @@ def _model(config: RunConfig, texts: Sequence[str]) -> tuple[PreTrainedModel, Fa
     size = LlamaSize(fresh.width, fresh.layers, fresh.heads, fresh.key_value_heads, fresh.mlp_width)
     model: PreTrainedModel = fresh_llama(size, fresh.vocabulary, config.model.window_tokens, config.seed)
     return model.to(getattr(torch, config.model.dtype)).to(device), tokenizer
+
+
+def _digest_s(model: PreTrainedModel) -> float:
+    started = time.perf_counter()
+    weights_sha256(model)
+    return time.perf_counter() - started
 
 
 def _embedder(

@@ -335,7 +335,7 @@ def makespan(durations: Sequence[float], workers: int) -> float:
 
 def one_process_seconds(config: RunConfig, volumes: Volumes, rates: Rates, shape: Shape) -> dict[str, float]:
     """Return the seconds of each stage that run in one process, however many workers there are."""
-    alone = dict.fromkeys(("model", "embed", "cluster", "fit"), 0.0)
+    alone = dict.fromkeys(("embed", "cluster", "fit"), 0.0) | {"model": rates.prepare_model}
     if config.model.source == FRESH:
         wanted = config.model.fresh.train_tokens
         sampled = min(SAMPLE_BYTES_PER_TOKEN * wanted, volumes.text_bytes)

@@ -22,7 +22,7 @@ SHAPE = Shape(
     parameters=10**9, forward_flops=2e9, factor_values=10**9, tracked=8 * 10**8, bytes_per_token=4.0, dimension=128,
     width=2048, covariance_bytes=8 * 10**8, factor_groups=4, activation_bytes=4_000_000, size=SIZE,
 )  # fmt: skip
-HERE = Rates(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, WorkerRates(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0))
+HERE = Rates(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 6.5, 7.0, WorkerRates(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0))
 
 
 def planned(tmp_path, **changes):

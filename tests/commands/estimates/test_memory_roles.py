@@ -25,7 +25,7 @@ SHAPE = Shape(
     parameters=10**6, forward_flops=2e6, factor_values=10**6, tracked=10**6, bytes_per_token=4.0, dimension=128,
     width=128, covariance_bytes=10**6, factor_groups=1, activation_bytes=1000, size=SIZE,
 )  # fmt: skip
-RATES = Rates(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, WorkerRates(*[1.0] * 8))
+RATES = Rates(*[1.0] * 8, WorkerRates(*[1.0] * 8))
 
 
 def basis(tmp_path, documents, shards=1000, scored=0, budget=500, workers=64, arms=1000, shape=SHAPE) -> Basis:
