@@ -8,7 +8,7 @@ import dask
 from distributed import Client, LocalCluster
 
 from quad_tasks.config.compute import ComputeConfig
-from quad_tasks.runtime.tasks import current_client
+from quad_tasks.runtime.processes.worker_memory import current_client
 from quad_tasks.runtime.versions import refuse_mixed_workers
 
 ADDRESS_VARIABLE = "DASK_SCHEDULER_ADDRESS"

@@ -46,12 +46,12 @@ from quad_tasks.report.model import (
 from quad_tasks.report.page import render_page
 from quad_tasks.report.provenance import trace
 from quad_tasks.report.report_json import FORMAT, dump_report, parse_report
-from quad_tasks.runtime.events import read_times, record_event
+from quad_tasks.runtime.events import read_peaks, read_times, record_event
 from quad_tasks.runtime.findings import announce_findings
 from quad_tasks.runtime.prefect_ui import show_asset, show_report
 from quad_tasks.runtime.progress import working
 from quad_tasks.runtime.reference_tables import read_reference
-from quad_tasks.runtime.tasks import peak_gpu_memory_bytes, peak_memory_bytes, stage_task
+from quad_tasks.runtime.tasks import stage_task
 from quad_tasks.stages.bandit.ledger import SET_COLUMN, read_choice
 from quad_tasks.stages.bandit.round_settings import pull_sizes
 from quad_tasks.stages.influence.find_overlap import count_overlap
@@ -79,7 +79,7 @@ def write_report(store: Store, config: RunConfig, version: str, reference: str) 
     """Write `report.json` and the page, and return the page's key."""
     key, page = report_key(config.run), report_page_key(config.run)
     with working("write report"):
-        report = collect_report(store, config, version, reference, _earlier_peak(store, key))
+        report = collect_report(store, config, version, reference)
         files = {key: dump_report(report), page: render_page(report).encode()}
         for name, data in files.items():
             store.put(name, data)
@@ -103,7 +103,7 @@ def read_findings(store: Store, run: str) -> list[records.Finding]:
     return _as_records(parse_report(store.get(report_key(run))).findings)
 
 
-def collect_report(store: Store, config: RunConfig, version: str, reference: str, earlier_peak_bytes: int) -> Report:
+def collect_report(store: Store, config: RunConfig, version: str, reference: str) -> Report:
     """Gather every number of a finished run.
 
     Args:
@@ -111,7 +111,6 @@ def collect_report(store: Store, config: RunConfig, version: str, reference: str
         config: the run's configuration.
         version: key of the pool version's manifest.
         reference: key prefix of the reference.
-        earlier_peak_bytes: peak memory of the attempt that wrote a report before.
     """
     run = read_run(store, config, version, reference)
     stages = tuple(_stage(run, number) for number in range(config.training.stages))
@@ -121,6 +120,7 @@ def collect_report(store: Store, config: RunConfig, version: str, reference: str
     arms = describe_arms(run, drawn, threshold)
     profiles = document_summaries.measure_diversity(run)
     times = read_times(run.store, config.run)
+    peak_bytes, gpu_peak_bytes = read_peaks(run.store, config.run)
     return Report(
         format=FORMAT,
         run=config.run,
@@ -154,18 +154,13 @@ def collect_report(store: Store, config: RunConfig, version: str, reference: str
         findings=_diagnose(run, drawn, arms, stages, profiles, times),
         provenance=trace(run),
         time_s=times,
-        peak_memory_bytes=max(peak_memory_bytes(), earlier_peak_bytes),
-        peak_gpu_memory_bytes=peak_gpu_memory_bytes(),
+        peak_memory_bytes=peak_bytes,
+        peak_gpu_memory_bytes=gpu_peak_bytes,
     )
 
 
 def _as_records(findings: Sequence[Finding] | None) -> list[records.Finding]:
     return [records.Finding(**finding.model_dump()) for finding in findings or ()]
-
-
-def _earlier_peak(store: Store, key: str) -> int:
-    """Return the peak memory of the attempt that wrote a report before: a resume of what is done needs little."""
-    return parse_report(store.get(key)).peak_memory_bytes or 0 if store.exists(key) else 0
 
 
 def _pool(run: FinishedRun, set_aside: dict[str, int]) -> Pool:

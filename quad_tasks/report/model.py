@@ -365,7 +365,7 @@ class Report(Part):
         threshold: of influence per token, in the last stage.
         diversity: by how documents were chosen, each measure.
         time_s: by step, all attempts together.
-        peak_memory_bytes: sum of the peak resident sizes of the processes that worked.
+        peak_memory_bytes: sum of the processes' peak resident sizes when a step ended, the largest of any step.
         peak_gpu_memory_bytes: most memory that one worker held on a GPU; None where none used one.
     """
 

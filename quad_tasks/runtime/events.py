@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from quad_tasks.manifests.run import RoundInfo
+from quad_tasks.runtime.processes.worker_memory import peak_gpu_memory_bytes, peak_memory_bytes
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.versions import computing_versions
 from quad_tasks.storage.errors import StorageError, redact
@@ -82,13 +83,14 @@ def recorded_run(store: Store, run: str) -> Iterator[None]:
 
 @contextmanager
 def timed(store: Store, run: str, step: str) -> Iterator[None]:
-    """Record how long the body took, in seconds, under the step's name, also when it fails."""
-    started, outcome = time.perf_counter(), "failed"
+    """Record how long the body took, in seconds, under the step's name, also when it fails, and peaks of memory."""
+    started, outcome, peaks = time.perf_counter(), "failed", {}
     try:
         yield
         outcome = "done"
+        peaks = {"peak_bytes": peak_memory_bytes(), "peak_gpu_bytes": peak_gpu_memory_bytes()}
     finally:
-        body = {"step": step, "seconds": time.perf_counter() - started}
+        body = {"step": step, "seconds": time.perf_counter() - started, **peaks}
         store.put(f"{times_folder(run)}/{uuid4().hex}.json", json.dumps(body).encode())
         record_event(store, run, "step_ended", **body, outcome=outcome)
 
@@ -102,6 +104,16 @@ def read_times(store: Store, run: str) -> dict[str, float]:
         if isinstance(step, str) and isinstance(seconds, float):
             total[step] = total.get(step, 0.0) + seconds
     return total
+
+
+def read_peaks(store: Store, run: str) -> tuple[int, int | None]:
+    """Return the most memory of all processes at the end of any step, bytes, and the most on a worker's GPU."""
+    bodies = [_parse(store.get(key)) or {} for key in store.list(times_folder(run))]
+    memory, on_gpu = (
+        [size for body in bodies if isinstance(size := body.get(name), int)]
+        for name in ("peak_bytes", "peak_gpu_bytes")
+    )
+    return max(memory, default=0), max(on_gpu, default=None)
 
 
 def read_events(store: Store, run: str) -> list[dict[str, Any]]:

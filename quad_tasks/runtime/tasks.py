@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
-from distributed import CancelledError, Client, Future, as_completed, default_client
+from distributed import CancelledError, Client, Future, as_completed
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
@@ -19,7 +19,8 @@ from prefect import Task
 from prefect_dask import get_dask_client
 
 from quad_tasks.runtime.prefect_runs import make_task
-from quad_tasks.runtime.processes.memory import own_gpu_peak_bytes, own_peak_bytes, release_freed_memory
+from quad_tasks.runtime.processes.memory import release_freed_memory
+from quad_tasks.runtime.processes.worker_memory import IN_PROCESS, current_client
 from quad_tasks.runtime.progress import notice, progress
 from quad_tasks.storage.errors import StoreUnavailable
 
@@ -33,8 +34,6 @@ DRIVER_KEPT_BYTES = 2**26
 """Freed memory that the driving process may keep, which computes little itself."""
 WORKERS_CHECK_S = 5.0
 """How often a step that gets no result looks whether there is a worker at all."""
-IN_PROCESS = "inproc://"
-"""Begins the address of a scheduler in this process; its workers are threads of it, which nothing starts again."""
 GPU = "GPU"
 """The resource that Dask workers with a GPU declare: `dask worker --resources GPU=1`."""
 
@@ -151,14 +150,6 @@ def _check_workers(client: Client, label: str) -> None:
     notice(f"{label}: waiting for a worker, the Dask cluster at {address} has none")
 
 
-def current_client() -> Client | None:
-    """Return the Dask client that is open in this process, if there is one."""
-    try:
-        return default_client()
-    except ValueError:  # distributed's way to say there is none
-        return None
-
-
 def _dask_client() -> AbstractContextManager[Client]:
     """Give the open client without closing it, else, on a worker, one of Prefect's.
 
@@ -191,17 +182,3 @@ def _list_workers(client: Client) -> dict[str, Any]:
     """Ask the scheduler for its workers; what the client keeps of them is emptied every other second."""
     workers: dict[str, Any] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
     return workers
-
-
-def peak_memory_bytes() -> int:
-    """Return the sum of peak resident sizes of this process and the Dask cluster's workers."""
-    with _dask_client() as client:
-        workers: dict[str, int] = client.run(own_peak_bytes)
-    return sum(workers.values()) + own_peak_bytes()
-
-
-def peak_gpu_memory_bytes() -> int | None:
-    """Return the most memory torch held on a GPU in any of the Dask cluster's workers; None where none used one."""
-    with _dask_client() as client:
-        workers: dict[str, int | None] = client.run(own_gpu_peak_bytes)
-    return max((peak for peak in workers.values() if peak), default=None)

@@ -39,7 +39,8 @@ from quad_tasks.manifests.pool import Drift, EmbedderManifest, InputFile, ShardM
 from quad_tasks.records import Stage
 from quad_tasks.runtime.checkpoints import describe_checkpoint, save_checkpoint
 from quad_tasks.runtime.processes.memory import own_peak_bytes
-from quad_tasks.runtime.tasks import map_tasks, peak_memory_bytes
+from quad_tasks.runtime.processes.worker_memory import peak_memory_bytes
+from quad_tasks.runtime.tasks import map_tasks
 from quad_tasks.stages.bandit.commit_round import commit_round
 from quad_tasks.stages.bandit.plan_round import Plan, plan_round
 from quad_tasks.stages.bandit.round_settings import round_settings

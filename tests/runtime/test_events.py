@@ -9,6 +9,7 @@ from quad_tasks.runtime import events
 from quad_tasks.runtime.events import (
     last_event_s,
     read_events,
+    read_peaks,
     read_times,
     record_event,
     record_round,
@@ -50,6 +51,16 @@ def test_a_driver_records_its_start_its_steps_and_its_end_and_joins_them(store):
     assert (lines[2]["step"], lines[2]["outcome"]) == ("fit", "done")
     assert lines[3]["outcome"] == "done"
     assert read_times(store, "r") == {"fit": lines[2]["seconds"]}
+
+
+def test_the_peak_is_that_of_the_step_after_which_it_was_highest(store, monkeypatch):
+    for peak, on_gpu in ((3, None), (5, 7), (4, 6)):
+        monkeypatch.setattr(events, "peak_memory_bytes", lambda peak=peak: peak)
+        monkeypatch.setattr(events, "peak_gpu_memory_bytes", lambda on_gpu=on_gpu: on_gpu)
+        with timed(store, "r", "fit"):
+            pass
+    assert read_peaks(store, "r") == (5, 7)
+    assert read_peaks(store, "none") == (0, None)
 
 
 @pytest.mark.parametrize(("error", "outcome"), [(ValueError("no"), "failed"), (KeyboardInterrupt(), "interrupted")])

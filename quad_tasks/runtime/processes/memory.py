@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 KEPT_BYTES = 2**29
 """Freed memory that a process may keep: the next allocations are faster for it."""
 
@@ -48,6 +50,11 @@ def own_peak_bytes() -> int:
         return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+def own_bytes() -> int:
+    """Return the resident size of this process."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def own_gpu_peak_bytes() -> int | None:

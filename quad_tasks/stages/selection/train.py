@@ -34,6 +34,7 @@ from quad_tasks.runtime.checkpoints import (
 )
 from quad_tasks.runtime.events import record_event
 from quad_tasks.runtime.processes.process_group import run_in_group
+from quad_tasks.runtime.processes.worker_memory import renew_workers
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.reference_tables import read_reference, read_reference_table
 from quad_tasks.runtime.tasks import map_tasks, stage_task
@@ -164,6 +165,7 @@ def train_stage(store: Store, stage: Stage, reference: str, run: TrainingRun, ho
     parameters = read_checkpoint_manifest(store, stage.checkpoint).parameters
     at_once = trainings_at_once(run.memory_limit, run.workers, run.processes, parameters)
     items = [(one,) for one in [*trainings, before]]
+    renew_workers()
     map_tasks(train_and_measure, items, "train and measure", "models", on_gpu=True, at_once=at_once)
     return trained_key(stage.run, stage.number, FIRST_SELECTED)
 
