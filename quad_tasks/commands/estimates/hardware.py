@@ -115,20 +115,22 @@ def _refuse_above_limit(config: RunConfig, stages: Mapping[str, int]) -> None:
 
 def worker_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
     """Estimate what a worker's model, sums and activations take at most: `fit`, `bandit` and `train`, bytes."""
-    direction = FLOAT_BYTES * shape.tracked
-    tokens = max(config.model.window_tokens, min(config.model.batch_tokens, PASS_BYTES // shape.activation_bytes))
-    activations = shape.activation_bytes * tokens
-    weights, training = _weight_bytes(config, shape), training_bytes(shape.parameters, activations)
+    direction, weights = FLOAT_BYTES * shape.tracked, _weight_bytes(config, shape)
+    window, batch = config.model.window_tokens, config.model.batch_tokens
+    trained = shape.activation_bytes * max(window, min(batch, PASS_BYTES // shape.activation_bytes))
+    training = training_bytes(shape.parameters, trained)
+    read = shape.activation_bytes * max(window, batch)
     if config.bandit.scorer == CONDITIONAL_LOSS:
         models = 1 + len(config.reference.named_sets())
         return {
             "fit": training,
-            "bandit": models * FLOAT_BYTES * shape.parameters + activations,
+            "bandit": models * FLOAT_BYTES * shape.parameters + read,
             "train": training,
         }
+    read = read * weights // (FLOAT_BYTES * shape.parameters)
     return {
-        "fit": weights + shape.covariance_bytes + direction + activations,  # the eigenbasis, and squares in it
-        "bandit": weights + direction * len(config.reference.named_sets()) + activations,
+        "fit": weights + shape.covariance_bytes + direction + read,  # the eigenbasis, and squares in it
+        "bandit": weights + direction * len(config.reference.named_sets()) + read,
         "train": training,
     }
 

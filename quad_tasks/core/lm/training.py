@@ -31,7 +31,7 @@ GRADIENT_CLIP = 1.0
 ADAM_BETAS = (0.9, 0.95)  # nanoGPT's, usual for language models
 LEAST_LENGTH_SHARE = 0.75
 """Of a pass's longest sequence, that its others have: padding is 14 % at most of lognormal lengths; 45 % without."""
-PASS_BYTES, ACCELERATOR_PASS_BYTES = 2**30, 2**34
+PASS_BYTES, ACCELERATOR_PASS_BYTES = 2**29, 2**34
 """Of activations that one forward pass keeps for its backward pass, about: the pass is cut to it, not the step."""
 KEPT_WIDTHS, KEPT_MLP_WIDTHS = 14, 4
 """Numbers a decoder layer keeps for its backward pass per token: as many times its width, and its MLP's (Llama)."""

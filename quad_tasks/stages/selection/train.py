@@ -33,6 +33,7 @@ from quad_tasks.runtime.checkpoints import (
     weights_sha256,
 )
 from quad_tasks.runtime.events import record_event
+from quad_tasks.runtime.processes.memory import release_freed_memory
 from quad_tasks.runtime.processes.process_group import run_in_group
 from quad_tasks.runtime.processes.worker_memory import renew_workers
 from quad_tasks.runtime.progress import notice
@@ -243,7 +244,13 @@ def _train(one: Training, processes: Processes) -> tuple[PreTrainedModel, PreTra
     assert one.chosen is not None
     rows = read_choice_table(store, one.chosen, ["position", "n_tokens"])
     resumed = resume_steps(store, key, model, optimizer)
-    keep = keep_steps(store, key, model, optimizer, run.settings.checkpoint_every_s) if first else None
+    keep = keep_steps(store, key, model, optimizer, run.settings.checkpoint_every_s)
+
+    def after_step(record: training.TrainingRecord) -> None:
+        release_freed_memory()
+        if first:
+            keep(record)
+
     record = training.train(
         model,
         optimizer,
@@ -257,7 +264,7 @@ def _train(one: Training, processes: Processes) -> tuple[PreTrainedModel, PreTra
         max_targets=one.max_targets,
         rounded=run.rounded,
         resumed=resumed,
-        after_step=keep,
+        after_step=after_step,
         processes=processes,
     )
     trained = TrainingInfo(
