@@ -13,8 +13,9 @@ from quad_tasks.stages.pool.describe_tokens import describe_tokens, read_token_e
 from quad_tasks.stages.pool.embed import embed_shards, fit_embedder, is_current
 from quad_tasks.stages.pool.ingest import ingest_shards, scan_inputs
 from quad_tasks.stages.pool.lay_out_arms import lay_out_arms
+from quad_tasks.stages.pool.measure_drift import measure_drift
 from quad_tasks.stages.pool.prepare_model import FRESH, prepare_model
-from quad_tasks.stages.pool.refresh import hold_pool_lease, known_first, last_version, measure_drift, recipe_of
+from quad_tasks.stages.pool.refresh import hold_pool_lease, known_first, last_version, recipe_of
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.store import Store, open_store
 

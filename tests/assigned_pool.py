@@ -25,7 +25,10 @@ DIMENSION = 2
 
 
 def write_pool(store: Store, shards: list[list[dict]], n_arms: int) -> list[str]:
-    """Write shards of documents, each with `id`, `text` and `arm`, as the stages before the layout do."""
+    """Write shards of documents, each with `id`, `text` and `arm`, as the stages before the layout do.
+
+    A document is its `distance`, squared, from its arm's centroid; 0 where it has none.
+    """
     names = []
     for number, rows in enumerate(shards):
         name = f"shard{number}"
@@ -45,7 +48,8 @@ def write_pool(store: Store, shards: list[list[dict]], n_arms: int) -> list[str]
         tables.write_table_stream(store, documents_key("p", name), tables.DOCUMENT_SCHEMA, [documents], 7)
         arms = np.array([row["arm"] for row in rows], dtype=np.int32)
         order = np.array([order_key(0, row["id"]) for row in rows], dtype=np.uint64)
-        assigned = pa.table([arms, order, np.zeros(len(rows), np.float32)], schema=ASSIGNMENT_SCHEMA)
+        distances = np.array([row.get("distance", 0.0) for row in rows], dtype=np.float32)
+        assigned = pa.table([arms, order, distances], schema=ASSIGNMENT_SCHEMA)
         tables.write_table_stream(store, assignments_key(CLUSTERING, name), ASSIGNMENT_SCHEMA, [assigned], 5)
         vectors = np.array([[row["arm"], len(row["text"])] for row in rows], np.float32).reshape(-1, DIMENSION)
         tables.write_array(store, embeddings_key("p", EMBEDDER, name), vectors)

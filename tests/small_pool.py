@@ -9,6 +9,8 @@ import numpy as np
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.manifests.pool import Part, PoolVersion
 from quad_tasks.manifests.run import RoundInfo
+from quad_tasks.storage.pool_versions import read_version
+from quad_tasks.storage.positions import read_positions
 from quad_tasks.storage.rounds import list_rounds
 from quad_tasks.storage.store import open_store
 
@@ -68,6 +70,12 @@ def pool_version(parts: list[Part], **changes: object) -> PoolVersion:
         "drift": {"new_documents": 0, "beyond_radius": 0.0, "occupancy_shift": 0.0, "drift": 0.0},
     }  # fmt: skip
     return PoolVersion.model_validate(little | changes)
+
+
+def read_column(store, version: str, column: str) -> np.ndarray:
+    """Read one column of all of a version's documents, in the order of positions."""
+    documents = read_version(store, version).documents
+    return read_positions(store, version, np.arange(documents), [column])[column].to_numpy()
 
 
 def topic_records(topic: str, n: int, seed: int) -> list[dict[str, object]]:

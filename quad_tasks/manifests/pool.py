@@ -115,7 +115,7 @@ class MergedBlock(Frozen):
 
 
 class Drift(Frozen):
-    """How far documents lie from where the centroids were trained (`stages.pool.refresh`); shares of documents."""
+    """How far documents lie from where the centroids were trained (`stages.pool.measure_drift`), in shares of them."""
 
     new_documents: int
     beyond_radius: float

@@ -10,7 +10,7 @@ through all layers merged in that order, and the version's merged blocks hold th
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -104,17 +104,6 @@ def _read_places(store: Store, version: str) -> _Places:
     )
 
 
-def read_column(store: Store, version: str, column: str) -> npt.NDArray[Any]:
-    """Read one numeric column of all of a version's documents, in arm order: as many bytes a document as it has."""
-    places = _read_places(store, version)
-    values = None
-    for part, start in zip(places.parts, places.part_starts.tolist(), strict=False):
-        own = read_part(store, part, [column])[column].to_numpy()
-        values = np.empty(places.part_starts[-1], own.dtype) if values is None else values
-        values[start : start + part.rows] = own
-    return np.empty(0) if values is None else in_order(store, version, values)
-
-
 def rows_of(store: Store, version: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the row of the document at each position, [N].
 
@@ -131,12 +120,6 @@ def rows_of(store: Store, version: str, positions: npt.NDArray[np.int64]) -> npt
         own = number == block
         rows[own] = _read_rows(store, places.blocks[block])[positions[own] - places.block_starts[block]]
     return rows
-
-
-def in_order(store: Store, version: str, values_R: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Put what is known of each row, [R], in the order of positions, [N]."""
-    blocks = _read_places(store, version).blocks
-    return np.concatenate([values_R[_read_rows(store, block)] for block in blocks]) if blocks else values_R
 
 
 def positions_of(store: Store, version: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

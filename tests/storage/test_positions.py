@@ -11,10 +11,8 @@ from quad_tasks.storage.manifest import DigestMismatch, write_manifest
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import (
     column_vectors,
-    in_order,
     nth_open,
     positions_of,
-    read_column,
     read_positions,
     rows_of,
     vector_column,
@@ -64,10 +62,6 @@ def test_a_position_outside_the_version_is_refused(version, outside):
         read_positions(version, VERSION, np.array([2, outside]), ["text"])
 
 
-def test_a_column_is_read_through_all_parts(version):
-    assert read_column(version, VERSION, "n").tolist() == list(range(30))
-
-
 def test_vectors_survive_their_column_sliced_or_whole():
     vectors = np.arange(12, dtype=np.float32).reshape(4, 3)
     column = pa.table({"v": vector_column(vectors)})["v"]
@@ -107,10 +101,6 @@ def test_a_position_has_the_row_its_block_says(layered, wanted):
 def test_rows_have_their_positions_again_and_one_that_is_gone_none(layered):
     assert positions_of(layered, VERSION, np.array([8, 3, 0, 5])).tolist() == [6, -1, 0, 7]
     assert positions_of(layered, VERSION, np.empty(0, np.int64)).tolist() == []
-
-
-def test_what_is_known_of_rows_comes_in_the_order_of_positions(layered):
-    assert in_order(layered, VERSION, np.arange(9) * 10).tolist() == [10 * row for row in ROWS]
 
 
 def test_in_a_version_of_one_layer_position_and_row_are_the_same(tmp_path):

@@ -1,7 +1,7 @@
 """The memory that each process of a run takes at its peak, by role: the driving process, the scheduler, a worker.
 
-Of the pool the driving process holds sums and lengths, so that most of what it takes follows from what is scored and
-chosen. Constants are measured where it says so, else counted from the arrays that the stages hold.
+Of the pool the driving process holds sums by arm and shard, so that most of what it takes follows from arms, and from
+what is scored and chosen. Constants are measured where it says so, else counted from the arrays that the stages hold.
 """
 
 from quad_tasks.commands.estimates.hardware import worker_memory
@@ -11,11 +11,6 @@ from quad_tasks.runtime.tasks import CALLS_PER_THREAD, IN_FLIGHT
 from quad_tasks.stages.pool import ingest
 from quad_tasks.stages.selection.training_memory import PROCESS_BYTES
 
-LENGTH_BYTES = 4
-"""Of a document's number of tokens, which the driving process keeps of all (`ledger.load_token_counts`)."""
-DRIFT_BYTES = 35
-"""A document, at the peak of measuring drift: arm, distance and shard, joined, and each arm's radius (measured on two
-million made-up assignments with tracemalloc)."""
 RANGE_BYTES = 280
 """Of a range of a sorted piece that a group gathers: a named tuple and its key."""
 SCORE_BYTES, VALUE_BYTES = 300, 16
@@ -28,7 +23,7 @@ CHOSEN_BYTES = 800
 MOMENT_BYTES = 16
 """A coordinate of an arm's sums in a part: value and square, in float64."""
 SIZE_BYTES = 24
-"""An arm's documents and bytes in a shard."""
+"""An arm's documents and bytes in a shard; drift is measured with its documents alone."""
 SCHEDULER_BYTES, TASK_BYTES = 64 * 2**20, 6_000
 """A scheduler without tasks, and each small task that it holds (measured: 61 MiB, and 5.6 kB beside 2,560 of them)."""
 RANGE_SENT_BYTES = 250
@@ -48,14 +43,12 @@ def role_memory(basis: Basis) -> dict[str, int]:
     in_shard = min(arms, documents / pieces.shards)
     of_layout = pieces.ranges * RANGE_BYTES + pieces.shards * in_shard * SIZE_BYTES
     of_layout += (arms + pieces.parts) * shape.dimension * MOMENT_BYTES
-    of_choice = (
-        REGRESSION_BYTES + LENGTH_BYTES * documents + basis.scored * (SCORE_BYTES + VALUE_BYTES * shape.document_values)
-    )
+    of_choice = REGRESSION_BYTES + basis.scored * (SCORE_BYTES + VALUE_BYTES * shape.document_values)
     of_choice += basis.chosen * (CHOSEN_BYTES + 4 * HASHES + 4 * shape.dimension)
     window = max(IN_FLIGHT, CALLS_PER_THREAD * workers)
     gathering = min(window, pieces.groups) * pieces.ranges / pieces.groups * RANGE_SENT_BYTES
     return {
-        "driver": round(PROCESS_BYTES + max(DRIFT_BYTES * documents, of_layout, of_choice)),
+        "driver": round(PROCESS_BYTES + max(of_layout, of_choice)),
         "scheduler": round(SCHEDULER_BYTES + window * TASK_BYTES + gathering + workers * WORKER_KNOWN_BYTES),
         "worker": round(PROCESS_BYTES + max(_task_bytes(basis), *worker_memory(config, shape).values())),
     }

@@ -24,6 +24,7 @@ from quad_tasks.stages.influence.factor_memory import CHUNK_DOCUMENTS, chunk_doc
 from quad_tasks.stages.pool.prepare_model import FRESH
 from quad_tasks.stages.selection.drop_near_duplicates import SIGN_ROWS
 from quad_tasks.stages.selection.fill_pool_budget import OFFERED_TOKENS
+from quad_tasks.storage.tables import PART_ROWS
 
 OBJECT, TABLE = 2, 2
 UPLOAD_BYTES = 50 * 2**20
@@ -105,11 +106,13 @@ def _embed(run: Run) -> Requests:
 def _cluster(run: Run) -> Requests:
     """Count assignments, drift, duplicates (each partition reads the hashes of all shards, four times), and the layout.
 
-    A sorted piece reads all vectors of its shard; a group reads a range of nearly every sorted piece.
+    Of new centroids each range of arms, as many as partitions, reads arms and distances of all shards. A sorted piece
+    reads all vectors of its shard; a group reads a range of nearly every sorted piece.
     """
     pieces = run.pieces
     document = run.stored_bytes / run.documents + 4 * run.document_values
-    reads = (37 + 4 * pieces.partitions) * pieces.shards + 4 * pieces.shard_blocks + 11 * pieces.sorted
+    assigned = TABLE + 2 * math.ceil(run.documents / pieces.shards / PART_ROWS)
+    reads = (37 + (4 + assigned) * pieces.partitions) * pieces.shards + 4 * pieces.shard_blocks + 11 * pieces.sorted
     reads += pieces.sorted + 3 * pieces.ranges + pieces.groups + 2 * pieces.parts + 15
     tables = pieces.sorted * _uploads(document * run.documents / pieces.sorted)
     tables += pieces.parts * _uploads(document * run.documents / pieces.parts)
@@ -149,7 +152,7 @@ def _fit(run: Run) -> Requests:
 def _bandit(run: Run) -> Requests:
     """Count rounds, what they score, regressions of it over the whole pool, and the stages' choices.
 
-    Lengths of all documents are read once by the driving process.
+    Workers read lengths of all documents once, and those of what pulls are to score when a round is planned.
     """
     config, stages, pieces = run.config, run.config.training.stages, run.pieces
     sizes, pilot = pull_sizes(config.bandit), min(config.bandit.pilot_documents, run.scored / stages)
@@ -161,11 +164,12 @@ def _bandit(run: Run) -> Requests:
     chosen, blocks = _choice(run), len(fits) * pieces.blocks
     tried = chosen.reads + _fetch(run, run.chosen / stages) + _checkpoint(run) + 20
     lengths = _scan(run, 1, opened=0)
-    reads = lengths + drawn + regressions + stages * chosen.reads + 2 * trials(config) * tried
+    planned = (run.rounds * sizes.arms_per_round + stages * min(pilot, config.clustering.arms)) * _fetch(run, 1)
+    reads = lengths + planned + drawn + regressions + stages * chosen.reads + 2 * trials(config) * tried
     reads += (35 + 10 * (stages - 1)) * (run.rounds + stages) + stages * 60
     reads += (_checkpoint(run) + 4) * config.compute.workers * stages
     writes = 7 * (run.rounds + stages) + blocks + (stages + 2 * trials(config)) * chosen.writes + 15 * stages
-    return Requests(reads, writes, lengths)
+    return Requests(reads, writes)
 
 
 def fitted(run: Run) -> list[float]:

@@ -24,7 +24,7 @@ from quad_tasks.runtime.findings import announce_findings
 from quad_tasks.runtime.prefect_ui import show_round
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.tasks import stage_task
-from quad_tasks.stages.bandit.cost import round_cost
+from quad_tasks.stages.bandit.cost import round_cost, scored_tokens
 from quad_tasks.stages.bandit.draw_pulls import Draw, covered_positions
 from quad_tasks.stages.bandit.estimate_left import estimate_left
 from quad_tasks.stages.bandit.ledger import (
@@ -91,7 +91,7 @@ def commit_round(
     marked = mark_at_random(store, stage.version, staged, after.cursor)
     findings = _findings(store, stage, settings, marked, pulled, rescored)
     accepted = table["influence"].to_numpy() > threshold
-    ucb = bandit.ucb_scores(before, policy)
+    ucb, n_tokens = bandit.ucb_scores(before, policy), scored_tokens(scores)
     count, total, squares = (float(x) for x in after.reward_moments)
     info = RoundInfo(
         kind="pilot" if number == 0 else "bandit",
@@ -106,7 +106,7 @@ def commit_round(
         scorer=dict(plan.scorer),
         calibration=calibration,
         pilot=describe_pilot(sample["influence"].to_numpy(), sample["arm"].to_numpy()) if number == 0 else None,
-        cost=round_cost(store, stage.version, settings.reading, ledger, plan.positions(), plan.scorer, calibration),
+        cost=round_cost(store, stage.version, settings.reading, ledger, n_tokens, plan.scorer, calibration),
         cut=plan.cut,
         remaining=estimate_left(store, stage, number, settings, ledger, table, after, plan.cut),
     )

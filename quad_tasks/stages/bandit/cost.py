@@ -4,16 +4,17 @@ Everything that is read of the pool with a model counts: the pilot, rounds, docu
 calibration, hidden states, and an embedding by the model. What full scoring needs as well does not: factors and
 direction. Costs follow from token counts and the model's shape (`core.lm.flops`): they are known before they are spent.
 
-Shape suffixes: N documents, L distinct lengths.
+Shape suffixes: N documents, S documents scored, L distinct lengths.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.core.blocks import Attention, find_blocks
@@ -22,13 +23,17 @@ from quad_tasks.core.lm.flops import ModelSize, PassFlops
 from quad_tasks.manifests.run import Calibration, RoundCost
 from quad_tasks.runtime.checkpoints import load_architecture
 from quad_tasks.runtime.run import starting_checkpoint
-from quad_tasks.stages.bandit.ledger import LedgerState, load_token_counts
+from quad_tasks.runtime.tasks import map_tasks
+from quad_tasks.stages.bandit.ledger import LedgerState
+from quad_tasks.stages.pool.count_amounts import count_lengths
+from quad_tasks.storage.positions import read_positions
 from quad_tasks.storage.store import Store
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
-COUNTED_ROWS = 2**20
+READ_DOCUMENTS = 128
+"""Documents, anywhere in the pool, whose lengths one task reads."""
 CONDITIONAL_LOSS = "conditional_loss"
 """The scorer that needs no direction: `core.lm.conditional_loss`."""
 DEFAULT_COST_SHARE = 0.1
@@ -121,43 +126,59 @@ def scorer_flops(size: ModelSize, scorer: Mapping[str, Any], directions: int) ->
 
 def scoring_costs(store: Store, version: str, reading: Reading, scorer: Mapping[str, Any], positions: Int64) -> Float64:
     """Count what scoring the documents of a pool version at `positions` takes, [N]."""
-    return _length_costs(store, version, reading, scorer, load_token_counts(store, version)[positions])
+    return length_costs(store, version, reading, scorer, read_lengths(store, version, positions))
 
 
-def _length_costs(
+def read_lengths(store: Store, version: str, positions: Int64) -> Int64:
+    """Read the tokens of the documents of a pool version at `positions`, [N]; many by workers, as they lie in it."""
+    order = np.argsort(positions, kind="stable")
+    cuts = range(0, len(order), READ_DOCUMENTS)
+    items = [(store, version, positions[order[first : first + READ_DOCUMENTS]]) for first in cuts]
+    one = len(items) == 1  # no work to spread
+    read = [lengths_at(*items[0])] if one else map_tasks(lengths_at, items, "read lengths", "pieces")
+    n_tokens_N = np.empty(len(positions), dtype=np.int64)
+    n_tokens_N[order] = np.concatenate([np.empty(0, dtype=np.int64), *read])
+    return n_tokens_N
+
+
+def lengths_at(store: Store, version: str, positions: Int64) -> Int64:
+    """Read the tokens of documents, on a worker."""
+    n_tokens_N: Int64 = read_positions(store, version, positions, ["n_tokens"])["n_tokens"].to_numpy().astype(np.int64)
+    return n_tokens_N
+
+
+def scored_tokens(scores: Sequence[pa.Table]) -> Int64:
+    """Join the tokens of what was scored, table by table, [N]."""
+    n_tokens_N: Int64 = np.concatenate([np.empty(0, np.int64), *(table["n_tokens"].to_numpy() for table in scores)])
+    return n_tokens_N
+
+
+def length_costs(
     store: Store, version: str, reading: Reading, scorer: Mapping[str, Any], n_tokens_N: npt.NDArray[np.integer]
 ) -> Float64:
+    """Count what scoring documents of `n_tokens_N` tokens takes, [N], with a pool version's model."""
     window = scorer_flops(read_size(store, version, reading.attention), scorer, reading.directions)
     return flops.document_flops(window, n_tokens_N.astype(np.int64), reading.window_tokens)
 
 
-@functools.lru_cache(maxsize=2)
-def count_lengths(store: Store, version: str) -> tuple[Int64, Int64]:
-    """Count a pool version's documents by their tokens: [L] ascending tokens, and [L] documents of this many."""
-    counts_N = load_token_counts(store, version)
-    pieces = [counts_N[first : first + COUNTED_ROWS] for first in range(0, len(counts_N), COUNTED_ROWS)]
-    found = [np.unique(piece, return_counts=True) for piece in pieces]
-    lengths, where = np.unique(np.concatenate([one for one, _ in found]), return_inverse=True)
-    documents = np.zeros(len(lengths), dtype=np.int64)
-    np.add.at(documents, where, np.concatenate([number for _, number in found]))
-    return lengths.astype(np.int64), documents
-
-
 def cheapest_unscored(
-    store: Store, version: str, reading: Reading, scorer: Mapping[str, Any], scored_S: Int64
+    store: Store, version: str, reading: Reading, scorer: Mapping[str, Any], scored_tokens_S: Int64
 ) -> float:
-    """Count what scoring the cheapest document takes that was not scored; infinite where all were."""
+    """Count what scoring the cheapest document takes that is none of those scored, of `scored_tokens_S` tokens.
+
+    Infinite where all were scored.
+    """
     lengths, documents = count_lengths(store, version)
-    scored = np.searchsorted(lengths, load_token_counts(store, version)[scored_S])
+    scored = np.searchsorted(lengths, scored_tokens_S)
     left = lengths[documents > np.bincount(scored, minlength=len(lengths))]
-    return float(_length_costs(store, version, reading, scorer, left).min(initial=np.inf))
+    return float(length_costs(store, version, reading, scorer, left).min(initial=np.inf))
 
 
 @functools.lru_cache(maxsize=2)
 def pool_cost(store: Store, version: str, reading: Reading, scorer: str = "exact") -> float:
     """Count what scoring a whole pool version takes, exactly or by another scorer without settings."""
     lengths, documents = count_lengths(store, version)
-    return float((_length_costs(store, version, reading, {"scorer": scorer}, lengths) * documents).sum())
+    return float((length_costs(store, version, reading, {"scorer": scorer}, lengths) * documents).sum())
 
 
 @functools.lru_cache(maxsize=2)
@@ -204,7 +225,7 @@ def round_cost(
     version: str,
     reading: Reading,
     ledger: LedgerState,
-    positions: Int64,
+    n_tokens_N: Int64,
     scorer: Mapping[str, Any],
     calibration: Calibration | None,
 ) -> RoundCost:
@@ -215,11 +236,11 @@ def round_cost(
         version: key of the pool version.
         reading: how documents are read.
         ledger: before the round.
-        positions: of the documents scored, again or for the first time.
+        n_tokens_N: [N] tokens of the documents scored, again or for the first time.
         scorer: that scored them.
         calibration: done in the round, if any.
     """
-    scoring = float(scoring_costs(store, version, reading, scorer, positions).sum())
+    scoring = float(length_costs(store, version, reading, scorer, n_tokens_N).sum())
     calibrating = calibration.flops if calibration else 0.0
     read = reading_cost(store, version, reading)
     return RoundCost(

@@ -125,15 +125,16 @@ def cut_draws(
         documents: what may be drawn.
         draws: in the order in which they may spend.
         room: documents and FLOPs that may be spent.
-        costs: returns the FLOPs of scoring the documents at positions.
+        costs: returns the FLOPs of scoring the documents at positions; it is asked once, for all draws.
 
     Returns:
         The draws that cover anything, and the room they leave.
     """
-    kept = []
-    for draw in draws:
-        asked = unscored_positions(documents, draw)
-        cost_M = costs(asked)
+    kept, asked_of = [], [unscored_positions(documents, draw) for draw in draws]
+    cost_N = costs(np.concatenate([np.empty(0, dtype=np.int64), *asked_of]))
+    ends = np.cumsum([len(asked) for asked in asked_of], dtype=np.int64)
+    for draw, asked, end in zip(draws, asked_of, ends.tolist(), strict=True):
+        cost_M = cost_N[end - len(asked) : end]
         fitting = int(np.searchsorted(np.cumsum(cost_M), room.flops, side="right"))
         n = min(len(asked), room.documents, fitting)
         if n < len(asked):

@@ -28,7 +28,7 @@ from quad_tasks.storage.keys import (
 )
 from quad_tasks.storage.manifest import read_manifest
 from quad_tasks.storage.pool_versions import read_version
-from quad_tasks.storage.positions import read_column, read_positions, read_table
+from quad_tasks.storage.positions import read_positions, read_table
 from quad_tasks.storage.store import Store
 
 SCORE_SCHEMA = pa.schema(
@@ -60,6 +60,7 @@ class LedgerState:
     Attributes:
         state: the arms before the next round.
         scored_S: [S] positions of the documents scored in any round of any stage, ascending.
+        scored_tokens_S: [S] tokens of each.
         stage: the stage it is in.
         round: the next round to read.
         direction: what the stage's scores were measured against; empty before its first round.
@@ -77,6 +78,7 @@ class LedgerState:
 
     state: BanditState
     scored_S: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    scored_tokens_S: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     stage: int = 0
     round: int = 0
     direction: str = ""
@@ -223,7 +225,9 @@ def _add_scores(ledger: LedgerState, direction: str, scores: pa.Table) -> None:
     if direction != ledger.direction:
         ledger.direction, ledger.scores = direction, []
     ledger.scores.append(scores.select(SCORE_SCHEMA.names))
-    ledger.scored_S = np.union1d(ledger.scored_S, scores["position"].to_numpy())
+    positions = np.concatenate([ledger.scored_S, scores["position"].to_numpy()])
+    ledger.scored_S, first = np.unique(positions, return_index=True)
+    ledger.scored_tokens_S = np.concatenate([ledger.scored_tokens_S, scores["n_tokens"].to_numpy()])[first]
 
 
 @functools.lru_cache(maxsize=2)
@@ -255,12 +259,6 @@ def count_tokens_without(store: Store, version: str, positions: npt.NDArray[np.i
     """Count the tokens of a pool version without those of some documents."""
     left_out = read_positions(store, version, positions, ["n_tokens"])["n_tokens"].to_numpy()
     return int(load_arms(store, version)["n_tokens"].to_numpy().sum()) - int(left_out.sum(dtype=np.int64))
-
-
-@functools.lru_cache(maxsize=1)
-def load_token_counts(store: Store, version: str) -> npt.NDArray[np.int32]:
-    """Load the tokens of every document of a pool version, [N] by position: 4 bytes a document."""
-    return read_column(store, version, "n_tokens").astype(np.int32, copy=False)
 
 
 CHOSEN_SCHEMA = pa.schema(

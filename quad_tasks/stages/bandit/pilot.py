@@ -23,7 +23,7 @@ from quad_tasks.records import ModelUse, Stage
 from quad_tasks.runtime.checkpoints import load_checkpoint
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.tasks import map_tasks, stage_task
-from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS, Reading, read_size, scoring_costs
+from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS, Reading, length_costs, read_size, scored_tokens
 from quad_tasks.stages.bandit.ledger import read_ledger
 from quad_tasks.stages.bandit.plan_round import EXACT, Plan, find_room
 from quad_tasks.stages.bandit.round_settings import RoundSettings
@@ -52,14 +52,15 @@ def calibrate_scorer(
     bandit = settings.bandit
     if bandit.scorer in ("exact", CONDITIONAL_LOSS):
         return None
-    pilot = pa.concat_tables(scores[: len(plan.chunks)]).select(["position", "influence"])
+    pilot = pa.concat_tables(scores[: len(plan.chunks)]).select(["position", "n_tokens", "influence"])
     generator = make_generator(settings.seed, Stream.CALIBRATION, stage.number)
     sample = pilot.take(generator.permutation(len(pilot))[: bandit.calibration_documents])
     known = store, stage.version, settings.reading, EXACT
     ledger = read_ledger(store, stage, 0, bandit.discount)
-    room = find_room(store, stage, settings, ledger).flops - float(scoring_costs(*known, plan.positions()).sum())
+    cost = float(length_costs(*known, scored_tokens(scores)).sum())
+    room = find_room(store, stage, settings, ledger).flops - cost
     size = read_size(store, stage.version, settings.reading.attention)
-    sample_flops = float(scoring_costs(*known, sample["position"].to_numpy()).sum())
+    sample_flops = float(length_costs(*known, sample["n_tokens"].to_numpy()).sum())
     if not _is_worth_trying(bandit.scorer, size, settings.reading, sample_flops, room):
         reason = f"scored exactly, since trying {bandit.scorer} would cost more than it can save"
         found = Calibration(

@@ -21,7 +21,15 @@ from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.core.selection import fill_budget
 from quad_tasks.records import Stage
 from quad_tasks.runtime.tasks import stage_task
-from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS, Room, cost_limit, pool_cost, reading_cost, scoring_costs
+from quad_tasks.stages.bandit.cost import (
+    CONDITIONAL_LOSS,
+    Room,
+    cost_limit,
+    length_costs,
+    pool_cost,
+    reading_cost,
+    scoring_costs,
+)
 from quad_tasks.stages.bandit.draw_pulls import (
     Draw,
     OpenDocuments,
@@ -100,6 +108,8 @@ def plan_round(store: Store, stage: Stage, number: int, settings: RoundSettings)
     documents = find_open_documents(store, stage, ledger)
     scorer = pilot_scorer(settings) if number == 0 else read_scorer(store, stage, settings)
     costs = functools.partial(scoring_costs, store, stage.version, settings.reading, scorer)
+    if math.isinf(room.flops):
+        costs = functools.partial(np.zeros_like, dtype=np.float64)  # nothing is to be read to spend of no limit
     if number == 0:
         sizes = _pilot_sizes(store, stage, settings, room, ledger.n_documents, _is_refitted(stage, ledger))
         return _plan_pilot(stage, ledger, documents, room, costs, sizes, generator)._replace(scorer=scorer)
@@ -112,8 +122,9 @@ def plan_round(store: Store, stage: Stage, number: int, settings: RoundSettings)
     pulled = np.concatenate([np.empty(0, np.int64), *(covered_positions(documents.first_K, draw) for draw in draws)])
     n_active = len(chosen) * (settings.pull.documents_per_pull - settings.pull.random_documents)
     n_active = min(n_active, left.documents)
-    nearest = _draw_active(store, stage, settings, ledger, pulled, n_active)
-    fitting = _fitting(nearest, costs(nearest), left.flops)[:n_active]
+    nearest, n_tokens = _draw_active(store, stage, settings, ledger, pulled, n_active)
+    cost_N = length_costs(store, stage.version, settings.reading, scorer, n_tokens)
+    fitting = _fitting(nearest, cost_N, left.flops)[:n_active]
     cut = math.isfinite(room.flops) and sum(map(len, chunks)) < n_pulled
     cut |= len(fitting) < min(len(nearest), n_active)
     size = settings.pull.documents_per_pull
@@ -224,10 +235,14 @@ def _draw_active(
     ledger: LedgerState,
     pulled: npt.NDArray[np.int64],
     n_active: int,
-) -> npt.NDArray[np.int64]:
-    """List the pool's unscored documents predicted nearest the cut, nearest first, several times as many as wanted."""
+) -> tuple[Int64, Int64]:
+    """List the pool's unscored documents predicted nearest the cut, nearest first, several times as many as wanted.
+
+    Returns:
+        Their positions, and the tokens of each.
+    """
     if n_active <= 0:
-        return np.empty(0, dtype=np.int64)
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     excluded = np.union1d(ledger.scored_S, pulled)
     return draw_nearest(store, predicted_pool(store, stage, settings, ledger), excluded, NEAREST_TRIED * n_active)
 

@@ -72,6 +72,7 @@ class PoolPrediction:
         blocks: that hold it.
         cut: influence at which a selection by it would end; NaN where no document is open.
         offered: positions nearest the cut, nearest first, of documents that were not excluded when they were asked for.
+        offered_tokens: tokens of each.
         excluded: positions that were.
         complete: whether those offered are all there are.
     """
@@ -79,6 +80,7 @@ class PoolPrediction:
     blocks: list[Block]
     cut: float
     offered: Int64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    offered_tokens: Int64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     excluded: Int64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     complete: bool = False
 
@@ -249,7 +251,7 @@ def find_edge(store: Store, block: Block, value: float) -> Edge:
     return Edge(block.first + int(rows[0]), int(tokens_B[rows[0]]), float(above))
 
 
-def draw_nearest(store: Store, predicted: PoolPrediction, excluded: Int64, n_documents: int) -> Int64:
+def draw_nearest(store: Store, predicted: PoolPrediction, excluded: Int64, n_documents: int) -> tuple[Int64, Int64]:
     """Draw the open documents predicted nearest the cut, nearest first; all of them where fewer are left.
 
     What blocks offer is kept in `predicted`, so that a round costs what it draws.
@@ -259,28 +261,34 @@ def draw_nearest(store: Store, predicted: PoolPrediction, excluded: Int64, n_doc
         predicted: from `predict_pool`.
         excluded: [M] positions not to be drawn: those scored before or about to be.
         n_documents: how many to draw.
+
+    Returns:
+        Their positions, and the tokens of each.
     """
-    left = predicted.offered[~np.isin(predicted.offered, excluded)]
+    left = np.flatnonzero(~np.isin(predicted.offered, excluded))
     grown = bool(np.isin(predicted.excluded, excluded).all())  # else what is free again was not offered
     if not grown or (len(left) < n_documents and not predicted.complete):
         n_offered, shut = OFFERED * n_documents, np.sort(excluded)
         items = [(store, block, predicted.cut, n_offered, within(shut, block)) for block in predicted.blocks]
         offers = map_blocks(offer_nearest, items, "find documents near the cut")
-        positions, distances = (np.concatenate(column) for column in zip(*offers, strict=True))
-        predicted.offered = positions[np.lexsort((positions, distances))][:n_offered]
-        whole = all(len(own) < n_offered for own, _ in offers)  # else a block may have more
+        positions, distances, tokens = (np.concatenate(column) for column in zip(*offers, strict=True))
+        order = np.lexsort((positions, distances))[:n_offered]
+        predicted.offered, predicted.offered_tokens = positions[order], tokens[order]
+        whole = all(len(own) < n_offered for own, _, _ in offers)  # else a block may have more
         predicted.excluded, predicted.complete = excluded, whole and len(positions) <= n_offered
-        left = predicted.offered
-    return left[:n_documents]
+        left = np.arange(len(order))
+    return predicted.offered[left[:n_documents]], predicted.offered_tokens[left[:n_documents]]
 
 
-def offer_nearest(store: Store, block: Block, cut: float, n_documents: int, excluded: Int64) -> tuple[Int64, Float64]:
-    """Offer a block's open documents nearest the cut: their positions and distances from it, nearest first."""
-    influence_B = np.array(tables.read_array(store, block.key)[0])
+def offer_nearest(
+    store: Store, block: Block, cut: float, n_documents: int, excluded: Int64
+) -> tuple[Int64, Float64, Int64]:
+    """Offer a block's open documents nearest the cut: their positions, distances from it, and tokens, nearest first."""
+    influence_B, tokens_B = np.array(tables.read_array(store, block.key))
     influence_B[excluded - block.first] = np.nan
     rows = np.flatnonzero(~np.isnan(influence_B))
     rows = rows[prediction.nearest_to_cut(influence_B[rows], cut, n_documents)]
-    return block.first + rows, np.abs(influence_B[rows] - cut)
+    return block.first + rows, np.abs(influence_B[rows] - cut), tokens_B[rows].astype(np.int64)
 
 
 def map_blocks(task: Any, items: Sequence[tuple[Any, ...]], label: str, shared: Sequence[Any] = ()) -> list[Any]:

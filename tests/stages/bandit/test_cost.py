@@ -13,23 +13,26 @@ from quad_tasks.core.lm import flops
 from quad_tasks.records import Stage
 from quad_tasks.runtime.checkpoints import load_checkpoint
 from quad_tasks.runtime.run import pinned_pool, starting_checkpoint
+from quad_tasks.stages.bandit import cost as module
 from quad_tasks.stages.bandit.cost import (
     CostCap,
     cheapest_unscored,
     cost_cap,
     cost_limit,
     pool_cost,
+    read_lengths,
     read_settings,
     read_size,
     reading_cost,
     scoring_costs,
     whole_pool_reading,
 )
-from quad_tasks.stages.bandit.ledger import load_token_counts
 from quad_tasks.stages.bandit.plan_round import EXACT, plan_round
 from quad_tasks.stages.bandit.round_settings import round_settings
 from quad_tasks.stages.bandit.stopping import cost_so_far, stop_reason
 from quad_tasks.storage import rounds
+from quad_tasks.storage.pool_versions import read_version
+from quad_tasks.storage.positions import read_positions
 from quad_tasks.storage.store import open_store
 
 
@@ -51,7 +54,7 @@ def version_of(config):
 
 
 def all_costs(store, version, reading, scorer):
-    return scoring_costs(store, version, reading, scorer, np.arange(len(load_token_counts(store, version))))
+    return scoring_costs(store, version, reading, scorer, np.arange(read_version(store, version).documents))
 
 
 def test_a_cap_is_the_configured_one_or_a_tenth_beside_what_is_read_before():
@@ -74,20 +77,47 @@ def test_costs_of_a_pool_are_those_of_its_models_shape(small_run):
     model, _ = load_checkpoint(store, starting_checkpoint(store, version), "float32", "cpu")
     size, reading = flops.model_size(model, find_blocks(model)), read_settings(small_run)
     assert read_size(store, version, "joint") == size
-    n_tokens = load_token_counts(store, version)
+    n_tokens = read_positions(store, version, np.arange(read_version(store, version).documents), ["n_tokens"])
+    n_tokens = n_tokens["n_tokens"].to_numpy()
     exact = flops.document_flops(flops.exact_flops(size), n_tokens, 64)
     assert np.array_equal(all_costs(store, version, reading, EXACT), exact)
     some = np.array([7, 3])
     assert np.array_equal(scoring_costs(store, version, reading, EXACT, some), exact[some])
     cheap = np.argsort(exact, kind="stable")
-    assert cheapest_unscored(store, version, reading, EXACT, np.sort(cheap[:9])) == exact[cheap[9]]
-    assert cheapest_unscored(store, version, reading, EXACT, np.arange(len(exact))) == np.inf
+    assert cheapest_unscored(store, version, reading, EXACT, n_tokens[np.sort(cheap[:9])]) == exact[cheap[9]]
+    assert cheapest_unscored(store, version, reading, EXACT, n_tokens) == np.inf
     assert pool_cost(store, version, reading) == exact.sum()
     assert reading_cost(store, version, reading) == 0
     cheaper = all_costs(store, version, reading, {"scorer": "forward_only", "step": 1.0})
     assert np.array_equal(cheaper, flops.document_flops(flops.forward_only_flops(size), n_tokens, 64))
     factored = all_costs(store, version, reading, {"scorer": "low_rank", "energy": 0.9, "numbers": 100})
     assert np.array_equal(factored, flops.document_flops(flops.contracted_flops(size, 100), n_tokens, 64))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 10**6])
+def test_lengths_come_in_the_order_asked_for_however_many_one_task_reads(small_run, monkeypatch, at_once):
+    monkeypatch.setattr(module, "READ_DOCUMENTS", at_once)
+    store, version = open_store(small_run.workspace), version_of(small_run)
+    positions = np.random.default_rng(0).permutation(read_version(store, version).documents)[:20]
+    expected = read_positions(store, version, positions, ["n_tokens"])["n_tokens"].to_pylist()
+    assert module.read_lengths(store, version, positions).tolist() == expected
+    assert module.read_lengths(store, version, positions[:0]).tolist() == []
+
+
+def test_a_round_reads_the_lengths_of_what_it_draws_alone(small_run, monkeypatch):
+    """What was scored has its length in the ledger, what lies near the cut in the predictions' blocks."""
+    asked = []
+    monkeypatch.setattr(module, "read_lengths", lambda *given: asked.append(given[-1]) or read_lengths(*given))
+    store, version = open_store(small_run.workspace), version_of(small_run)
+    documents = read_version(store, version).documents
+    stage = Stage(small_run.run, 0, version, "", rounds.read_round(store, small_run.run, 0, 0).info.direction)
+    settings = round_settings(capped(small_run, small_run.run, max_cost_share=0.9), 0)
+    plan = plan_round.fn(store, stage, 1, settings)
+    assert len(plan.positions()) > len(asked[0]) > 0
+    assert set(np.concatenate(asked)) < set(plan.positions())
+    assert sum(map(len, asked)) < documents / 2
+    assert stop_reason(store, stage, 1, settings) is None
+    assert len(asked) == 1
 
 
 def test_hidden_states_and_an_embedding_by_the_model_are_forward_passes(small_run):

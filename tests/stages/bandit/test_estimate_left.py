@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pyarrow as pa
 import pytest
+from small_pool import read_column
 
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.core.selection.remaining import OutOfFold, Scored, Unscored, estimate_remaining
@@ -20,7 +21,6 @@ from quad_tasks.stages.bandit.predict import FeatureSource, feature_source, fit_
 from quad_tasks.stages.bandit.round_settings import round_settings
 from quad_tasks.stages.bandit.stopping import stop_reason, way_to_stop
 from quad_tasks.storage import rounds
-from quad_tasks.storage.positions import read_column
 from quad_tasks.storage.store import open_store
 
 

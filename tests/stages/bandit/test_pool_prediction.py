@@ -73,7 +73,8 @@ def test_the_cut_is_that_of_one_sort_to_the_bit(rows, budget, size):
 def test_what_rounds_draw_is_nearest_of_what_is_left_however_blocks_are_cut(values, scored, n, size):
     influence, cut = np.array(values), 0.25
     store = open_store("memory://predictions")
-    predicted = PoolPrediction(write_blocks(store, influence, np.ones(len(values)), size), cut)
+    tokens = np.arange(len(values)) + 7
+    predicted = PoolPrediction(write_blocks(store, influence, tokens, size), cut)
     excluded = np.empty(0, dtype=np.int64)
     with pytest.MonkeyPatch.context() as patch:
         call = lambda task, items, *_, shared=(): [task(*shared, *item) for item in items]  # noqa: E731
@@ -83,10 +84,11 @@ def test_what_rounds_draw_is_nearest_of_what_is_left_however_blocks_are_cut(valu
             excluded = np.union1d(excluded, [p for p in new if p < len(values)]).astype(np.int64)
             left = np.setdiff1d(np.flatnonzero(~np.isnan(influence)), excluded)
             expected = left[nearest_to_cut(influence[left], cut, n)]
-            drawn = draw_nearest(store, predicted, excluded, n)
+            drawn, n_tokens = draw_nearest(store, predicted, excluded, n)
             assert drawn.tolist() == expected.tolist()
+            assert n_tokens.tolist() == tokens[expected].tolist()
             excluded = np.union1d(excluded, drawn)
-        again = draw_nearest(store, predicted, np.empty(0, dtype=np.int64), n)  # a round planned anew
+        again, _ = draw_nearest(store, predicted, np.empty(0, dtype=np.int64), n)  # a round planned anew
     left = np.flatnonzero(~np.isnan(influence))
     assert again.tolist() == left[nearest_to_cut(influence[left], cut, n)].tolist()
 

@@ -7,14 +7,14 @@ import pytest
 from assigned_pool import CLUSTERING, FEATURES, NO_DRIFT, in_arm_order, write_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_pool import pool_version
+from small_pool import pool_version, read_column
 
 from quad_tasks.manifests.pool import Layer, PoolVersion
 from quad_tasks.stages.bandit.ledger import arms_of, load_arms
 from quad_tasks.stages.pool import ingest, layout_progress, merge_layers
 from quad_tasks.stages.pool import lay_out_arms as layout
 from quad_tasks.storage.pool_versions import read_version, retire_number
-from quad_tasks.storage.positions import column_vectors, positions_of, read_column, read_positions, rows_of
+from quad_tasks.storage.positions import column_vectors, positions_of, read_positions, rows_of
 from quad_tasks.storage.store import Store, open_store
 
 NUMBERS = itertools.count()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from small_pool import small_config, stored
+from small_pool import read_column, small_config, stored
 
 from quad_tasks.config.load import parse_config
 from quad_tasks.core.seeds import Stream, make_generator
@@ -24,7 +24,7 @@ from quad_tasks.stages.selection.random_control import draw_random_control
 from quad_tasks.stages.selection.select_documents import select_documents, select_mixture, stage_selection
 from quad_tasks.storage import rounds
 from quad_tasks.storage.keys import choice_key, choice_manifest_key, choice_table_key, rankings_folder
-from quad_tasks.storage.positions import column_vectors, read_column, read_positions, read_table
+from quad_tasks.storage.positions import column_vectors, read_positions, read_table
 from quad_tasks.storage.store import open_store
 
 
