@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, BinaryIO, NoReturn, cast
 
 import pyarrow as pa
@@ -42,12 +41,12 @@ SIGNATURES = {
 SIGNATURE_BYTES = 32
 READ_BYTES = 8 * 2**20
 """Read at a time; on S3 this is one range request."""
+DECOMPRESSED_BYTES = 2**18
+"""Most that is taken of a decompressor at a time."""
 SPAN_BYTES = 2**28
 """A file of more bytes, as stored, is cut into spans of about this many."""
 ZSTD_WINDOW_BYTES = 2**31
 """Largest window of a zstd file, that of `zstd --long=31`: so much memory its reading takes."""
-TOO_WIDE = "too much memory"
-"""Stands in Arrow's message of a zstd window that it does not take."""
 ZSTD_FEED_BYTES = 4 * 2**10
 """Compressed bytes that are decompressed at a time: zstd makes at most some 32,000 bytes of each."""
 UNNAMED = re.compile("[\ud800-\udfff]")
@@ -282,26 +281,36 @@ def open_chunks(uri: str, file: BinaryIO, ending: str) -> Chunks:
     if compression == "zstd":
         return _open_zstd(buffered)
     openers: dict[str, Callable[[BinaryIO], Any]] = {"gzip": lambda f: gzip.GzipFile(fileobj=f), "bz2": bz2.BZ2File}
-    return cast(Chunks, openers.get(compression, lzma.LZMAFile)(buffered).read)
+    stream = openers.get(compression, lzma.LZMAFile)(buffered)
+    # `read` would lose what precedes a fault
+    return lambda size: cast(bytes, stream.read1(min(size, DECOMPRESSED_BYTES)))
 
 
 def _open_zstd(file: BinaryIO) -> Chunks:
-    """Decompress with Arrow, which takes windows of up to 128 MB, or where that does not suffice frame by frame."""
-    stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
+    """Decompress with Arrow, which is fast; where it fails, go on from there frame by frame.
+
+    Arrow takes windows of up to 128 MB, and loses what precedes a fault.
+    """
+    chunks = _arrow_then_frames(file)
+    return lambda _size: next(chunks, b"")
+
+
+def _arrow_then_frames(file: BinaryIO) -> Iterator[bytes]:
+    stream, given = pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"), 0
     try:
-        first = stream.read(READ_BYTES)
+        while chunk := stream.read(READ_BYTES):
+            yield chunk
+            given += len(chunk)
     except OSError as error:
-        if TOO_WIDE not in str(error):
+        if isinstance(error, StorageError):
             raise
-        file.seek(0)
-        chunks = _zstd_chunks(file)
     else:
-        chunks = chain([first] if first else [], iter(lambda: stream.read(READ_BYTES), b""))
-
-    def read(_size: int, _stream: Any = stream) -> bytes:  # kept: a stream that is dropped closes the file
-        return next(chunks, b"")
-
-    return read
+        return
+    file.seek(0)
+    for chunk in _zstd_chunks(file):
+        if len(chunk) > given:
+            yield chunk[given:]
+        given = max(given - len(chunk), 0)
 
 
 def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
@@ -322,7 +331,7 @@ def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def refuse(uri: str, expected: str, reached: str, error: Exception) -> NoReturn:
-    """Refuse a file that cannot be read to its end.
+    """Refuse a file that cannot be read to its end; an `EOFError` says that it was cut.
 
     Raises:
         InputError: what went wrong, and how far the file was read.
@@ -330,4 +339,7 @@ def refuse(uri: str, expected: str, reached: str, error: Exception) -> NoReturn:
     """
     if isinstance(error, StorageError):
         raise error
+    if isinstance(error, EOFError):
+        found = f"found that it ends early, {reached}: it is truncated, copy it again ({error})"
+        raise InputError(f"{redact(uri)}: expected {expected}, {found}") from error
     raise InputError(f"{redact(uri)}: expected {expected}, got an error {reached}: {error}") from error

@@ -49,6 +49,8 @@ ROWS_AT_A_TIME = 256
 """Rows turned into Python objects at a time."""
 INT_DIGITS = 4000
 """Python reads and writes no whole number of many more digits."""
+PARQUET_MAGIC = b"PAR1"
+"""Begins and ends a Parquet file."""
 PARQUET_END_BYTES = 8
 """The footer's length and the magic number, after the footer."""
 MAX_COLUMN_BYTES = 2**30
@@ -267,7 +269,15 @@ def _parquet_rows(uri: str, _ending: str, _text_field: str, span: Span | None = 
                             number += 1
                             yield number, row
         except UNREADABLE as error:
-            refuse(uri, "a whole Parquet file", f"after row {number}", error)
+            refuse(uri, "a whole Parquet file", f"after row {number}", _parquet_cut(file) or error)
+
+
+def _parquet_cut(file: BinaryIO) -> EOFError | None:
+    """Return the error of a Parquet file that lacks its end, None of one that has it."""
+    file.seek(0)
+    begins = file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
+    file.seek(max(file.seek(0, io.SEEK_END) - len(PARQUET_MAGIC), 0))
+    return EOFError("no footer") if begins and file.read() != PARQUET_MAGIC else None
 
 
 def _cut_row_groups(uri: str, span_bytes: int) -> Cuts:
@@ -279,7 +289,7 @@ def _cut_row_groups(uri: str, span_bytes: int) -> Cuts:
             metadata = pq.read_metadata(file)
             places = _group_places(metadata)
         except UNREADABLE as error:
-            refuse(uri, "a whole Parquet file", "after row 0", error)
+            refuse(uri, "a whole Parquet file", "after row 0", _parquet_cut(file) or error)
     tail = size - metadata.serialized_size - PARQUET_END_BYTES
     limits = [*(start for start, _ in places[1:]), tail]
     if any(end > limit for (_, end), limit in zip(places, limits, strict=False)):

@@ -1,12 +1,17 @@
 """What becomes a document, what is set aside and why, and which files are refused."""
 
+import bz2
 import datetime
 import decimal
 import gzip
 import hashlib
 import json
+import lzma
+import re
 import tracemalloc
 import uuid
+import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -287,14 +292,45 @@ def test_concatenated_compressed_files_are_one(tmp_path, suffix):
     assert [document.text for document in read_all(str(tmp_path / f"s{suffix}"))] == ["0", "1", "2"]
 
 
+DECOMPRESSORS = {
+    "gzip": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
+    "zstd": lambda: zstandard.ZstdDecompressor().decompressobj(),
+    "bz2": bz2.BZ2Decompressor,
+    "xz": lzma.LZMADecompressor,
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "compress"),
+    [
+        (".jsonl.gz", "gzip", gzip.compress),
+        (".jsonl.zst", "zstd", zstandard.compress),
+        (".jsonl.bz2", "bz2", partial(bz2.compress, compresslevel=1)),
+        (".jsonl.xz", "xz", lzma.compress),
+    ],
+)
+def test_a_compressed_file_cut_in_half_says_how_much_was_read_and_what_to_do(tmp_path, suffix, kind, compress):
+    lines = b"".join(b'{"text": "%s"}\n' % hashlib.sha256(b"%d" % i).hexdigest().encode() for i in range(5000))
+    data = compress(lines)
+    half = data[: len(data) // 2]
+    (tmp_path / f"s{suffix}").write_bytes(half)
+    whole_lines = DECOMPRESSORS[kind]().decompress(half).count(b"\n")
+    read = []
+    why = (
+        f"s{suffix}: expected a whole {kind} file, found that it ends early, after line {whole_lines}: it is truncated"
+    )
+    with pytest.raises(InputError, match=re.escape(f"{why}, copy it again")):
+        read.extend(read_documents(str(tmp_path / f"s{suffix}")))
+    assert whole_lines > 1000
+
+
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "flipped"])
+@pytest.mark.parametrize("damage", ["garbage", "flipped"])
 def test_a_damaged_file_is_refused_by_name(tmp_path, suffix, damage):
     lines = b"".join(b'{"text": "%s"}\n' % hashlib.sha256(b"%d" % i).hexdigest().encode() for i in range(500))
     data = COMPRESS[suffix](lines)
     middle = len(data) // 2
     damaged = {
-        "truncated": data[:middle],
         "garbage": b"this was never compressed",
         "flipped": data[:middle] + bytes(byte ^ 0xFF for byte in data[middle : middle + 64]) + data[middle + 64 :],
     }[damage]
@@ -436,7 +472,8 @@ def test_a_damaged_parquet_file_is_refused_by_name(tmp_path, damage):
     data = Path(uri).read_bytes()
     damaged = {"truncated": data[:-100], "garbage": b"never Parquet", "flipped": data[:8] + b"\xff" * 500 + data[508:]}
     Path(uri).write_bytes(damaged[damage])
-    with pytest.raises(InputError, match=r"shard\.parquet: expected a whole Parquet file, got an error after row \d+"):
+    found = "found that it ends early" if damage == "truncated" else "got an error"
+    with pytest.raises(InputError, match=rf"shard\.parquet: expected a whole Parquet file, {found},? after row \d+"):
         read_all(uri)
 
 
