@@ -9,6 +9,7 @@ from distributed import Client, LocalCluster
 
 from quad_tasks.config.compute import ComputeConfig
 from quad_tasks.runtime.processes.worker_memory import current_client
+from quad_tasks.runtime.progress import working
 from quad_tasks.runtime.versions import refuse_mixed_workers
 
 ADDRESS_VARIABLE = "DASK_SCHEDULER_ADDRESS"
@@ -45,7 +46,9 @@ def dask_cluster(compute: ComputeConfig) -> Iterator[Client]:
         return
     address = compute.dask_address or os.environ.get(ADDRESS_VARIABLE)
     if address:
-        with Client(address) as client:
+        with working("connect to the Dask cluster"):
+            client = Client(address)
+        with client:
             refuse_mixed_workers(client)
             yield client
         return
@@ -55,8 +58,9 @@ def dask_cluster(compute: ComputeConfig) -> Iterator[Client]:
         "distributed.worker.memory.terminate": False,
         "distributed.worker.daemon": True,
     }
+    workers = "1 worker" if compute.workers == 1 else f"{compute.workers} workers"
     with dask.config.set(settings):
-        with _hidden(THREAD_VARIABLES):
+        with working(f"start {workers}"), _hidden(THREAD_VARIABLES):
             cluster = LocalCluster(
                 n_workers=compute.workers,
                 threads_per_worker=1,

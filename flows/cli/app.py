@@ -20,6 +20,7 @@ from flows.cli.options import (
     Quiet,
     RunName,
     Workspace,
+    loading,
     run_flow,
     run_selection,
 )
@@ -255,9 +256,10 @@ def experiment(
     Example: quad experiment diversity --config config.yaml
     """
     with session(quiet, debug):
-        from flows.cli.printing import print_experiment
-        from flows.run_experiment import find_experiment, run_experiment
-        from quad_tasks.config.load import load_config
+        with loading():
+            from flows.cli.printing import print_experiment
+            from flows.run_experiment import find_experiment, run_experiment
+            from quad_tasks.config.load import load_config
 
         find_experiment(name)
         given = load_config(config, overrides or ()) if config else None
@@ -277,10 +279,11 @@ def main() -> None:
 
 def _refuse_unfit(config: Any, elsewhere: bool = False) -> None:
     """Check in seconds what would end the run later; the same checks as `quad doctor`."""
-    from quad_tasks.commands.doctor import refuse_unfit
     from quad_tasks.runtime.progress import working
 
     with working("check configuration and environment"):
+        from quad_tasks.commands.doctor import refuse_unfit
+
         refuse_unfit(config, elsewhere)
 
 
@@ -297,8 +300,9 @@ def _plan(
     forkserver.set_forkserver_preload(["quad_tasks.commands.estimates.probe"])
     forkserver.ensure_running()
     _refuse_unfit(config, device is not None or workers is not None)  # before the imports below, which take longer
-    from flows.cli.printing import print_plan
-    from quad_tasks.commands.plan import plan_run
+    with loading():
+        from flows.cli.printing import print_plan
+        from quad_tasks.commands.plan import plan_run
 
     result = plan_run(config, price_per_hour, device, documents, workers)
     print_body(result, True) if as_json else print_plan(result)

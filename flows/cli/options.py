@@ -1,7 +1,7 @@
 """Arguments and options that several commands take, and how they run a flow."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,10 +36,18 @@ def complete_run(context: typer.Context, incomplete: str) -> list[str]:
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.", autocompletion=complete_run)]
 
 
+def loading() -> AbstractContextManager[None]:
+    """Say that a command loads what it computes with, which takes seconds, while it does."""
+    from quad_tasks.runtime.progress import working
+
+    return working("load libraries")
+
+
 def run_selection(config: Any, as_json: bool) -> None:
     """Run the whole selection and print its headline."""
-    from flows.cli.printing import print_report
-    from flows.select_data import select_data
+    with loading():
+        from flows.cli.printing import print_report
+        from flows.select_data import select_data
 
     run_flow(select_data, config)
     print_report(config, as_json)
@@ -47,7 +55,8 @@ def run_selection(config: Any, as_json: bool) -> None:
 
 def run_until(config: Any, until: Literal["fit", "bandit", "train"]) -> str:
     """Run the selection up to a step of its current stage; return the key of what that step made."""
-    from flows.select_data import select_data
+    with loading():
+        from flows.select_data import select_data
 
     return str(run_flow(select_data, config, until))
 

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flows.cli.options import AsJson, ConfigPath, Debug, Overrides, Quiet, RunName, Workspace, run_flow, run_until
+from flows.cli.options import (
+    AsJson,
+    ConfigPath,
+    Debug,
+    Overrides,
+    Quiet,
+    RunName,
+    Workspace,
+    loading,
+    run_flow,
+    run_until,
+)
 from flows.cli.terminal import FAILED, print_body, print_rows, session
 
 pool_app = typer.Typer(no_args_is_help=True, help="The candidate pool.")
@@ -26,12 +37,14 @@ def refresh(
     Example: quad pool refresh config.yaml
     """
     with session(quiet, debug):
-        from flows.refresh_pool import refresh_pool
         from quad_tasks.config.load import load_config
-        from quad_tasks.storage.pool_versions import read_version
-        from quad_tasks.storage.store import open_store
 
         settings = load_config(config, overrides or ())
+        with loading():
+            from flows.refresh_pool import refresh_pool
+            from quad_tasks.storage.pool_versions import read_version
+            from quad_tasks.storage.store import open_store
+
         version = run_flow(refresh_pool, settings)
         pool = read_version(open_store(settings.workspace), version)
         counts = pool.model_dump(include={"documents", "tokens", "arms", "set_aside"})
@@ -99,12 +112,13 @@ def fit(
     """
     with session(quiet, debug):
         from quad_tasks.config.load import load_config
+
+        settings = load_config(config, overrides or ())
+        direction = run_until(settings, "fit")
         from quad_tasks.stages.influence.fit_direction import read_direction
         from quad_tasks.stages.influence.fit_factors import read_factors
         from quad_tasks.storage.store import open_store
 
-        settings = load_config(config, overrides or ())
-        direction = run_until(settings, "fit")
         store = open_store(settings.workspace)
         made = read_direction(store, direction)
         body: dict[str, Any] = {

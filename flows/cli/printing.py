@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.cli.terminal import FILE_COLUMNS, print_body, print_rows
+from quad_tasks.runtime.progress import duration
 
 if TYPE_CHECKING:
     from quad_tasks.report.model import Report
@@ -69,7 +70,7 @@ def _stage_table(plan: Mapping[str, Any]) -> Table:
         cells = [_short(stage[name]) for name in ("documents", "tokens", "flops", "size_bytes")]
         cells.append(_short(stage["reads"] + stage["writes"]))
         money = [f"{stage['money']:,.2f}"] if priced else []
-        table.add_row(stage["stage"], *cells, _duration(stage["seconds"]), *money)
+        table.add_row(stage["stage"], *cells, duration(stage["seconds"]), *money)
     return table
 
 
@@ -99,11 +100,11 @@ def _print_machine(console: Console, plan: Mapping[str, Any]) -> None:
         )
     alone = sum(plan["one_process_s"].values())
     console.print(
-        f"on {machine['cores']} cores with {machine['workers']} workers; {_duration(alone)} of it runs in one process, "
+        f"on {machine['cores']} cores with {machine['workers']} workers; {duration(alone)} of it runs in one process, "
         "the rest is shared by the workers (compute.workers)"
         if not machine["elsewhere"]
         else f"with {machine['workers']:,} workers, as fast as those measured on {machine['cores']} cores here; "
-        f"{_duration(alone)} of it runs in one process, the rest is shared by the workers"
+        f"{duration(alone)} of it runs in one process, the rest is shared by the workers"
     )
     if plan["request_s"]:
         console.print(f"requests wait {1000 * plan['request_s']:.0f} ms each (assumed)")
@@ -316,14 +317,6 @@ def _short(n: float | None) -> str:
     while size >= 1000 and unit < len(UNITS) - 1:
         size, unit = size / 1000, unit + 1
     return f"{size:.3g}{UNITS[unit]}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def print_experiment(workspace: str, key: str, as_json: bool) -> list[str]:

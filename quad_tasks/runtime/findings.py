@@ -1,5 +1,6 @@
 """Announce findings (`core.evaluation.diagnosis`) once, and end a run at those it was told to stop on."""
 
+import logging
 from collections.abc import Container, Iterable
 
 from quad_tasks.records import Finding
@@ -11,10 +12,10 @@ class UnwantedFinding(RuntimeError):
 
 
 def announce_findings(where: str, findings: Iterable[Finding], known: Container[str] = ()) -> None:
-    """Say on the console what was found, and what to do, but for the signatures known before."""
+    """Say on the console, and as warnings in the run's log, what was found and what to do, but for what was known."""
     for finding in findings:
         if finding.signature not in known:
-            notice(f"{where}: {describe_finding(finding)}")
+            notice(f"{where}: {describe_finding(finding)}", logging.WARNING)
 
 
 def describe_finding(finding: Finding) -> str:

@@ -3,11 +3,17 @@
 Prefect orders and shows a run; every result rests on what is committed to the workspace. So a server that does not
 answer ends nothing: what was under way is called again as a plain function, which goes on from the last commit, and so
 is all that follows in this process.
+
+What steps and notices say (`runtime.progress`) goes to the log of the flow run that is outermost, never to Prefect's
+console: standard error has it already. Prefect sends it in the background; what cannot be sent is left.
 """
 
+import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
@@ -15,14 +21,18 @@ import httpx
 from prefect import Flow, Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
 
-from quad_tasks.runtime.progress import notice
+from quad_tasks.runtime.progress import LOG_INTERVAL_S, logged_by, notice, working
 from quad_tasks.storage.errors import redact
 
 WITHOUT_PREFECT_VARIABLE = "QUAD_WITHOUT_PREFECT"
 """Environment variable: where it is set, flows and tasks are plain functions, and no server is started or asked."""
+SERVER_MODULE = "prefect.server.api.server"
+"""Takes seconds to import, and is not where a server is named."""
 UNREACHABLE = ("Failed to reach API at", "Timed out while attempting to connect to ephemeral Prefect API server")
 """How Prefect's own errors begin where it hides what its client raised."""
 SILENT_S, POLL_S = 30, 0.5
@@ -61,8 +71,42 @@ class RecordedTask(Task[P, R]):
 
 
 def flow(name: str, flow_run_name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
-    """Make a function a flow: named, and run without Prefect where that does not answer."""
-    return lambda function: RecordedFlow(function, name=name, flow_run_name=flow_run_name)
+    """Make a function a flow: named, with what its steps say in its log, and run without Prefect where that is away."""
+    return lambda function: RecordedFlow(_logged(function), name=name, flow_run_name=flow_run_name)
+
+
+def _logged(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function write what its steps say to the log of the flow run around it, where there is one."""
+
+    @wraps(function)
+    def logged(*args: P.args, **kwargs: P.kwargs) -> R:
+        context = FlowRunContext.get()
+        if context is None or context.flow_run is None:
+            return function(*args, **kwargs)
+        with logged_by(_log_writer(str(context.flow_run.id))):
+            return function(*args, **kwargs)
+
+    return logged
+
+
+def _log_writer(flow_run_id: str) -> Callable[[int, str], None]:
+    """Return a function that writes lines to a flow run's log, the same one at most once a minute."""
+    written: dict[str, float] = {}
+
+    def write(level: int, message: str) -> None:
+        now = time.monotonic()
+        if without_prefect() or now - written.get(message, -LOG_INTERVAL_S) < LOG_INTERVAL_S:
+            return
+        written[message] = now
+        record = logging.makeLogRecord({"name": "quad", "levelno": level, "msg": message, "flow_run_id": flow_run_id})
+        _log_handler().handle(record)
+
+    return write
+
+
+@cache
+def _log_handler() -> APILogHandler:
+    return APILogHandler()
 
 
 def make_task(
@@ -118,11 +162,16 @@ def await_temporary_server() -> None:
     """
     if PREFECT_API_URL.value() or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
         return
+    server = sys.modules.get(SERVER_MODULE)
+    if server is None or not server.SubprocessASGIServer().running:
+        with working("start Prefect's temporary server"):
+            _start_server()
+
+
+def _start_server() -> None:
     from prefect.server.api.server import SubprocessASGIServer
 
     server = SubprocessASGIServer()
-    if server.running:
-        return
     try:
         server.start(timeout=SILENT_S)
         return

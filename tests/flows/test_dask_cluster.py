@@ -49,11 +49,15 @@ def test_the_configurations_address_goes_before_the_environments(no_client, addr
         assert client.scheduler.address == address
 
 
-def test_a_cluster_of_its_own_has_the_workers_and_threads_asked_for_and_ends_with_the_flow(no_client, monkeypatch):
+def test_a_cluster_of_its_own_has_the_workers_and_threads_asked_for_and_ends_with_the_flow(
+    no_client, monkeypatch, capsys
+):
     monkeypatch.delenv(ADDRESS_VARIABLE, raising=False)
+    monkeypatch.delenv("QUAD_QUIET")
     for name in THREAD_VARIABLES:
         monkeypatch.setenv(name, "7")
     with dask_cluster(ComputeConfig(workers=1, threads_per_worker=3)) as client:
+        assert capsys.readouterr().err.startswith("start 1 worker\n")
         client.wait_for_workers(1)
         (worker,) = client.scheduler_info()["workers"].values()
         assert worker["nthreads"] == 1

@@ -1,10 +1,14 @@
 """A run needs no Prefect server to end: flows and tasks go on as plain functions where it does not answer."""
 
+import logging
 import os
+import re
 import socket
+import time
 
 import httpx
 import pytest
+from deployments import run_log
 from prefect import Flow, Task
 from prefect.settings import (
     PREFECT_API_URL,
@@ -13,7 +17,9 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from quad_tasks.records import Finding
 from quad_tasks.runtime import prefect_runs
+from quad_tasks.runtime.findings import announce_findings
 from quad_tasks.runtime.prefect_runs import (
     WITHOUT_PREFECT_VARIABLE,
     await_temporary_server,
@@ -21,8 +27,11 @@ from quad_tasks.runtime.prefect_runs import (
     go_on_without,
     make_task,
 )
+from quad_tasks.runtime.progress import notice, progress
 
 PASSWORD = "planted-horse"
+LATE_S = 20
+"""Fifty lines that each waited for a server that is gone would take longer."""
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +84,46 @@ def test_a_server_lost_in_the_middle_of_a_flow_does_not_end_it(prefect_server, d
     assert flow(name="outer", flow_run_name="outer")(outer)() == 25
     assert calls == [3, 4]
     assert len(said) == 1
+
+
+@pytest.mark.slow
+def test_a_flow_runs_log_has_what_its_steps_say_and_its_findings_and_the_console_no_line_twice(
+    prefect_server, monkeypatch, capsys
+):
+    monkeypatch.delenv("QUAD_QUIET")
+    finding = Finding("flat_rewards", "warning", {"arms": 3}, "give bandit.pilot_documents more")
+
+    def fit() -> int:
+        with progress("fit factors", 128, "documents") as advance:
+            for _ in range(128):
+                advance(1)
+        return 128
+
+    def outer() -> int:
+        stage = make_task(fit, "fit", [], ())
+        announce_findings("run r", [finding])
+        return flow(name="inner", flow_run_name="inner log")(lambda: stage())()
+
+    assert flow(name="outer", flow_run_name="outer log")(outer)() == 128
+    lines = run_log(PREFECT_API_URL.value().removesuffix("/api"), "outer log", least=3)
+    assert [level for level, _ in lines] == [logging.WARNING, logging.INFO, logging.INFO]
+    assert lines[0][1] == "run r: flat_rewards (warning; arms 3): give bandit.pilot_documents more"
+    assert lines[1][1] == "fit factors: 128 documents"
+    assert re.fullmatch(r"fit factors: 128 documents in \d+\.\d s", lines[2][1])
+    said = [line.partition(" in ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said == [message.partition(" in ")[0] for _, message in lines]
+
+
+def test_a_log_whose_server_is_gone_neither_ends_nor_slows_a_run(prefect_server, dead_server):
+    def outer() -> float:
+        began = time.monotonic()
+        with temporary_settings({PREFECT_API_URL: dead_server}), progress("embed", 50, "shards") as advance:
+            for number in range(50):
+                advance(1)
+                notice(f"said {number}")
+        return time.monotonic() - began
+
+    assert flow(name="away", flow_run_name="away")(outer)() < LATE_S
 
 
 def test_without_prefect_a_task_is_tried_again_for_what_passes_and_for_nothing_else(monkeypatch):
@@ -146,13 +195,16 @@ def slow_server(monkeypatch):
         yield server
 
 
-def test_a_temporary_server_that_is_slow_is_waited_for_while_its_process_lives(slow_server, said):
+def test_a_temporary_server_that_is_slow_is_waited_for_while_its_process_lives(slow_server, said, monkeypatch, capsys):
+    monkeypatch.delenv("QUAD_QUIET")
     await_temporary_server()
+    assert capsys.readouterr().err == "start Prefect's temporary server\n"
     assert (slow_server.running, slow_server.asked) == (True, 4)
     assert len(said) == 3
     assert said[0].startswith("waiting for the temporary Prefect server, process 4321, which has not answered for 0 s")
     await_temporary_server()
     assert slow_server.asked == 4
+    assert capsys.readouterr().err == ""
 
 
 def test_a_temporary_server_whose_process_ended_is_gone_on_without(slow_server, said):

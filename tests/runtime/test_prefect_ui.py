@@ -1,11 +1,14 @@
 """What Prefect's UI shows of a run: nothing outside a flow; inside, rounds as versions of one artifact."""
 
 import base64
+import json
+import logging
 import re
 from xml.etree import ElementTree
 
 import httpx
 import pytest
+from deployments import run_log
 from prefect import flow
 from prefect.settings import PREFECT_API_URL
 from small_pool import pool_version, round_info, small_config
@@ -19,6 +22,7 @@ from quad_tasks.runtime import prefect_ui
 from quad_tasks.runtime.prefect_plots import bars
 from quad_tasks.runtime.prefect_runs import WITHOUT_PREFECT_VARIABLE
 from quad_tasks.runtime.run import pinned_pool
+from quad_tasks.storage.keys import report_key
 from quad_tasks.storage.rounds import count_rounds
 from quad_tasks.storage.store import open_store
 
@@ -218,7 +222,7 @@ def test_an_asset_that_prefect_does_not_take_ends_nothing(prefect_server, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_run_leaves_its_artifacts_and_assets_that_lead_from_pool_to_report(
+def test_a_run_leaves_its_log_artifacts_and_assets_that_lead_from_pool_to_report(
     asset_events, dask_client, prefect_server, corpus, tmp_path
 ):
     config = parse_config(small_config(corpus, str(tmp_path), run="assets", training__stages=1), "assets")
@@ -239,5 +243,13 @@ def test_a_run_leaves_its_artifacts_and_assets_that_lead_from_pool_to_report(
     keys = [artifact["key"] for artifact in found]
     assert {"pool-pool", "assets-rounds", "assets-arms", "assets-selection", "assets-report"} <= set(keys)
     assert keys.count("assets-rounds") == count_rounds(open_store(str(tmp_path)), "assets", 0) > 1
+    logged = run_log(PREFECT_API_URL.value().removesuffix("/api"), "assets", least=20)
+    messages = [message for _, message in logged]
+    assert {"stage 0: rounds: 100 % of the way to the nearest stop", "write report"} <= set(messages)
+    assert any(message.startswith("embed: ") and " in " in message for message in messages)
+    report = json.loads(open_store(str(tmp_path)).get(report_key("assets")))
+    found = {finding["signature"] for finding in report["findings"]}
+    warned = [message for level, message in logged if level == logging.WARNING]
+    assert {message.split()[2] for message in warned if message.startswith("run assets: ")} == found
     select_data(config)
     assert [key for event, key, _, _ in asset_events if event.startswith("mat")] == [*made, report]

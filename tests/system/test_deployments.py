@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 import yaml
 from chromium import CHROMIUM
-from deployments import ROOT, artifacts, deployment_id, flow_runs, once_soon, run_deployment, running_ui, wait_until
+from deployments import (
+    ROOT,
+    artifacts,
+    deployment_id,
+    flow_runs,
+    once_soon,
+    run_deployment,
+    run_log,
+    running_ui,
+    wait_until,
+)
 from small_pool import small_config
 
 from quad_tasks.config.load import load_config
@@ -68,6 +78,8 @@ def test_a_run_from_the_command_line_is_seen_in_a_browser_and_a_schedule_fires(c
         once_soon(url, "refresh-pool/refresh-pool")
         assert "Completed" in run_deployment(url, "select-data/select-data")
         assert {"small-rounds", "small-arms", "small-selection", "small-report"} <= artifacts(url).keys()
+        logged = [message for _, message in run_log(url, "small", least=20)]
+        assert {"start 1 worker", "write report"} <= set(logged)
         look(url, Path(os.environ.get(PICTURES, folder / "pictures")))
         fired = wait_until(lambda: flow_runs(url, "refresh-pool", "COMPLETED"), SCHEDULED_S)[0]
         assert fired["auto_scheduled"]

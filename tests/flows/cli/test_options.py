@@ -49,12 +49,14 @@ def test_running_until_a_step_gives_the_key_of_what_it_made(monkeypatch):
     assert called == [("select-data", ("the configuration", "fit"))]
 
 
-def test_a_whole_selection_ends_with_its_headline(monkeypatch):
+def test_a_whole_selection_says_that_it_loads_and_ends_with_its_headline(monkeypatch, capsys):
+    monkeypatch.delenv("QUAD_QUIET")
     called = []
     monkeypatch.setattr(options, "run_flow", lambda flow, *given: called.append((flow.name, given)))
     monkeypatch.setattr(printing, "print_report", lambda config, as_json: called.append(("report", config, as_json)))
     run_selection("the configuration", True)
     assert called == [("select-data", ("the configuration",)), ("report", "the configuration", True)]
+    assert capsys.readouterr().err.startswith("load libraries\n")
 
 
 def test_a_workspace_that_refuses_completes_to_nothing(monkeypatch):

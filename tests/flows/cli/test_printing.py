@@ -33,14 +33,6 @@ def test_a_count_has_three_digits_and_a_unit(count, written):
     assert printing._short(count) == written
 
 
-@pytest.mark.parametrize(
-    ("seconds", "written"),
-    [(0, "0.0 s"), (4.26, "4.3 s"), (59.4, "59.4 s"), (60, "1 min 0 s"), (3599.6, "1 h 0 min"), (93_784, "26 h 3 min")],
-)
-def test_a_time_has_its_two_largest_units(seconds, written):
-    assert printing._duration(seconds) == written
-
-
 def plan(money):
     stage = {"flops": 3.2e12, "size_bytes": 1_500_000, "reads": 900, "writes": 100, "seconds": 75, "money": money}
     return {
