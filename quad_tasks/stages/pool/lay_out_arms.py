@@ -39,7 +39,7 @@ from quad_tasks.stages.pool.layout_progress import (
     keep_group,
     keep_piece,
 )
-from quad_tasks.stages.pool.merge_layers import join_layers, takes_layer
+from quad_tasks.stages.pool.merge_layers import join_layers, sums_are_whole, takes_layer
 from quad_tasks.storage import tables
 from quad_tasks.storage.errors import StoreFault
 from quad_tasks.storage.keys import (
@@ -148,8 +148,9 @@ def lay_out_arms(
         base: the last version of the same clustering, features and checkpoint, its shards the first of `names`.
     """
     duplicates = find_duplicates(store, pool, names)
-    if base is not None and not takes_layer(base, names, _count_kept(store, pool, names, duplicates)):
-        base = None
+    if base is not None:
+        beside_base = takes_layer(base, names, _count_kept(store, pool, names, duplicates))
+        base = base if beside_base and sums_are_whole(store, base) else None
     beside = [[layer.tables for layer in base.layers]] if base else []
     tables_key = _find_folder(store, pool, [names, clustering, token_features, model_key, *beside])
     if (existing := find_version(store, pool, tables_key)) is not None:

@@ -17,12 +17,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from quad_tasks.manifests.pool import Layer, MergedBlock, Part, PoolVersion
+from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.tasks import map_tasks
 from quad_tasks.stages.pool.arm_sums import ArmSums, add_sums, load_sums, save_sums, write_arm_index
 from quad_tasks.stages.pool.cluster import read_centroids
 from quad_tasks.stages.pool.layout_progress import PartSummary
 from quad_tasks.storage import tables
+from quad_tasks.storage.errors import StoreKeyError
 from quad_tasks.storage.keys import arm_index_key, layer_sums_key, merged_block_key
+from quad_tasks.storage.manifest import DigestMismatch
 from quad_tasks.storage.store import Store
 
 Int64 = npt.NDArray[np.int64]
@@ -59,6 +62,17 @@ def takes_layer(base: PoolVersion, names: Sequence[str], kept: Sequence[int]) ->
         and len(base.layers) < MOST_LAYERS
         and outside <= MOST_LAYERED * (base.documents + new)
     )
+
+
+def sums_are_whole(store: Store, base: PoolVersion) -> bool:
+    """Tell whether the sums of all layers can be read; say which cannot: the pool is then to be laid out anew."""
+    try:
+        for layer in base.layers:
+            load_sums(store, layer.tables, base.files[layer_sums_key(layer.tables)])
+    except (DigestMismatch, StoreKeyError) as error:
+        notice(f"pool {base.pool} is laid out anew, since a layer's sums cannot be read: {error}")
+        return False
+    return True
 
 
 def join_layers(

@@ -13,6 +13,7 @@ from quad_tasks.manifests.pool import Layer, PoolVersion
 from quad_tasks.stages.bandit.ledger import arms_of, load_arms
 from quad_tasks.stages.pool import ingest, layout_progress, merge_layers
 from quad_tasks.stages.pool import lay_out_arms as layout
+from quad_tasks.storage.keys import layer_sums_key
 from quad_tasks.storage.pool_versions import read_version, retire_number
 from quad_tasks.storage.positions import column_vectors, positions_of, read_positions, rows_of
 from quad_tasks.storage.store import Store, open_store
@@ -134,6 +135,26 @@ def test_what_another_release_left_of_an_interrupted_layout_is_made_again(one_pr
         with pytest.raises(ZeroDivisionError):
             lay_out(store, names)
     assert read_version(store, lay_out(store, names)) == expected
+
+
+@pytest.mark.parametrize("damage", ["flipped", "deleted"])
+def test_a_layer_of_damaged_sums_is_no_dead_end(one_process, tmp_path, damage, monkeypatch):
+    """The next refresh lays the pool out anew, as if there had been no layers, and says why."""
+    counts, said = [90, 8, 2], []
+    monkeypatch.setattr(merge_layers, "notice", said.append)
+    shards = [[{"id": f"{s}-{i}", "text": f"{s} {i}", "arm": i % 3} for i in range(n)] for s, n in enumerate(counts)]
+    whole, store = open_store(str(tmp_path / "whole")), open_store(str(tmp_path / "damaged"))
+    expected = read_version(whole, lay_out(whole, write_pool(whole, shards, 3)))
+    names = write_pool(store, shards, 3)
+    base = read_version(store, in_layers(store, names[:2], [1, 1]))
+    key = layer_sums_key(base.layers[1].tables)
+    if damage == "flipped":
+        store.put(key, store.get(key)[:-1] + b"x")
+    else:
+        store.delete(key)
+    made = read_version(store, lay_out(store, names, base))
+    assert (made.parts, made.layers, made.files) == (expected.parts, expected.layers, expected.files)
+    assert [line.split(":")[0] for line in said] == ["pool p is laid out anew, since a layer's sums cannot be read"]
 
 
 def version_of(*rows: int, shards: tuple[str, ...] = ("a", "b")) -> PoolVersion:
