@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from quad_tasks.core import calibration
+from quad_tasks.core import calibration, precision
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.calibration import calibrate
 from quad_tasks.core.ekfac import apply_inverse, fit_factors
@@ -100,12 +100,37 @@ def test_what_a_calibration_cost_is_what_it_tried(model, sample, direction):
     exact = sample_flops(model, flops.exact_flops(size))
     found = calibrate(model, sample, np.arange(24), {"": direction}, "forward_only", 1.01)
     each = sample_flops(model, flops.forward_only_flops(size))
-    assert len(found.trials) == len(calibration.STEPS)
-    assert found.flops == pytest.approx(exact + 5 * each)
+    assert len(found.trials) == 1
+    assert found.flops == pytest.approx(exact + each + 4 * each / 3)  # all five steps on 8 of the 24 documents
     known = score_documents(model, sample, direction)
     given = calibrate(model, sample, np.arange(24), {"": direction}, "forward_only", 0.99, None, known.influence / 7)
     assert given.flops == pytest.approx(each)  # the exact scores were known, the first step did
     assert given.cost == pytest.approx(each / exact)
+
+
+def test_a_step_is_chosen_on_a_few_documents_where_the_first_is_too_long(model, sample, direction, monkeypatch):
+    """Of steps a thousand times the usual and the usual itself; all documents are then scored by that one."""
+    monkeypatch.setattr(calibration, "STEPS", (3.0, 3e-3))
+    found = calibrate(model, sample, np.arange(24), {"": direction}, "forward_only", 0.999)
+    assert (found.settings, found.accepted) == ({"step": 3e-3}, True)
+    scored, exact = (
+        score_documents(model, sample, direction, *how).influence / 7 for how in (["forward_only"], ["exact"])
+    )
+    assert found.spearman == pytest.approx(spearmanr(scored, exact).statistic)
+    size = flops.model_size(model, find_blocks(model))
+    each = sample_flops(model, flops.forward_only_flops(size))
+    most = 1.2 * each
+    assert calibrate(
+        model, sample, np.arange(24), {"": direction}, "forward_only", 0.999, None, exact, most_flops=most
+    ).settings == {"step": 3.0}  # no second step could be paid for
+
+
+def test_auto_does_not_score_by_losses_where_bfloat16_products_are_faster(model, sample, direction, monkeypatch):
+    half = copy.deepcopy(model).bfloat16()
+    for fast, tried in ((True, {"low_rank"}), (False, {"low_rank", "forward_only"})):
+        monkeypatch.setattr(precision, "has_bfloat16_products", lambda _, fast=fast: fast)
+        found = calibrate(half, sample, np.arange(24), {"": direction}, "auto", 1.01)
+        assert {trial.scorer for trial in found.trials} == tried
 
 
 def test_nothing_is_tried_that_cannot_be_paid_for(model, sample, direction):
