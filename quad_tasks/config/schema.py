@@ -262,8 +262,9 @@ class BanditConfig(Section):
         "auto",
         description="How documents are scored after the pilot; one that is not exact must first rank a part of the "
         "pilot as exact scoring does, or exact scoring goes on. `auto` takes the cheapest that does, where trying it "
-        "costs less than it can save. `conditional_loss` scores everything, the pilot too, by how much less a copy of "
-        "the model, trained for a while on the reference, loses on a document: no factors are fitted, no direction.",
+        "costs less than it can save, `forward_only` only where a bfloat16 model's products are no faster than float32 "
+        "ones. `conditional_loss` scores everything, the pilot too, by how much less a copy of the model, trained for "
+        "a while on the reference, loses on a document: no factors are fitted, no direction.",
     )
     adaptation_passes: Positive = Field(
         4,

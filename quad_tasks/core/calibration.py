@@ -262,8 +262,10 @@ def _try_losses(sample: Sample, exact_N: Float64, bounds: Bounds) -> tuple[list[
             break
         scored[step] = score(few, step)
         [few_N] = _by_document(few, *scored[step])
-        likeness[step] = float(np.corrcoef(few_N, exact_N[: len(few_N)])[0, 1])
-    step = max(likeness, key=lambda one: likeness[one])
+        known_N = exact_N[: len(few_N)]
+        # ranks alone tell little of a few documents, and values alone are those of the largest
+        likeness[step] = min(_spearman(few_N, known_N), float(np.corrcoef(few_N, known_N)[0, 1]))
+    step = max(likeness, key=lambda one: -1.0 if np.isnan(likeness[one]) else likeness[one])
     parts = [(few, scored[step]), (rest, score(rest, step))] if rest.batches else [(few, scored[step])]
     scores_N = np.concatenate([_by_document(part, *influences)[0] for part, influences in parts])
     trial = Trial("forward_only", {"step": step}, _spearman(exact_N, scores_N), each / sample.exact)

@@ -313,7 +313,8 @@ def _logit_chunks(hidden_MD: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice,
     """Yield chunks of targets with their logits [rows, V], all in one buffer: callers may overwrite it, not keep it."""
     budget = _CPU_CHUNK_BYTES if hidden_MD.device.type == "cpu" else _ACCELERATOR_CHUNK_BYTES
     number_bytes = weight_VD.element_size()
-    n_rows = max(_LEAST_CHUNK_TARGETS * 4 // number_bytes, budget // (weight_VD.shape[0] * number_bytes))
+    held_bytes = 8 if number_bytes == 2 else number_bytes  # of a rounded logit: itself, in float32, and its gradient
+    n_rows = max(_LEAST_CHUNK_TARGETS * 4 // number_bytes, budget // (weight_VD.shape[0] * held_bytes))
     buffer = weight_VD.new_empty(min(n_rows, len(hidden_MD)), weight_VD.shape[0])
     hidden_MD = hidden_MD.to(weight_VD.dtype)
     for start in range(0, len(hidden_MD), n_rows):

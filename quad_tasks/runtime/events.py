@@ -84,13 +84,13 @@ def recorded_run(store: Store, run: str) -> Iterator[None]:
 @contextmanager
 def timed(store: Store, run: str, step: str) -> Iterator[None]:
     """Record how long the body took, in seconds, under the step's name, also when it fails, and peaks of memory."""
-    started, outcome, peaks = time.perf_counter(), "failed", {}
+    started, outcome = time.perf_counter(), "failed"
     try:
         yield
         outcome = "done"
-        peaks = {"peak_bytes": peak_memory_bytes(), "peak_gpu_bytes": peak_gpu_memory_bytes()}
     finally:
-        body = {"step": step, "seconds": time.perf_counter() - started, **peaks}
+        body: dict[str, Any] = {"step": step, "seconds": time.perf_counter() - started}
+        body |= {"peak_bytes": peak_memory_bytes(), "peak_gpu_bytes": peak_gpu_memory_bytes()}
         store.put(f"{times_folder(run)}/{uuid4().hex}.json", json.dumps(body).encode())
         record_event(store, run, "step_ended", **body, outcome=outcome)
 

@@ -8,6 +8,7 @@ What steps and notices say (`runtime.progress`) goes to the log of the flow run 
 console: standard error has it already. Prefect sends it in the background; what cannot be sent is left.
 """
 
+import inspect
 import logging
 import os
 import sys
@@ -25,6 +26,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
+from prefect.utilities.hashing import file_hash
 
 from quad_tasks.runtime.progress import LOG_INTERVAL_S, logged_by, notice, working
 from quad_tasks.storage.errors import redact
@@ -72,7 +74,12 @@ class RecordedTask(Task[P, R]):
 
 def flow(name: str, flow_run_name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Make a function a flow: named, with what its steps say in its log, and run without Prefect where that is away."""
-    return lambda function: RecordedFlow(_logged(function), name=name, flow_run_name=flow_run_name)
+
+    def make(function: Callable[P, R]) -> Flow[P, R]:
+        version = file_hash(inspect.getfile(function))  # Prefect's own, of the file that `_logged` hides from it
+        return RecordedFlow(_logged(function), name=name, version=version, flow_run_name=flow_run_name)
+
+    return make
 
 
 def _logged(function: Callable[P, R]) -> Callable[P, R]:

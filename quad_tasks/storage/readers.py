@@ -201,20 +201,39 @@ def _text_row(uri: str, ending: str, text_field: str) -> Iterator[Row]:
 
 
 class _ChunkFile(io.RawIOBase):
-    """What reads chunks, as a file that pyarrow can read."""
+    """What reads chunks, as a file that pyarrow can read: it gives all that was asked for until the chunks end.
+
+    A fault of theirs is raised once what preceded it is given. Arrow's CSV reader takes what it is given for a block,
+    and no row may be longer.
+    """
 
     def __init__(self, read: Chunks) -> None:
         self._read, self._rest = read, b""
+        self._fault: Exception | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._rest = self._rest or self._read(len(buffer))
-        taken = self._rest[: len(buffer)]
-        buffer[: len(taken)] = taken
-        self._rest = self._rest[len(taken) :]
-        return len(taken)
+        filled = 0
+        while filled < len(buffer) and (self._rest or self._more(len(buffer) - filled, filled > 0)):
+            taken = self._rest[: len(buffer) - filled]
+            buffer[filled : filled + len(taken)] = taken
+            self._rest = self._rest[len(taken) :]
+            filled += len(taken)
+        return filled
+
+    def _more(self, size: int, some: bool) -> bool:
+        """Read the next chunk, and tell whether there is one; where `some` precedes a fault, keep that for later."""
+        try:
+            if self._fault:
+                raise self._fault
+            self._rest = self._read(size)
+        except Exception as fault:
+            if not some:
+                raise
+            self._fault = fault
+        return bool(self._rest)
 
 
 def _delimited_rows(delimiter: str, uri: str, ending: str, _text_field: str) -> Iterator[Row]:
@@ -274,10 +293,12 @@ def _parquet_rows(uri: str, _ending: str, _text_field: str, span: Span | None = 
 
 def _parquet_cut(file: BinaryIO) -> EOFError | None:
     """Return the error of a Parquet file that lacks its end, None of one that has it."""
+    size = file.seek(0, io.SEEK_END)
     file.seek(0)
     begins = file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
-    file.seek(max(file.seek(0, io.SEEK_END) - len(PARQUET_MAGIC), 0))
-    return EOFError("no footer") if begins and file.read() != PARQUET_MAGIC else None
+    file.seek(max(size - len(PARQUET_MAGIC), 0))
+    ends = size > len(PARQUET_MAGIC) + PARQUET_END_BYTES and file.read() == PARQUET_MAGIC
+    return EOFError("no footer") if begins and not ends else None
 
 
 def _cut_row_groups(uri: str, span_bytes: int) -> Cuts:

@@ -125,6 +125,20 @@ def test_a_step_is_chosen_on_a_few_documents_where_the_first_is_too_long(model, 
     ).settings == {"step": 3.0}  # no second step could be paid for
 
 
+def test_a_step_that_meets_the_largest_values_alone_is_not_taken(model, sample, direction, monkeypatch):
+    """Influence has heavy tails: the first step swaps the two least of 24, at a linear correlation of one."""
+    known = np.concatenate([[0.0, 0.05], np.linspace(100, 1e6, 22)])
+    swapped = known[[1, 0, *range(2, 24)]]
+    scored = {3e-3: swapped, 1e-3: known}
+    monkeypatch.setattr(calibration, "FEW_SHARE", 1.0)
+    monkeypatch.setattr(
+        calibration, "score_by_losses", lambda *given: (scored[given[4]][:, None], np.ones(24, dtype=np.int64))
+    )
+    found = calibrate(model, sample, np.arange(24), {"": direction}, "forward_only", 0.9999, None, known)
+    assert found.settings == {"step": 1e-3}
+    assert found.spearman == pytest.approx(1.0)
+
+
 def test_auto_does_not_score_by_losses_where_bfloat16_products_are_faster(model, sample, direction, monkeypatch):
     half = copy.deepcopy(model).bfloat16()
     for fast, tried in ((True, {"low_rank"}), (False, {"low_rank", "forward_only"})):

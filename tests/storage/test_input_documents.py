@@ -466,6 +466,22 @@ def test_the_first_parquet_rows_need_only_the_first_row_group(s3_backend, tmp_pa
     assert len(list(documents)) == 399
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_row_longer_than_what_a_decompressor_gives_at_once_is_read(tmp_path, suffix):
+    """Arrow's CSV reader takes a read for a block, which no row may be longer than."""
+    texts = [f"{i} " + random_letters(i, 300_000) for i in range(4)]
+    body = ("text\n" + "\n".join(texts) + "\n").encode()
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}[suffix]
+    path = tmp_path / f"s.csv{suffix}"
+    path.write_bytes(pack(body))
+    assert [one.text for one in read_all(str(path))] == texts
+
+
+def random_letters(seed: int, n: int) -> str:
+    """Write letters that hardly compress."""
+    return bytes(np.random.default_rng(seed).integers(97, 123, n, dtype=np.uint8)).decode()
+
+
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "flipped"])
 def test_a_damaged_parquet_file_is_refused_by_name(tmp_path, damage):
     uri = write_parquet(tmp_path, pa.table({"text": [f"text {i}" for i in range(1000)]}), use_dictionary=False)

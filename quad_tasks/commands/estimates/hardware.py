@@ -13,7 +13,7 @@ import numpy as np
 
 from quad_tasks.commands.estimates.probe import Rates, Shape
 from quad_tasks.config.schema import ConfigError, RunConfig
-from quad_tasks.core.lm.training import PASS_BYTES
+from quad_tasks.core.lm.training import ACCELERATOR_PASS_BYTES, PASS_BYTES
 from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
 from quad_tasks.stages.influence.factor_memory import machine_memory_bytes
 from quad_tasks.stages.selection.training_memory import PROCESS_BYTES, training_bytes, trainings_at_once
@@ -113,11 +113,17 @@ def _refuse_above_limit(config: RunConfig, stages: Mapping[str, int]) -> None:
             )
 
 
-def worker_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
-    """Estimate what a worker's model, sums and activations take at most: `fit`, `bandit` and `train`, bytes."""
+def worker_memory(config: RunConfig, shape: Shape, pass_bytes: int = PASS_BYTES) -> dict[str, int]:
+    """Estimate what a worker's model, sums and activations take at most: `fit`, `bandit` and `train`, bytes.
+
+    Args:
+        config: the run's.
+        shape: of the model.
+        pass_bytes: of activations that a training's pass is cut to, by the kind of device.
+    """
     direction, weights = FLOAT_BYTES * shape.tracked, _weight_bytes(config, shape)
     window, batch = config.model.window_tokens, config.model.batch_tokens
-    trained = shape.activation_bytes * max(window, min(batch, PASS_BYTES // shape.activation_bytes))
+    trained = shape.activation_bytes * max(window, min(batch, pass_bytes // shape.activation_bytes))
     training = training_bytes(shape.parameters, trained)
     read = shape.activation_bytes * max(window, batch)
     if config.bandit.scorer == CONDITIONAL_LOSS:
@@ -210,7 +216,7 @@ def check_device_memory(name: str, config: RunConfig, shape: Shape) -> None:
     if config.bandit.scorer == CONDITIONAL_LOSS:
         remedies["fit"] = "set a smaller model.window_tokens, or another bandit.scorer"
         remedies["bandit"] = "set a smaller model.batch_tokens, fewer reference.sets, or another bandit.scorer"
-    for stage, needed in worker_memory(config, shape).items():
+    for stage, needed in worker_memory(config, shape, ACCELERATOR_PASS_BYTES).items():
         if needed > memory:
             raise ConfigError(
                 f"--device {name}: expected a {stage} of at most {memory:,} bytes, found about {needed:,}: "

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from quad_tasks.commands.estimates.pieces import Pieces, touched
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.core.selection.remaining import MOST_DOCUMENTS, REFITTED_DOCUMENTS
-from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
+from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS, cost_cap
 from quad_tasks.stages.bandit.estimate_left import FOLDS
 from quad_tasks.stages.bandit.ledger import REFIT_GROWTH
 from quad_tasks.stages.bandit.round_settings import pull_sizes, round_settings
@@ -164,7 +164,8 @@ def _bandit(run: Run) -> Requests:
     chosen, blocks = _choice(run), len(fits) * pieces.blocks
     tried = chosen.reads + _fetch(run, run.chosen / stages) + _checkpoint(run) + 20
     lengths = _scan(run, 1, opened=0)
-    planned = (run.rounds * sizes.arms_per_round + stages * min(pilot, config.clustering.arms)) * _fetch(run, 1)
+    pulls = run.rounds * sizes.arms_per_round + stages * min(pilot, config.clustering.arms)
+    planned = 0 if cost_cap(config) is None else pulls * _fetch(run, 1)
     reads = lengths + planned + drawn + regressions + stages * chosen.reads + 2 * trials(config) * tried
     reads += (35 + 10 * (stages - 1)) * (run.rounds + stages) + stages * 60
     reads += (_checkpoint(run) + 4) * config.compute.workers * stages

@@ -1,11 +1,13 @@
 """What the processes of a run hold: the driving one and the workers of the Dask cluster whose client is open in it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
-from distributed import Client, default_client
+from distributed import Client, LocalCluster, default_client
 
 from quad_tasks.runtime.processes.memory import own_bytes, own_gpu_peak_bytes, own_peak_bytes
+from quad_tasks.runtime.progress import working
 
 T = TypeVar("T")
 
@@ -41,11 +43,12 @@ def renew_workers(most_bytes: int = KEPT_BYTES) -> None:
     are left as they are: they may be at work for others.
     """
     client = current_client()
-    if client is None or client.cluster is None or client.scheduler.address.startswith(IN_PROCESS):
+    if client is None or not isinstance(client.cluster, LocalCluster) or not client.cluster.processes:
         return
     large = [address for address, size in _ask_workers(own_bytes).items() if size > most_bytes]
     if large:
-        client.restart_workers(large, raise_for_error=False)
+        with working("start new workers"), suppress(KeyError):  # one that ended meanwhile is new already
+            client.restart_workers(large, raise_for_error=False)
 
 
 def _ask_workers(function: Callable[[], T]) -> dict[str, T]:
@@ -55,6 +58,6 @@ def _ask_workers(function: Callable[[], T]) -> dict[str, T]:
         return {}
     try:
         answers: dict[str, T] = client.run(function, on_error="ignore")
-    except OSError:  # the scheduler is away
+    except (OSError, RuntimeError):  # the scheduler is away, or the client's loop has ended
         return {}
     return answers

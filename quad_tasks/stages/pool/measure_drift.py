@@ -29,7 +29,7 @@ Int64 = npt.NDArray[np.int64]
 RADIUS_QUANTILE = 0.9
 """Share of an arm's documents within its radius when its centroid was trained."""
 RANGE_DOCUMENTS = 2**22
-"""Documents of the arms whose radii one task finds; a larger arm is a range of its own."""
+"""Documents of the arms whose radii one task finds; a range with a larger arm has more."""
 RADIUS, DOCUMENTS = "radius", "documents"
 
 

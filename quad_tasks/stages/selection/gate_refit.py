@@ -17,6 +17,8 @@ from quad_tasks.core.selection.fill_budget import fill_budget
 from quad_tasks.manifests.run import DocumentLosses, GateTrial
 from quad_tasks.records import Stage
 from quad_tasks.runtime.checkpoints import read_checkpoint_manifest
+from quad_tasks.runtime.processes.memory import release_freed_memory
+from quad_tasks.runtime.processes.worker_memory import renew_workers
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.reference_tables import read_reference
 from quad_tasks.runtime.run import check_run_lease
@@ -66,6 +68,7 @@ def _try_both(store: Store, stage: Stage, run: TrainingRun, how: StageSelection,
         "earlier": try_choice(store, replace(stage, direction=before), how, "gate-earlier"),
     }
     items = [(store, stage, run, chosen) for chosen in choices.values()]
+    renew_workers()
     fresh, old = map_tasks(train_trial, items, "try both rankings", "models", on_gpu=True)
     weights = {one.name: one.weight for one in read_reference(store, _reference_of(store, stage)).reference.sets}
     gain = paired_gain([old], [fresh], weights)
@@ -105,6 +108,7 @@ def train_trial(store: Store, stage: Stage, run: TrainingRun, chosen: str) -> di
         run.use.batch_tokens,
         make_generator(run.seed, Stream.GATE_TRAINING, stage.number),
         rounded=run.rounded,
+        after_step=lambda _: release_freed_memory(),
     )
     limits = (run.use.window_tokens, run.use.batch_tokens)
     _, measured = measure_references(store, _reference_of(store, stage), "reference", model, tokenizer, limits)

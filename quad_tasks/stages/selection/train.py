@@ -159,6 +159,7 @@ def train_stage(store: Store, stage: Stage, reference: str, run: TrainingRun, ho
     for share in run.settings.frontier:
         named.append((select_mixture(store, stage, how, share), f"general-{share:g}", 0))
     trainings = [Training(store, stage, reference, run, max_targets, *one) for one in named]
+    renew_workers()
     if run.settings.command is not None:
         for one in trainings:
             _train_by_command(one, run.settings.command)
@@ -166,7 +167,6 @@ def train_stage(store: Store, stage: Stage, reference: str, run: TrainingRun, ho
     parameters = read_checkpoint_manifest(store, stage.checkpoint).parameters
     at_once = trainings_at_once(run.memory_limit, run.workers, run.processes, parameters)
     items = [(one,) for one in [*trainings, before]]
-    renew_workers()
     map_tasks(train_and_measure, items, "train and measure", "models", on_gpu=True, at_once=at_once)
     return trained_key(stage.run, stage.number, FIRST_SELECTED)
 
