@@ -281,7 +281,7 @@ def _refuse_unfit(config: Any, elsewhere: bool = False) -> None:
     """Check in seconds what would end the run later; the same checks as `quad doctor`."""
     from quad_tasks.runtime.progress import working
 
-    with working("check configuration and environment"):
+    with working("check environment" if config is None else "check configuration and environment"):
         from quad_tasks.commands.doctor import refuse_unfit
 
         refuse_unfit(config, elsewhere)

@@ -26,6 +26,8 @@ from quad_tasks.storage.manifest import DigestMismatch, check_digest
 from quad_tasks.storage.row_groups import cut_row_groups
 from quad_tasks.storage.store import Store
 
+os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")
+"""Arrow's aggregations otherwise warn on the console of columns that stand unaligned in the bytes of a table."""
 COMPRESSION = "zstd"
 COMPRESSION_LEVEL = 3
 TEXT_HASH_BYTES = 16
