@@ -32,6 +32,7 @@ Signature = Literal[
     "held_out_overlap",
     "training_harmed",
     "too_few_steps",
+    "gain_not_shown",
 ]
 """Findings of `core.evaluation.diagnosis`."""
 Features = Literal["embedding", "tokens", "hidden_states"]

@@ -336,7 +336,7 @@ def _diagnose(
     config, start, before, after = run.config, stages[0].before, stages[-1].before, stages[-1].selected
     pulled, sizes = _pulled_arms(run), pull_sizes(config.bandit)
     others = [domain for domain in before.domains if domain != config.heldout.reference_domain]
-    steps = [stage.selected.steps for stage in stages if stage.selected.steps]
+    steps, gain = [stage.selected.steps for stage in stages if stage.selected.steps], stages[-1].gain
     measured = Measured(
         selected_tokens=_tokens(run.chosen),
         budget_tokens=config.selection.budget_tokens,
@@ -355,6 +355,7 @@ def _diagnose(
         heldout_changes={domain: after.domains[domain] / before.domains[domain] - 1 for domain in others},
         changes_from_start={domain: after.domains[domain] / bits - 1 for domain, bits in start.domains.items()},
         training=(min(steps), config.training.batch_tokens) if steps else None,
+        gain=(gain.low, gain.high) if gain is not None and gain.low is not None and gain.high is not None else None,
         rescored=_rescored(run),
         overlap=count_overlap(run.store, config.run, run.reference),
     )

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from quad_tasks.core.evaluation.diversity import effective_arms
-from quad_tasks.core.evaluation.training_findings import too_few_steps, training_harmed
+from quad_tasks.core.evaluation.training_findings import gain_not_shown, too_few_steps, training_harmed
 from quad_tasks.core.group_sums import group_means
 from quad_tasks.records import Finding
 
@@ -125,6 +125,7 @@ class Measured:
         overlap: how many documents hold held-out text.
         changes_from_start: relative change of every domain's loss from the starting checkpoint to the last trained one.
         training: fewest optimizer steps of a training on a selection, and a step's target tokens; None: by a command.
+        gain: interval of what the reference loss is lower by than after random tokens, in the last stage.
     """
 
     selected_tokens: int
@@ -146,6 +147,7 @@ class Measured:
     overlap: OverlapCounts = OverlapCounts()
     changes_from_start: Mapping[str, float] | None = None
     training: tuple[int, int] | None = None
+    gain: tuple[float, float] | None = None
 
 
 def diagnose(run: Measured) -> list[Finding]:
@@ -160,6 +162,7 @@ def diagnose(run: Measured) -> list[Finding]:
         held_out_overlap(run.overlap),
         training_harmed(run.changes_from_start or {}),
         too_few_steps(*run.training) if run.training is not None else None,
+        gain_not_shown(*run.gain) if run.gain is not None else None,
     ]
     return sorted((f for f in findings if f is not None), key=lambda finding: finding.severity != "severe")
 

@@ -1,4 +1,4 @@
-"""What a run's own training shows: it made the starting checkpoint worse, or it was too short to tell anything."""
+"""What a run's own training shows: no gain, a starting checkpoint made worse, or too few steps to tell anything."""
 
 from collections.abc import Mapping
 
@@ -34,6 +34,23 @@ def training_harmed(changes: Mapping[str, float]) -> Finding | None:
         "fewer tokens (selection.budget_tokens), or raise selection.general_share."
     )
     return Finding("training_harmed", "severe" if mean > RUINED else "warning", evidence, remedy)
+
+
+def gain_not_shown(low: float, high: float) -> Finding | None:
+    """Detect a selection that is not better for the reference than random tokens, or not for certain.
+
+    Args:
+        low: of the interval of what the reference loss is lower by after training on the selection, nats per token.
+        high: of the same.
+    """
+    if low > 0:
+        return None
+    remedy = (
+        "The selection is not better for the reference than random tokens for certain: for a narrower interval raise "
+        "training.seeds and heldout.documents_per_domain; to select otherwise set bandit.scorer conditional_loss, or "
+        "more training.stages, whose later ones choose for a model that has seen some of the pool."
+    )
+    return Finding("gain_not_shown", "severe" if high < 0 else "warning", {"gain_low": low, "gain_high": high}, remedy)
 
 
 def too_few_steps(steps: int, step_tokens: int) -> Finding | None:

@@ -27,7 +27,7 @@ from quad_tasks.core.evaluation.diagnosis import (
     too_little_diversity,
     too_much_compute,
 )
-from quad_tasks.core.evaluation.training_findings import too_few_steps, training_harmed
+from quad_tasks.core.evaluation.training_findings import gain_not_shown, too_few_steps, training_harmed
 
 N_ARMS, ARMS_PER_ROUND, DOCUMENTS_PER_PULL = 100, 8, 16
 PULL = PullSize(drawn=DOCUMENTS_PER_PULL, configured=DOCUMENTS_PER_PULL)
@@ -116,6 +116,7 @@ def test_every_planted_failure_is_found_the_severe_ones_first() -> None:
         overlap=OverlapCounts(12, 8, 1000, 3),
         changes_from_start={"code": 0.04, "legal": 0.02, "math": 0.001},
         training=(3, 4096),
+        gain=(-0.04, 0.02),
     )
     findings = diagnose(run)
     assert {f.signature for f in findings} == {
@@ -128,6 +129,7 @@ def test_every_planted_failure_is_found_the_severe_ones_first() -> None:
         "held_out_overlap",
         "training_harmed",
         "too_few_steps",
+        "gain_not_shown",
     }
     severities = [f.severity for f in findings]
     assert severities == sorted(severities, key=["severe", "warning"].index)
@@ -147,6 +149,7 @@ def test_remedies_name_configuration_keys_that_exist() -> None:
         held_out_overlap(OverlapCounts(1, 1, 10, 0)),
         training_harmed({"code": 0.04}),
         too_few_steps(1, 4096),
+        gain_not_shown(-0.1, 0.1),
     ]
     keys = {key for f in findings for key in re.findall(r"\b[a-z]+\.[a-z_]+\b", present(f).remedy)}
     assert len(keys) >= 8

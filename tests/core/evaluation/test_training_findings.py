@@ -2,7 +2,7 @@
 
 import pytest
 
-from quad_tasks.core.evaluation.training_findings import FEWEST_STEPS, too_few_steps, training_harmed
+from quad_tasks.core.evaluation.training_findings import FEWEST_STEPS, gain_not_shown, too_few_steps, training_harmed
 
 
 def test_most_domains_worse_than_at_the_start_is_found_with_the_worst_named():
@@ -37,3 +37,13 @@ def test_a_training_shorter_than_its_optimizers_memory_is_found_and_of_one_step_
     assert (found.signature, found.severity, found.evidence["steps"]) == ("too_few_steps", "warning", 9)
     assert too_few_steps(1, 4096).severity == "severe"
     assert too_few_steps(FEWEST_STEPS, 4096) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "severity"),
+    [(0.001, 0.2, None), (0.0, 0.2, "warning"), (-0.04, 0.02, "warning"), (-0.2, -0.1, "severe")],
+)
+def test_a_gain_is_shown_where_its_whole_interval_is_above_none(low, high, severity):
+    found = gain_not_shown(low, high)
+    assert (found and found.severity) == severity
+    assert found is None or found.evidence == {"gain_low": low, "gain_high": high}
