@@ -98,7 +98,9 @@ def test_inputs_stand_for_a_pool_of_so_many_times_their_documents(corpus, tmp_pa
     small = {stage["stage"]: stage for stage in here["stages"]}
     assert rows["ingest"]["size_bytes"] == pytest.approx(1000 * small["ingest"]["size_bytes"], rel=0.05)
     assert rows["fit"]["tokens"] == pytest.approx(small["fit"]["tokens"], rel=0.01)  # a sample, a reference
-    assert planned["memory"]["roles"]["driver"] > here["memory"]["roles"]["driver"]
+    assert (
+        planned["memory"]["roles"]["driver"] == here["memory"]["roles"]["driver"]
+    )  # it holds no document but chosen ones
     assert set(planned["memory"]["roles"]) == {"driver", "scheduler", "worker"}
     assert planned["storage"]["peak"] > planned["storage"]["kept"] == planned["total"]["size_bytes"]
     assert planned["total"]["reads"] == sum(row["reads"] for row in planned["stages"])
