@@ -247,9 +247,9 @@ def test_a_run_leaves_its_log_artifacts_and_assets_that_lead_from_pool_to_report
     messages = [message for _, message in logged]
     assert {"stage 0: rounds: 100 % of the way to the nearest stop", "write report"} <= set(messages)
     assert any(message.startswith("embed: ") and " in " in message for message in messages)
-    report = json.loads(open_store(str(tmp_path)).get(report_key("assets")))
-    found = {finding["signature"] for finding in report["findings"]}
+    written = json.loads(open_store(str(tmp_path)).get(report_key("assets")))
+    signatures = {finding["signature"] for finding in written["findings"]}
     warned = [message for level, message in logged if level == logging.WARNING]
-    assert {message.split()[2] for message in warned if message.startswith("run assets: ")} == found
+    assert {message.split()[2] for message in warned if message.startswith("run assets: ")} == signatures
     select_data(config)
     assert [key for event, key, _, _ in asset_events if event.startswith("mat")] == [*made, report]
