@@ -84,13 +84,17 @@ def recorded_run(store: Store, run: str) -> Iterator[None]:
 @contextmanager
 def timed(store: Store, run: str, step: str) -> Iterator[None]:
     """Record how long the body took, in seconds, under the step's name, also when it fails, and peaks of memory."""
-    started, outcome = time.perf_counter(), "failed"
+    started, outcome, interrupted = time.perf_counter(), "failed", True
     try:
         yield
-        outcome = "done"
+        outcome, interrupted = "done", False
+    except Exception:
+        interrupted = False
+        raise
     finally:
         body: dict[str, Any] = {"step": step, "seconds": time.perf_counter() - started}
-        body |= {"peak_bytes": peak_memory_bytes(), "peak_gpu_bytes": peak_gpu_memory_bytes()}
+        if not interrupted:  # workers may be ending too then, and would be waited for
+            body |= {"peak_bytes": peak_memory_bytes(), "peak_gpu_bytes": peak_gpu_memory_bytes()}
         store.put(f"{times_folder(run)}/{uuid4().hex}.json", json.dumps(body).encode())
         record_event(store, run, "step_ended", **body, outcome=outcome)
 
