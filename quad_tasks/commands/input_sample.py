@@ -121,10 +121,14 @@ def _shard_sizes(uri: str, size_bytes: int) -> list[int]:
 
 
 def _read(uri: str, size_bytes: int, sample: Sample, fields: Fields | None) -> float:
-    """Add one file's records to the sample; return how many of its bytes, as stored, they take."""
+    """Add one file's records to the sample; return how many of its bytes, as stored, they take.
+
+    A file that cannot be read to its end adds none: a run refuses it, and records before a cut may repeat others.
+    """
     lines: list[bytes] = []
     bad: list[Rejection] = []
     before = sample.documents
+    earlier = replace(sample, records=list(sample.records), names=set(sample.names), bad=Counter(sample.bad))
     try:
         for record in read_records(uri):
             if isinstance(record, dict):
@@ -148,6 +152,7 @@ def _read(uri: str, size_bytes: int, sample: Sample, fields: Fields | None) -> f
                 if len(lines) == SAMPLED_RECORDS:
                     return min(float(size_bytes), _stored(uri, b"\n".join(lines)))
     except InputError as error:
+        vars(sample).update(vars(earlier))
         sample.broken[uri] = str(error)
     if bad and sample.documents == before and fields is not None:
         sample.broken.setdefault(uri, none_kept(uri, Counter(one.reason for one in bad), bad[0].detail))
