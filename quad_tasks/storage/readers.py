@@ -201,39 +201,25 @@ def _text_row(uri: str, ending: str, text_field: str) -> Iterator[Row]:
 
 
 class _ChunkFile(io.RawIOBase):
-    """What reads chunks, as a file that pyarrow can read: it gives all that was asked for until the chunks end.
-
-    A fault of theirs is raised once what preceded it is given. Arrow's CSV reader takes what it is given for a block,
-    and no row may be longer.
-    """
+    """What reads chunks, as a file for Arrow's CSV reader, to which a read is a block, longer than any row."""
 
     def __init__(self, read: Chunks) -> None:
         self._read, self._rest = read, b""
-        self._fault: Exception | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         filled = 0
-        while filled < len(buffer) and (self._rest or self._more(len(buffer) - filled, filled > 0)):
+        while filled < len(buffer):
+            self._rest = self._rest or self._read(len(buffer) - filled)
+            if not self._rest:
+                break
             taken = self._rest[: len(buffer) - filled]
             buffer[filled : filled + len(taken)] = taken
             self._rest = self._rest[len(taken) :]
             filled += len(taken)
         return filled
-
-    def _more(self, size: int, some: bool) -> bool:
-        """Read the next chunk, and tell whether there is one; where `some` precedes a fault, keep that for later."""
-        try:
-            if self._fault:
-                raise self._fault
-            self._rest = self._read(size)
-        except Exception as fault:
-            if not some:
-                raise
-            self._fault = fault
-        return bool(self._rest)
 
 
 def _delimited_rows(delimiter: str, uri: str, ending: str, _text_field: str) -> Iterator[Row]:

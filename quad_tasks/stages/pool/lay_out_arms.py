@@ -148,9 +148,8 @@ def lay_out_arms(
         base: the last version of the same clustering, features and checkpoint, its shards the first of `names`.
     """
     duplicates = find_duplicates(store, pool, names)
-    if base is not None:
-        beside_base = takes_layer(base, names, _count_kept(store, pool, names, duplicates))
-        base = base if beside_base and sums_are_whole(store, base) else None
+    kept = _count_kept(store, pool, names, duplicates) if base else []
+    base = base if base and takes_layer(base, names, kept) and sums_are_whole(store, base) else None
     beside = [[layer.tables for layer in base.layers]] if base else []
     tables_key = _find_folder(store, pool, [names, clustering, token_features, model_key, *beside])
     if (existing := find_version(store, pool, tables_key)) is not None:
