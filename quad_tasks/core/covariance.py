@@ -34,7 +34,7 @@ from quad_tasks.core.loss import (
     head_weight,
     read_batch,
 )
-from quad_tasks.core.precision import accumulation_dtype, product_dtype
+from quad_tasks.core.precision import accumulation_dtype, add_product, product_dtype
 
 BLOCKS = "blocks"
 """The flattened sums' tensor that describes the blocks; all others are sums."""
@@ -271,10 +271,7 @@ def _add_lower(sum_XX: Tensor, x_MX: Tensor) -> None:
     for start in range(0, x_MX.shape[1], width):
         stop = min(start + width, x_MX.shape[1])
         panel_XX = sum_XX[start:stop, :stop]
-        if x_MX.dtype == sum_XX.dtype:
-            panel_XX.addmm_(x_MX[:, start:stop].T, x_MX[:, :stop])
-        else:
-            panel_XX += x_MX[:, start:stop].T @ x_MX[:, :stop]
+        add_product(panel_XX, x_MX[:, start:stop].T, x_MX[:, :stop])
 
 
 def _mirror(key: str, sum_XX: Tensor) -> Tensor:

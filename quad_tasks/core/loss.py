@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from quad_tasks.core.blocks import UnsupportedLayer
-from quad_tasks.core.precision import accumulation_dtype, lower_precision, product_dtype
+from quad_tasks.core.precision import accumulation_dtype, add_product, lower_precision, product_dtype
 
 Batch = Mapping[str, Tensor]
 Fisher = Literal["true", "empirical"]
@@ -258,7 +258,7 @@ class _SummedLoss(torch.autograd.Function):
             if hidden_grad_MD is not None:
                 torch.mm(delta_CV, factor_VD, out=hidden_grad_MD[chunk])
             if weight_grad_VD is not None:
-                _add_product(weight_grad_VD, delta_CV.T, hidden_MD[chunk])
+                add_product(weight_grad_VD, delta_CV.T, hidden_MD[chunk])
         ctx.gradients = (hidden_grad_MD, weight_grad_VD)
         return total.to(weight_VD.dtype)
 
@@ -269,14 +269,6 @@ class _SummedLoss(torch.autograd.Function):
         hidden_grad_MD, weight_grad_VD = (None if kept is None else kept.mul_(scale) for kept in ctx.gradients)
         del ctx.gradients
         return hidden_grad_MD, weight_grad_VD, None
-
-
-def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    """Add a product to a sum in place, which may be of a wider dtype than the product."""
-    if sum_VD.dtype == left_VC.dtype:
-        sum_VD.addmm_(left_VC, right_CD)
-    else:
-        sum_VD.add_(left_VC @ right_CD)
 
 
 def _trainable_head(model: PreTrainedModel) -> Tensor:

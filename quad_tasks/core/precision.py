@@ -31,6 +31,14 @@ def product_dtype(dtype: torch.dtype, device: torch.device, rounded: bool) -> to
     return torch.bfloat16 if may and has_bfloat16_products(device) else accumulation_dtype(dtype)
 
 
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add the product of two matrices of one dtype to a sum in place, whose dtype may be wider."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
 def lower_precision(dtype: torch.dtype, device: torch.device, rounded: bool) -> AbstractContextManager[object]:
     """Run a float32 model's forward pass, and the backward pass that follows, with products in `product_dtype`."""
     if dtype == torch.float32 and product_dtype(dtype, device, rounded) == torch.bfloat16:

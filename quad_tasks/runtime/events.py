@@ -102,8 +102,7 @@ def timed(store: Store, run: str, step: str) -> Iterator[None]:
 def read_times(store: Store, run: str) -> dict[str, float]:
     """Return seconds spent in each step of a run, all attempts together; a record that is damaged is left out."""
     total: dict[str, float] = {}
-    for key in store.list(times_folder(run)):
-        body = _parse(store.get(key)) or {}
+    for body in _timed_steps(store, run):
         step, seconds = body.get("step"), body.get("seconds")
         if isinstance(step, str) and isinstance(seconds, float):
             total[step] = total.get(step, 0.0) + seconds
@@ -112,12 +111,17 @@ def read_times(store: Store, run: str) -> dict[str, float]:
 
 def read_peaks(store: Store, run: str) -> tuple[int, int | None]:
     """Return the most memory of all processes at the end of any step, bytes, and the most on a worker's GPU."""
-    bodies = [_parse(store.get(key)) or {} for key in store.list(times_folder(run))]
-    memory, on_gpu = (
-        [size for body in bodies if isinstance(size := body.get(name), int)]
-        for name in ("peak_bytes", "peak_gpu_bytes")
-    )
-    return max(memory, default=0), max(on_gpu, default=None)
+    sizes: dict[str, list[int]] = {"peak_bytes": [], "peak_gpu_bytes": []}
+    for body in _timed_steps(store, run):
+        for name, found in sizes.items():
+            if isinstance(size := body.get(name), int):
+                found.append(size)
+    return max(sizes["peak_bytes"], default=0), max(sizes["peak_gpu_bytes"], default=None)
+
+
+def _timed_steps(store: Store, run: str) -> list[dict[str, Any]]:
+    """Read what `timed` recorded of a run; a record that is damaged is empty."""
+    return [_parse(store.get(key)) or {} for key in store.list(times_folder(run))]
 
 
 def read_events(store: Store, run: str) -> list[dict[str, Any]]:

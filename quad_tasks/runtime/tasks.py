@@ -20,7 +20,7 @@ from prefect_dask import get_dask_client
 
 from quad_tasks.runtime.prefect_runs import make_task
 from quad_tasks.runtime.processes.memory import release_freed_memory
-from quad_tasks.runtime.processes.worker_memory import IN_PROCESS, current_client
+from quad_tasks.runtime.processes.worker_memory import current_client
 from quad_tasks.runtime.progress import notice, progress
 from quad_tasks.storage.errors import StoreUnavailable
 
@@ -34,6 +34,8 @@ DRIVER_KEPT_BYTES = 2**26
 """Freed memory that the driving process may keep, which computes little itself."""
 WORKERS_CHECK_S = 5.0
 """How often a step that gets no result looks whether there is a worker at all."""
+IN_PROCESS = "inproc://"
+"""Begins the address of a scheduler in this process; its workers are threads of it, which nothing starts again."""
 GPU = "GPU"
 """The resource that Dask workers with a GPU declare: `dask worker --resources GPU=1`."""
 

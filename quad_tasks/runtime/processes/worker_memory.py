@@ -11,8 +11,6 @@ from quad_tasks.runtime.progress import working
 
 T = TypeVar("T")
 
-IN_PROCESS = "inproc://"
-"""Begins the address of a scheduler in this process; its workers are threads of it, which nothing starts again."""
 KEPT_BYTES = 2**30
 """What a worker may hold between two steps and go on; importing all that the stages use takes half of it."""
 

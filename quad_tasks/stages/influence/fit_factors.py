@@ -227,7 +227,7 @@ def eigenvalue_chunk(fit: Fit, positions: np.ndarray[Any, Any], index: int) -> s
         n_groups = len(group_blocks(_blocks(fit), fit.settings.max_factor_width))
         rounded = fit.settings.rounds_products(fit.use.dtype)
         basis = ekfac.join_bases(
-            ekfac.place_basis(part, model, rounded) for part in _basis_parts(store, fit.key, n_groups)
+            ekfac.place_basis(group, model, rounded) for group in _basis_parts(store, fit.key, n_groups)
         )
         sums = ekfac.accumulate_eigenvalues(model, batches, basis, fit.settings.fisher, rounded=rounded)
         save_named(store, part, ekfac.eigenvalue_sums_to_tensors(sums))
