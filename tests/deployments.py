@@ -90,18 +90,21 @@ def flow_runs(url: str, deployment: str, state: str) -> list[dict[str, Any]]:
     return found
 
 
-def run_log(url: str, name: str, least: int) -> list[tuple[int, str]]:
-    """Return level and text of the lines in the log of a name's last flow run, oldest first, once there are `least`."""
+def run_log(url: str, name: str, last: str) -> list[tuple[int, str]]:
+    """Return level and text of a name's last flow run's log, oldest first, once a line begins with `last`.
+
+    Lines are sent in the background, some seconds after they were written; `last` begins the one written last.
+    """
     body: dict[str, Any] = {"flow_runs": {"name": {"any_": [name]}}, "sort": "EXPECTED_START_TIME_DESC"}
     runs = _ask("POST", f"{url}/api/flow_runs/filter", body).json()
-    last = next(run["id"] for run in runs if run["parent_task_run_id"] is None)
-    body = {"logs": {"flow_run_id": {"any_": [last]}}, "sort": "TIMESTAMP_ASC"}
+    run_id = next(run["id"] for run in runs if run["parent_task_run_id"] is None)
+    body = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC"}
 
     def lines() -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = _ask("POST", f"{url}/api/logs/filter", body).json()
         return [line for line in found if line["name"] == "quad"]
 
-    wait_until(lambda: len(lines()) >= least, ANSWER_S)
+    wait_until(lambda: any(line["message"].startswith(last) for line in lines()), ANSWER_S)
     return [(line["level"], line["message"]) for line in lines()]
 
 

@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import re
+import uuid
 from xml.etree import ElementTree
 
 import httpx
@@ -225,14 +226,15 @@ def test_an_asset_that_prefect_does_not_take_ends_nothing(prefect_server, tmp_pa
 def test_a_run_leaves_its_log_artifacts_and_assets_that_lead_from_pool_to_report(
     asset_events, dask_client, prefect_server, corpus, tmp_path
 ):
-    config = parse_config(small_config(corpus, str(tmp_path), run="assets", training__stages=1), "assets")
+    run = f"assets-{uuid.uuid4().hex[:8]}"  # the server knows the runs of a first try
+    config = parse_config(small_config(corpus, str(tmp_path), run=run, training__stages=1), run)
     select_data(config)
     (pool, factors, selection, report) = made = [key for event, key, _, _ in asset_events if event.startswith("mat")]
     root = f"file://{tmp_path}"
-    version = pinned_pool(open_store(str(tmp_path)), "assets")
-    assert (pool, selection) == (f"{root}/{version}", f"{root}/runs/assets/selection")
+    version = pinned_pool(open_store(str(tmp_path)), run)
+    assert (pool, selection) == (f"{root}/{version}", f"{root}/runs/{run}/selection")
     assert factors.startswith(f"{root}/factors/")
-    assert report == f"{root}/runs/assets/report/index.html"
+    assert report == f"{root}/runs/{run}/report/index.html"
     assert {key: sorted(others) for event, key, others, _ in asset_events if event.startswith("mat")} == {
         pool: ["quad"],
         factors: sorted([pool, "quad"]),
@@ -241,15 +243,15 @@ def test_a_run_leaves_its_log_artifacts_and_assets_that_lead_from_pool_to_report
     }
     found = httpx.post(f"{PREFECT_API_URL.value()}/artifacts/filter", json={"limit": 200}).json()
     keys = [artifact["key"] for artifact in found]
-    assert {"pool-pool", "assets-rounds", "assets-arms", "assets-selection", "assets-report"} <= set(keys)
-    assert keys.count("assets-rounds") == count_rounds(open_store(str(tmp_path)), "assets", 0) > 1
-    logged = run_log(PREFECT_API_URL.value().removesuffix("/api"), "assets", least=20)
+    assert {"pool-pool", *(f"{run}-{what}" for what in ("rounds", "arms", "selection", "report"))} <= set(keys)
+    assert keys.count(f"{run}-rounds") == count_rounds(open_store(str(tmp_path)), run, 0) > 1
+    written = json.loads(open_store(str(tmp_path)).get(report_key(run)))
+    findings = [finding["signature"] for finding in written["findings"]]
+    logged = run_log(PREFECT_API_URL.value().removesuffix("/api"), run, last=f"run {run}: {findings[-1]}")
     messages = [message for _, message in logged]
     assert {"stage 0: rounds: 100 % of the way to the nearest stop", "write report"} <= set(messages)
     assert any(message.startswith("embed: ") and " in " in message for message in messages)
-    written = json.loads(open_store(str(tmp_path)).get(report_key("assets")))
-    signatures = {finding["signature"] for finding in written["findings"]}
     warned = [message for level, message in logged if level == logging.WARNING]
-    assert {message.split()[2] for message in warned if message.startswith("run assets: ")} == signatures
+    assert [message.split()[2] for message in warned if message.startswith(f"run {run}: ")] == findings
     select_data(config)
     assert [key for event, key, _, _ in asset_events if event.startswith("mat")] == [*made, report]

@@ -78,7 +78,7 @@ def test_a_run_from_the_command_line_is_seen_in_a_browser_and_a_schedule_fires(c
         once_soon(url, "refresh-pool/refresh-pool")
         assert "Completed" in run_deployment(url, "select-data/select-data")
         assert {"small-rounds", "small-arms", "small-selection", "small-report"} <= artifacts(url).keys()
-        logged = [message for _, message in run_log(url, "small", least=20)]
+        logged = [message for _, message in run_log(url, "small", last="write report in")]
         assert {"start 1 worker", "write report"} <= set(logged)
         look(url, Path(os.environ.get(PICTURES, folder / "pictures")))
         fired = wait_until(lambda: flow_runs(url, "refresh-pool", "COMPLETED"), SCHEDULED_S)[0]
