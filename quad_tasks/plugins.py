@@ -22,9 +22,9 @@ OWN: Mapping[Kind, Mapping[str, str]] = {
         "model": "quad_tasks.core.clustering.embedders:STATES",
     },
     "scorers": {
-        "exact": "quad_tasks.core.scorers:score_exactly",
-        "low_rank": "quad_tasks.core.scorers:score_at_low_rank",
-        "forward_only": "quad_tasks.core.scorers:score_forward_only",
+        "exact": "quad_tasks.core.scorers:EXACT",
+        "low_rank": "quad_tasks.core.scorers:LOW_RANK",
+        "forward_only": "quad_tasks.core.scorers:FORWARD_ONLY",
     },
     "policies": {
         "paper": "quad_tasks.core.bandit:score_by_ucb",
@@ -81,11 +81,11 @@ def load_plugin(kind: Kind, name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def one_of(kind: Kind) -> Callable[[str], str]:
-    """Make a validator of a configuration's key: the value must be a name of this kind."""
+def one_of(kind: Kind, *others: str) -> Callable[[str], str]:
+    """Make a validator of a configuration's key: the value must be a name of this kind, or one of `others`."""
 
     def check(name: str) -> str:
-        if name not in (names := plugin_names(kind)):
+        if name not in (names := (*plugin_names(kind), *others)):
             raise ValueError(f"one of {', '.join(names)}, found {name!r}")
         return name
 

@@ -24,10 +24,13 @@ from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import FieldNames
 from quad_tasks.core import bandit, influence
 from quad_tasks.core.blocks import find_blocks
+from quad_tasks.core.calibration import MOST_ERROR
 from quad_tasks.core.clustering.embedders import Embedder, EmbedderInputs
 from quad_tasks.core.lm.batching import make_batches
+from quad_tasks.core.lm.flops import PassFlops, model_size
 from quad_tasks.core.lm.model import LlamaSize, fresh_llama
 from quad_tasks.core.lm.tokenizer import train_tokenizer
+from quad_tasks.core.scorers import Scorer
 from quad_tasks.manifests.influence import TokenizerInfo
 from quad_tasks.manifests.run import SelectionManifest
 from quad_tasks.plugins import load_plugin
@@ -79,7 +82,7 @@ def check_embedder(embedder: Embedder, given: EmbedderInputs, texts: Sequence[st
 
 
 def check_scorer(name: str, floor: float = 0.9, seed: int = 0) -> None:
-    """Check that a scorer scores each document by itself, along each direction, and ranks nearly as exact scoring does.
+    """Check that a scorer scores each document by itself, along each direction, nearly as exact scoring, and at a cost.
 
     Args:
         name: the registered name.
@@ -92,6 +95,11 @@ def check_scorer(name: str, floor: float = 0.9, seed: int = 0) -> None:
     ids = [generator.integers(3, 64, n).tolist() for n in (2, 5, 9, 14, 20, 27, 31, 8, 12, 3, 17, 24)]
     torch_generator = torch.Generator().manual_seed(seed)
     blocks = find_blocks(model, "joint")
+    scorer = load_plugin("scorers", name)
+    assert isinstance(scorer, Scorer), f"expected a core.scorers.Scorer, got {scorer!r}"
+    reading = scorer.flops(model_size(model, blocks), 2, {})
+    assert isinstance(reading, PassFlops), f"flops: expected core.lm.flops.PassFlops, got {reading!r}"
+    assert reading.token > 0, f"flops: expected some a token, got {reading}"
     directions = {
         direction: {block.name: 0.1 * torch.randn(block.shape, generator=torch_generator) for block in blocks}
         for direction in ("a", "b")
@@ -113,8 +121,11 @@ def check_scorer(name: str, floor: float = 0.9, seed: int = 0) -> None:
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items()), "weights were changed"
     exact_NK, _ = score(ids, "exact")
     for k in range(2):
-        correlation = spearmanr(influence_NK[:, k] / n_tokens_N, exact_NK[:, k] / n_tokens_N).statistic
+        scores_N, exact_N = influence_NK[:, k] / n_tokens_N, exact_NK[:, k] / n_tokens_N
+        correlation = spearmanr(scores_N, exact_N).statistic
         assert correlation >= floor, f"expected a rank correlation with exact scoring of {floor}, got {correlation:.3f}"
+        error, most = np.sqrt(np.mean((scores_N - exact_N) ** 2)) / exact_N.std(), MOST_ERROR
+        assert error <= most, f"expected values within {most:.0%} of exact scores' standard deviation, got {error:.0%}"
 
 
 def check_policy(name: str, rounds: int = 8, arms: int = 12, seed: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import struct
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from quad_tasks.stages.bandit.ledger import load_arms, read_scores
 from quad_tasks.storage.input_documents import read_documents
 from quad_tasks.storage.input_files import InputError
 from quad_tasks.storage.pool_versions import list_versions
+from quad_tasks.storage.rounds import read_round
 from quad_tasks.storage.store import open_store
 
 TOY = Path(__file__).parent / "toy_plugin"
@@ -150,7 +152,9 @@ def test_a_strangers_exporter_keeps_the_contract_and_is_used(toy, small_run, tmp
 def test_a_strangers_extensions_keep_the_contract(toy):
     testing.check_embedder(load_plugin("embedders", "letters"), EmbedderInputs(SETTINGS, "cpu", {}, lambda: None))
     testing.check_policy("fewest-first")
-    testing.check_scorer("half", floor=1.0)
+    testing.check_scorer("largest")
+    with pytest.raises(AssertionError, match="values within 25% of exact scores"):
+        testing.check_scorer("half", floor=1.0)
 
 
 def test_a_configuration_names_a_strangers_extension_only_where_it_is_installed(corpus, request):
@@ -161,8 +165,11 @@ def test_a_configuration_names_a_strangers_extension_only_where_it_is_installed(
         parse_config(body, "here")
     request.getfixturevalue("toy")
     assert parse_config(body, "here").embedding.method == "letters"
-    listed = configuration_schema()["$defs"]["EmbeddingConfig"]["properties"]["method"]["enum"]
+    defined = configuration_schema()["$defs"]
+    listed = defined["EmbeddingConfig"]["properties"]["method"]["enum"]
     assert listed == ["ngrams", "encoder", "model", "letters"]
+    listed = defined["BanditConfig"]["properties"]["scorer"]["enum"]
+    assert listed == ["exact", "low_rank", "forward_only", "half", "largest", "auto", "conditional_loss"]
 
 
 def test_an_unknown_name_is_answered_with_those_there_are():
@@ -179,13 +186,19 @@ def test_a_name_that_is_taken_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_is_driven_by_a_strangers_embedder_and_policy(toy, dask_client, corpus, tmp_path):
+def test_a_run_is_driven_by_a_strangers_embedder_policy_and_scorer(toy, dask_client, corpus, tmp_path):
     from flows.select_data import select_data
 
     changes = {"embedding__method": "letters", "bandit__preset": "fewest-first", "training__stages": 1}
+    changes |= {"bandit__scorer": "largest", "bandit__scorer_floor": 0.5, "bandit__calibration_documents": 8}
+    changes["bandit__max_cost_share"] = 2.0  # so that the trial is worth its cost
     config = parse_config(small_config(corpus, str(tmp_path), **changes), "toy")
     select_data(config, until="bandit")
     store = open_store(config.workspace)
     ((version, _),) = list_versions(store, config.pool.name)
     assert len(load_arms(store, version)["centroid"][0].as_py()) == 26
     assert read_scores(store, config.run, 1).num_rows > config.bandit.pilot_documents
+    pilot, first = (read_round(store, config.run, 0, number).info for number in (0, 1))
+    said = r"scored by largest, at 97% of exact scoring's FLOPs and a rank correlation of \d\.\d{4} with exact scoring"
+    assert re.match(said, pilot.calibration.reason)
+    assert first.scorer == {"scorer": "largest"}

@@ -9,7 +9,7 @@ import pytest
 from quad_tasks import plugins, testing
 from quad_tasks.commands.export.formats import LINES, Exporter, Written
 from quad_tasks.core.clustering.embedders import NGRAMS, Embedder, EmbedderInputs
-from quad_tasks.core.scorers import score_exactly
+from quad_tasks.core.scorers import EXACT, Scorer
 from quad_tasks.storage.input_files import InputError, Reader
 
 GIVEN = EmbedderInputs({"dimension": 4}, "cpu", {}, lambda: None)
@@ -50,16 +50,26 @@ def test_a_policy_that_forgets_its_generator_is_found(monkeypatch):
         testing.check_policy("planted")
 
 
-def test_a_scorer_that_counts_wrong_or_ranks_badly_is_found(monkeypatch):
+def test_a_scorer_that_counts_wrong_or_ranks_badly_or_has_no_cost_is_found(monkeypatch):
     def ranks_badly(*arguments):
-        influence_NK, n_tokens_N = score_exactly(*arguments)
+        influence_NK, n_tokens_N = EXACT.score(*arguments)
         return -influence_NK, n_tokens_N
 
     def counts_wrong(*arguments):
-        influence_NK, n_tokens_N = score_exactly(*arguments)
+        influence_NK, n_tokens_N = EXACT.score(*arguments)
         return influence_NK, n_tokens_N + 1
 
-    for planted, message in ((ranks_badly, "rank correlation"), (counts_wrong, "a target for every token")):
+    def halves(*arguments):
+        influence_NK, n_tokens_N = EXACT.score(*arguments)
+        return influence_NK / 2, n_tokens_N
+
+    for planted, message in (
+        (Scorer(ranks_badly, EXACT.flops), "rank correlation"),
+        (Scorer(counts_wrong, EXACT.flops), "a target for every token"),
+        (Scorer(halves, EXACT.flops), "values within 25% of exact scores' standard deviation"),
+        (Scorer(EXACT.score, lambda *shape: 7.0), "PassFlops"),
+        (EXACT.score, "core.scorers.Scorer"),
+    ):
         _plant(monkeypatch, "scorers", planted)
         with pytest.raises(AssertionError, match=message):
             testing.check_scorer("planted")

@@ -11,7 +11,17 @@ from pydantic import Field, model_validator
 from quad_tasks.config.command import Command
 from quad_tasks.config.compute import ComputeConfig, DiagnosisConfig
 from quad_tasks.config.uris import Uri
-from quad_tasks.config.values import EmbedderName, Features, LearningRate, Name, PolicyName, Positive, Section, Share
+from quad_tasks.config.values import (
+    EmbedderName,
+    Features,
+    LearningRate,
+    Name,
+    PolicyName,
+    Positive,
+    ScorerName,
+    Section,
+    Share,
+)
 from quad_tasks.records import ModelUse
 
 
@@ -258,7 +268,7 @@ class BanditConfig(Section):
     propagation: Literal["none", "weights", "released"] | None = Field(
         None, description="What arms near in Wasserstein distance hear of a pull; None: the preset's."
     )
-    scorer: Literal["auto", "exact", "low_rank", "forward_only", "conditional_loss"] = Field(
+    scorer: ScorerName = Field(
         "auto",
         description="How documents are scored after the pilot; one that is not exact must first rank a part of the "
         "pilot as exact scoring does, or exact scoring goes on. `auto` takes the cheapest that does, where trying it "

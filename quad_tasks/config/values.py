@@ -41,13 +41,17 @@ Features = Literal["embedding", "tokens", "hidden_states"]
 
 @dataclass(frozen=True)
 class _Listed:
-    """Makes a JSON Schema list the names of a kind of extension, those of installed packages too."""
+    """Makes a JSON Schema list the names of a kind of extension, those of installed packages too, and others."""
 
     kind: Kind
+    others: tuple[str, ...] = ()
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(core), "enum": list(plugin_names(self.kind))}
+        return {**handler(core), "enum": [*plugin_names(self.kind), *self.others]}
 
 
 EmbedderName = Annotated[str, AfterValidator(one_of("embedders")), _Listed("embedders")]
 PolicyName = Annotated[str, AfterValidator(one_of("policies")), _Listed("policies")]
+SCORED_OTHERWISE = ("auto", "conditional_loss")
+"""What `bandit.scorer` may be beside a scorer's name: the cheapest that ranks right, and without a direction."""
+ScorerName = Annotated[str, AfterValidator(one_of("scorers", *SCORED_OTHERWISE)), _Listed("scorers", SCORED_OTHERWISE)]

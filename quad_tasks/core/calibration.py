@@ -1,17 +1,19 @@
 """Choose how documents are scored: an approximate scorer must first rank a calibration sample as `exact` does.
 
 What is ranked is what a run ranks: documents, by their influence per token. The windows of a long document are summed
-first; ranked one by one they would tell of lengths that no score has. `auto` tries the cheaper way first and stops as
-soon as nothing cheaper is left to try, since every trial is paid for out of what it is to save. It leaves scoring by
-losses out where a bfloat16 model's products are faster than the float32 ones that this takes: fewer FLOPs then take
-several times as long (on an H200 a document of 135M parameters four times).
+first; ranked one by one they would tell of lengths that no score has. Its values must be exact scoring's too, nearly: a
+pilot's exact scores and the rounds' approximate ones stand beside each other. `auto` tries the cheaper way first and
+stops as soon as nothing cheaper is left to try, since every trial is paid for out of what it is to save. It leaves
+scoring by losses out where a bfloat16 model's products are faster than the float32 ones that this takes: fewer FLOPs
+then take several times as long (on an H200 a document of 135M parameters four times).
 
 Shape suffixes: N documents, W windows of them, K directions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +24,29 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quad_tasks.core.blocks import Block, matching_blocks
-from quad_tasks.core.influence import Scorer
+from quad_tasks.core.influence import check_finite
 from quad_tasks.core.lm import flops
 from quad_tasks.core.lm.flops import ModelSize, PassFlops
 from quad_tasks.core.loss import Batch
 from quad_tasks.core.precision import accumulation_dtype, product_dtype
-from quad_tasks.core.scorers import Direction, Influences, LinearMap, score_by_gradient, score_by_losses, truncate
+from quad_tasks.core.scorers import (
+    Direction,
+    Influences,
+    LinearMap,
+    Scorer,
+    score_by_gradient,
+    score_by_losses,
+    truncate,
+)
+from quad_tasks.plugins import load_plugin
 
 Float64 = npt.NDArray[np.float64]
-Approximate = Literal["low_rank", "forward_only"]
-
 ENERGIES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999)
 STEPS = (3e-3, 1e-3, 3e-4, 1e-2, 3e-2)
 """Tried in this order: what suits small models first, then shorter ones (SmolLM2's influence bends by the first: .93
 rank correlation, by the third .998)."""
+MOST_ERROR = 0.25
+"""Largest error of a scorer's values, as a share of the standard deviation of exact ones: half of them would be .5."""
 FEW, FEW_SHARE = 8, 0.25
 """Documents on which steps are tried: so many or that share of the sample, the larger."""
 
@@ -48,15 +59,21 @@ class Trial:
         scorer: that was tried.
         settings: keyword arguments of `influence.score_documents`.
         spearman: rank correlation of influence per token with `exact`.
+        error: root mean square of what its influence per token is off, as a share of exact's standard deviation.
         cost: FLOPs of scoring the sample by it, as a share of scoring it exactly.
         numbers: of `low_rank`: numbers that its directions hold as factors, together; else 0.
     """
 
-    scorer: Approximate
+    scorer: str
     settings: Mapping[str, float]
     spearman: float
+    error: float
     cost: float
     numbers: int = 0
+
+    def reaches(self, floor: float) -> bool:
+        """Whether it ranks as `exact` does, to this rank correlation, and means the same by its values."""
+        return self.spearman >= floor and self.error <= MOST_ERROR
 
 
 @dataclass(frozen=True)
@@ -67,8 +84,9 @@ class Calibration:
         scorer: the scorer chosen; where none was accepted, the one that came nearest, or the one asked for.
         settings: its setting, as for `Trial`.
         spearman: its rank correlation with `exact`; NaN where nothing was tried.
+        error: as for `Trial`; NaN where nothing was tried.
         cost: FLOPs of scoring by it, as a share of exact scoring's.
-        accepted: whether it reaches the floor; if not, score with `exact`.
+        accepted: whether `Trial.reaches` says so; if not, score with `exact`.
         flops: of all that was tried.
         numbers: as for `Trial`.
         trials: in order.
@@ -77,6 +95,7 @@ class Calibration:
     scorer: str
     settings: Mapping[str, float]
     spearman: float
+    error: float
     cost: float
     accepted: bool
     flops: float
@@ -139,7 +158,7 @@ def calibrate(
     batches: Sequence[Batch],
     owner_W: npt.NDArray[np.int64] | Tensor,
     directions: Mapping[str, Direction],
-    scorer: Scorer | Literal["auto"],
+    scorer: str,
     floor: float = 0.999,
     shares: Mapping[str, float] | None = None,
     exact_N: Float64 | None = None,
@@ -154,7 +173,7 @@ def calibrate(
         directions: the iHVPs to be scored with, by name, as for `influence.score_directions`.
         scorer: ``low_rank``: the least energy that reaches the floor; ``forward_only``: the first step that does on a
             few documents, or else the best; ``auto``: the cheaper of both in FLOPs, by losses where that is no slower
-            and memory has room for copies of the weights; ``exact`` is accepted as it is.
+            and memory has room for copies of the weights; a package's as it is; ``exact`` is accepted untried.
         floor: least Spearman correlation with `exact` to accept.
         shares: what each direction counts; documents are ranked by the weighted sum. None: all alike.
         exact_N: [N] the documents' exact influence per token, weighted alike, by ascending owner; None: it is scored.
@@ -169,7 +188,7 @@ def calibrate(
         FloatingPointError: a score is not finite.
     """
     if scorer == "exact":
-        return Calibration("exact", {}, 1.0, 1.0, True, 0.0)
+        return Calibration("exact", {}, 1.0, 0.0, 1.0, True, 0.0)
     blocks = matching_blocks(model, next(iter(directions.values())).keys())
     sample = _sample(model, blocks, batches, owner_W, directions, shares)
     spent = 0.0
@@ -181,9 +200,10 @@ def calibrate(
     for kind in _kinds(scorer, sample):
         if scorer == "auto" and kind == "forward_only" and (_widens(model) or not _has_room_for_copies(sample)):
             continue
-        accepted = [trial.cost for trial in trials if trial.spearman >= floor]
+        accepted = [trial.cost for trial in trials if trial.reaches(floor)]
         bounds = Bounds(floor, min(accepted, default=np.inf), most_flops - spent)
-        tried, took = (_try_losses if kind == "forward_only" else _try_low_rank)(sample, exact_N, bounds)
+        attempt = OWN.get(kind) or partial(_try_as_it_is, kind)
+        tried, took = attempt(sample, exact_N, bounds)
         trials, spent = trials + tried, spent + took
     return _choose(scorer, trials, floor, spent)
 
@@ -217,7 +237,7 @@ def _of_documents(sample: Sample, chosen_W: npt.NDArray[np.bool_]) -> Sample:
 
 
 def _kinds(scorer: str, sample: Sample) -> list[str]:
-    """List the approximate scorers to try, the one that can be cheaper first."""
+    """List the scorers to try, the one that can be cheaper first."""
     if scorer != "auto":
         return [scorer]
     by_losses = sample.cost(flops.forward_only_flops(sample.size, len(sample.along)))
@@ -268,7 +288,7 @@ def _try_losses(sample: Sample, exact_N: Float64, bounds: Bounds) -> tuple[list[
     step = max(likeness, key=lambda one: -1.0 if np.isnan(likeness[one]) else likeness[one])
     parts = [(few, scored[step]), (rest, score(rest, step))] if rest.batches else [(few, scored[step])]
     scores_N = np.concatenate([_by_document(part, *influences)[0] for part, influences in parts])
-    trial = Trial("forward_only", {"step": step}, _spearman(exact_N, scores_N), each / sample.exact)
+    trial = _trial("forward_only", {"step": step}, exact_N, scores_N, each / sample.exact)
     return [trial], each + (len(scored) - 1) * few.cost(reading)
 
 
@@ -284,10 +304,11 @@ def _try_low_rank(sample: Sample, exact_N: Float64, bounds: Bounds) -> tuple[lis
     every = [one for grid in maps for one in grid]
     scored = score_by_gradient(sample.model, sample.batches, sample.blocks, every, rounded=True)
     trials = [
-        Trial(
+        _trial(
             "low_rank",
             {"energy": energy},
-            _spearman(exact_N, scores_N),
+            exact_N,
+            scores_N,
             sample.cost(flops.contracted_flops(sample.size, n)) / sample.exact,
             n,
         )
@@ -296,14 +317,49 @@ def _try_low_rank(sample: Sample, exact_N: Float64, bounds: Bounds) -> tuple[lis
     return trials, took
 
 
+OWN: Mapping[str, Callable[[Sample, Float64, Bounds], tuple[list[Trial], float]]] = {
+    "low_rank": _try_low_rank,
+    "forward_only": _try_losses,
+}
+"""How the product's own scorers are tried, over a grid of settings; another has none."""
+
+
+def _try_as_it_is(name: str, sample: Sample, exact_N: Float64, bounds: Bounds) -> tuple[list[Trial], float]:
+    """Try a scorer without settings; nothing where that costs too much."""
+    scorer: Scorer = load_plugin("scorers", name)
+    took = sample.cost(scorer.flops(sample.size, len(sample.along), {}))
+    if took > bounds.flops:
+        return [], 0.0
+    scored = scorer.score(sample.model, sample.batches, sample.blocks, sample.along, {})
+    check_finite(scored[0])
+    [scores_N] = _by_document(sample, *scored)
+    return [_trial(name, {}, exact_N, scores_N, took / sample.exact)], took
+
+
+def _trial(
+    scorer: str, settings: Mapping[str, float], exact_N: Float64, scores_N: Float64, cost: float, numbers: int = 0
+) -> Trial:
+    """Compare scores of documents, influence per token, with exact ones."""
+    error = float(np.sqrt(np.mean((scores_N - exact_N) ** 2)) / exact_N.std())
+    return Trial(scorer, settings, _spearman(exact_N, scores_N), error, cost, numbers)
+
+
 def _choose(scorer: str, trials: Sequence[Trial], floor: float, spent: float) -> Calibration:
     """Choose the cheapest trial that reaches the floor, or the one of highest correlation, which is not accepted."""
-    reached = [trial for trial in trials if trial.spearman >= floor]
+    reached = [trial for trial in trials if trial.reaches(floor)]
     if not trials:
-        return Calibration(scorer, {}, float("nan"), 1.0, False, spent)
+        return Calibration(scorer, {}, float("nan"), float("nan"), 1.0, False, spent)
     best = min(reached, key=lambda trial: trial.cost) if reached else max(trials, key=lambda trial: trial.spearman)
     return Calibration(
-        best.scorer, best.settings, best.spearman, best.cost, bool(reached), spent, best.numbers, tuple(trials)
+        best.scorer,
+        best.settings,
+        best.spearman,
+        best.error,
+        best.cost,
+        bool(reached),
+        spent,
+        best.numbers,
+        tuple(trials),
     )
 
 

@@ -17,7 +17,6 @@ one included), O block outputs, K directions, V vocabulary, D hidden width.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +26,8 @@ from transformers import PreTrainedModel
 from quad_tasks.core.blocks import Block, matching_blocks
 from quad_tasks.core.capture import backward
 from quad_tasks.core.loss import Batch, frozen, head_weight, read_batch
-from quad_tasks.core.scorers import Direction, ScoreAlong
+from quad_tasks.core.scorers import Direction, Scorer
 from quad_tasks.plugins import load_plugin
-
-Scorer = Literal["exact", "low_rank", "forward_only"]
 
 DEFAULT_ENERGY = 0.99
 """Share of a direction's squared norm that `low_rank` keeps, per block."""
@@ -138,7 +135,7 @@ def score_documents(
         model: a causal language model; left as it was found.
         batches: mappings with ``input_ids`` and ``attention_mask`` [N, T]; read once.
         direction: the iHVP by block name, [O, I], from `ekfac.apply_inverse`.
-        scorer: ``exact``; ``low_rank`` and ``forward_only`` are approximations to be calibrated first.
+        scorer: ``exact``; ``low_rank``, ``forward_only`` and those of packages are to be calibrated first.
         energy: for ``low_rank``: share of the direction's squared norm to keep, in (0, 1].
         step: for ``forward_only``: step length, in units of the norm of the tracked weights, > 0.
 
@@ -182,13 +179,13 @@ def score_directions(
         UnsupportedLayer: as `find_blocks`.
         NotFinite: a score is not finite.
     """
-    score: ScoreAlong = load_plugin("scorers", scorer)
+    named: Scorer = load_plugin("scorers", scorer)
     if not directions:
         raise ValueError("directions: expected at least one, got none")
     along = list(directions.values())
     blocks = matching_blocks(model, along[0].keys())
     # Influence along every direction, and targets: [N, K], [N]
-    influence_NK, n_tokens_N = score(model, batches, blocks, along, {"energy": energy, "step": step})
+    influence_NK, n_tokens_N = named.score(model, batches, blocks, along, {"energy": energy, "step": step})
     check_finite(influence_NK)
     return {name: Scores(influence_NK[:, k].copy(), n_tokens_N) for k, name in enumerate(directions)}
 

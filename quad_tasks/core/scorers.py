@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from quad_tasks.core.blocks import Block
 from quad_tasks.core.capture import backward
+from quad_tasks.core.lm.flops import ModelSize, PassFlops, contracted_flops, exact_flops, forward_only_flops
 from quad_tasks.core.loss import Batch, Documents, frozen, head_weight, loss_difference, read_batch
 from quad_tasks.core.precision import accumulation_dtype, product_dtype
 
@@ -51,8 +52,19 @@ class LinearMap:
 ScoreAlong = Callable[
     [PreTrainedModel, Iterable[Batch], Sequence[Block], Sequence[Direction], Mapping[str, float]], Influences
 ]
-"""A scorer: model, batches, blocks, K directions and settings to influence and targets, documents in batch order;
-`quad_tasks.testing.check_scorer` is its contract."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A way to score documents; `quad_tasks.testing.check_scorer` is its contract.
+
+    Attributes:
+        score: takes model, batches, blocks, K directions and settings, returns influence and targets.
+        flops: takes a model's shape, K and settings, returns what reading a window takes.
+    """
+
+    score: ScoreAlong
+    flops: Callable[[ModelSize, int, Mapping[str, float]], PassFlops]
 
 
 def truncate(direction: Direction, energy: float | None) -> dict[str, LinearMap]:
@@ -196,6 +208,15 @@ def score_by_losses(
             rows.append(torch.stack(columns, dim=1).cpu())
             n_targets += documents.n_targets_N
     return _collect(rows, n_targets, len(directions))
+
+
+EXACT = Scorer(score_exactly, lambda size, directions, _: exact_flops(size, directions))
+LOW_RANK = Scorer(
+    score_at_low_rank,
+    lambda size, directions, settings: contracted_flops(size, settings.get("numbers", directions * size.tracked)),
+)
+"""`numbers`: that its directions hold as factors, together."""
+FORWARD_ONLY = Scorer(score_forward_only, lambda size, directions, _: forward_only_flops(size, directions))
 
 
 def _truncate_block(V_OI: Tensor, energy: float) -> LinearMap:

@@ -40,7 +40,7 @@ from transformers import PreTrainedModel
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.calibration import calibrate
 from quad_tasks.core.ekfac import Factors, apply_inverse, fit_factors
-from quad_tasks.core.influence import Scorer, gradient_sums, reference_gradient, score_documents
+from quad_tasks.core.influence import gradient_sums, reference_gradient, score_documents
 from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.core.precision import has_bfloat16_products
 
@@ -101,7 +101,7 @@ class Ours:
         return apply_inverse(self.factors, gradient_sums(self.model, batches_of(reference_NT, 1), blocks)[0])
 
     def score(
-        self, reference_NT: Tensor, ids_NT: Tensor, size: int, scorer: Scorer = "exact", **settings: float
+        self, reference_NT: Tensor, ids_NT: Tensor, size: int, scorer: str = "exact", **settings: float
     ) -> Tensor:
         """Score rows [N] against the summed loss of the reference, from its gradient on."""
         direction = self.direction(reference_NT)
@@ -162,7 +162,7 @@ def measure_times(
     reference_NT: Tensor,
     sizes: Sizes,
     clock: str,
-    settings: Mapping[Scorer, Mapping[str, float]],
+    settings: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     """Time both sides, by number of documents; approximate scorers at the settings their calibration chose."""
     ours, peer, one_NT = Ours(model), peer_of(model), reference_NT[:1]
@@ -226,7 +226,7 @@ def measure_agreement(model: PreTrainedModel, ids_NT: Tensor, reference_NT: Tens
 
 def measure_spearman(
     model: PreTrainedModel, ids_NT: Tensor, reference_NT: Tensor
-) -> tuple[dict[str, float], dict[Scorer, dict[str, float]]]:
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Rank by approximations as by exact scores, on the trained model's true direction.
 
     Returns:
@@ -247,8 +247,8 @@ def measure_spearman(
         "spearman_rounded_fit": float(spearmanr(plain_fit, rounded_fit).statistic),
         "spearman_bfloat16": float(spearmanr(exact, half).statistic),
     }
-    settings: dict[Scorer, dict[str, float]] = {}
-    scorers: tuple[Scorer, ...] = ("low_rank", "forward_only")
+    settings: dict[str, dict[str, float]] = {}
+    scorers: tuple[str, ...] = ("low_rank", "forward_only")
     for scorer in scorers:
         calibration = calibrate(model, batches, torch.arange(len(ids_NT)), {"": direction}, scorer)
         report[f"spearman_{scorer}"] = calibration.spearman

@@ -59,6 +59,22 @@ def test_calibration_refuses_a_scorer_that_ranks_otherwise(tiny, model):
     assert not calibration.accepted
 
 
+@pytest.mark.parametrize(("times", "plus", "taken"), [(1.2, 0, True), (0.8, 0, True), (0.5, 0, False), (1, 1, False)])
+def test_a_scorer_of_other_values_is_refused_though_it_ranks_as_exact_does(
+    model, sample, direction, monkeypatch, times, plus, taken
+):
+    """Values of deviation 1 and mean 0, so that their error is |times - 1|, or `plus`, by hand."""
+    exact = np.linspace(-1, 1, 24) / np.linspace(-1, 1, 24).std()
+    monkeypatch.setattr(
+        calibration, "score_by_losses", lambda *_: ((times * exact + plus)[:, None], np.ones(24, dtype=np.int64))
+    )
+    monkeypatch.setattr(calibration, "FEW_SHARE", 1.0)
+    found = calibrate(model, sample, np.arange(24), {"": direction}, "forward_only", 0.999, None, exact)
+    assert found.spearman == pytest.approx(1)
+    assert found.error == pytest.approx(abs(times - 1) + plus)
+    assert found.accepted is taken
+
+
 def test_calibration_ranks_documents_and_not_their_windows(tiny):
     """Two long documents among short ones: their windows alone would outvote the documents."""
     model = tiny.tiny_model("llama")

@@ -3,11 +3,13 @@
 import io
 
 import numpy as np
+import torch
 
 from quad_tasks.commands.export.formats import Exporter, Written
 from quad_tasks.core.bandit import exhausted_arms
 from quad_tasks.core.clustering.embedders import Embedder
-from quad_tasks.core.scorers import score_exactly
+from quad_tasks.core.lm.flops import contracted_flops
+from quad_tasks.core.scorers import EXACT, Scorer
 from quad_tasks.storage.input_files import Reader, open_input, refuse_other_kind
 from quad_tasks.storage.readers import Rejection
 
@@ -27,9 +29,27 @@ def fewest_first(state, policy, generator, features_KD):
     return np.where(exhausted_arms(state), -np.inf, -state.pulls)
 
 
-def half(model, batches, blocks, directions, settings):
-    influence_NK, n_tokens_N = score_exactly(model, batches, blocks, directions, settings)
+def score_by_largest(model, batches, blocks, directions, settings):
+    """Leave out the quarter of each block's numbers that are smallest."""
+    kept = [
+        {name: torch.where(part.abs() > part.abs().quantile(0.25), part, 0) for name, part in one.items()}
+        for one in directions
+    ]
+    return EXACT.score(model, batches, blocks, kept, settings)
+
+
+def score_half(model, batches, blocks, directions, settings):
+    """Give half of what is expected."""
+    influence_NK, n_tokens_N = EXACT.score(model, batches, blocks, directions, settings)
     return influence_NK / 2, n_tokens_N
+
+
+def flops(size, directions, settings):
+    return contracted_flops(size, directions * size.tracked * 0.75)
+
+
+largest = Scorer(score_by_largest, flops)
+half = Scorer(score_half, flops)
 
 
 def read_pairs(uri, ending, text_field):

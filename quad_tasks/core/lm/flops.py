@@ -101,7 +101,7 @@ def exact_flops(size: ModelSize, directions: int = 1) -> PassFlops:
     return contracted_flops(size, directions * size.tracked)
 
 
-def contracted_flops(size: ModelSize, numbers: int) -> PassFlops:
+def contracted_flops(size: ModelSize, numbers: float) -> PassFlops:
     """Count scoring by gradient along directions that hold `numbers` numbers together, whole or as factors."""
     token, target, pair = forward_flops(size)
     back = SCORE_PRODUCTS * MULTIPLY_ADD * 2 * size.attention_reached

@@ -20,7 +20,9 @@ from quad_tasks.config.schema import RunConfig
 from quad_tasks.core.blocks import Attention, find_blocks
 from quad_tasks.core.lm import flops
 from quad_tasks.core.lm.flops import ModelSize, PassFlops
+from quad_tasks.core.scorers import Scorer
 from quad_tasks.manifests.run import Calibration, RoundCost
+from quad_tasks.plugins import load_plugin
 from quad_tasks.runtime.checkpoints import load_architecture
 from quad_tasks.runtime.run import starting_checkpoint
 from quad_tasks.runtime.tasks import map_tasks
@@ -117,11 +119,10 @@ def scorer_flops(size: ModelSize, scorer: Mapping[str, Any], directions: int) ->
             directions hold as factors.
         directions: scored along.
     """
-    if scorer["scorer"] == "forward_only":
-        return flops.forward_only_flops(size, directions)
     if scorer["scorer"] == CONDITIONAL_LOSS:
         return flops.conditional_loss_flops(size, directions)
-    return flops.contracted_flops(size, scorer.get("numbers", directions * size.tracked))
+    named: Scorer = load_plugin("scorers", scorer["scorer"])
+    return named.flops(size, directions, scorer)
 
 
 def scoring_costs(store: Store, version: str, reading: Reading, scorer: Mapping[str, Any], positions: Int64) -> Float64:

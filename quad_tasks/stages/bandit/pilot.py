@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,6 @@ from quad_tasks.config.schema import BanditConfig
 from quad_tasks.core import calibration
 from quad_tasks.core.calibration import calibrate
 from quad_tasks.core.evaluation import diagnosis
-from quad_tasks.core.influence import Scorer
-from quad_tasks.core.lm import flops
 from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.flops import ModelSize
 from quad_tasks.core.lm.tokenizer import encode
@@ -23,7 +21,14 @@ from quad_tasks.records import ModelUse, Stage
 from quad_tasks.runtime.checkpoints import load_checkpoint
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.tasks import map_tasks, stage_task
-from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS, Reading, length_costs, read_size, scored_tokens
+from quad_tasks.stages.bandit.cost import (
+    CONDITIONAL_LOSS,
+    Reading,
+    length_costs,
+    read_size,
+    scored_tokens,
+    scorer_flops,
+)
 from quad_tasks.stages.bandit.ledger import read_ledger
 from quad_tasks.stages.bandit.plan_round import EXACT, Plan, find_room
 from quad_tasks.stages.bandit.round_settings import RoundSettings
@@ -77,10 +82,9 @@ def _is_worth_trying(scorer: str, size: ModelSize, reading: Reading, sample_flop
     """Tell whether what is left scores more documents by an approximate scorer, its first trial paid, than exactly."""
     if math.isinf(room):
         return True
-    token = {"exact": flops.exact_flops(size, reading.directions).token}
-    token["forward_only"] = flops.forward_only_flops(size, reading.directions).token
-    token["low_rank"] = flops.contracted_flops(size, 0).token
-    cost = (min(token["forward_only"], token["low_rank"]) if scorer == "auto" else token[scorer]) / token["exact"]
+    tried = calibration.OWN if scorer == "auto" else [scorer]
+    least = min(scorer_flops(size, {"scorer": name, "numbers": 0}, reading.directions).token for name in tried)
+    cost = least / scorer_flops(size, EXACT, reading.directions).token
     return (room - cost * sample_flops) / cost > room
 
 
@@ -89,7 +93,7 @@ def calibrate_chunk(
     stage: Stage,
     sample: pa.Table,
     use: ModelUse,
-    scorer: Scorer | Literal["auto"],
+    scorer: str,
     floor: float,
     most_flops: float,
 ) -> Calibration:
@@ -119,13 +123,16 @@ def calibrate_chunk(
 
 def _reason(found: calibration.Calibration, floor: float) -> str:
     """Say how documents are scored, and why."""
-    settings = ", ".join(f"{name} {value:g}" for name, value in found.settings.items())
+    settings = "".join(f" {name} {value:g}" for name, value in found.settings.items())
     ranks = f"a rank correlation of {found.spearman:.4f} with exact scoring"
     if found.accepted:
-        return f"scored by {found.scorer} ({settings}), at {found.cost:.0%} of exact scoring's FLOPs and {ranks}"
+        return f"scored by {found.scorer}{settings}, at {found.cost:.0%} of exact scoring's FLOPs and {ranks}"
     if not found.trials:
         return f"scored exactly, since {found.scorer} could not be tried"
-    return f"scored exactly, since {found.scorer} reaches {ranks}, expected {floor} (bandit.scorer_floor)"
+    if found.spearman < floor:
+        return f"scored exactly, since {found.scorer} reaches {ranks}, expected {floor} (bandit.scorer_floor)"
+    off = f"off by {found.error:.0%} of exact scores' standard deviation, expected at most {calibration.MOST_ERROR:.0%}"
+    return f"scored exactly, since values of {found.scorer} are {off}"
 
 
 def describe_pilot(influence_N: npt.NDArray[np.float64], arm_N: npt.NDArray[np.int32]) -> PilotSummary:
