@@ -1,7 +1,7 @@
 """A Dask cluster on Coiled: print the address for `compute.dask_address`, then stay until ended. Not run by us.
 
     pip install coiled; coiled login
-    python infra/coiled_cluster.py tls --workers 64 --image REGISTRY/quad-cpu:0.1.0
+    python infra/coiled_cluster.py tls --workers 64 --image REGISTRY/quad-cpu:0.2.0
 
 The image is that of `Dockerfile.cpu`, pushed to a registry, so that client and workers have the same versions. Coiled
 makes the cluster's certificate; it is written to the folder given, where `quad` finds it (docs/guides/dask.md).
