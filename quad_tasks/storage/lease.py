@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -30,7 +31,7 @@ from quad_tasks.storage.manifest import DigestMismatch, InvalidManifest, encode_
 from quad_tasks.storage.store import Store
 
 START_TOLERANCE_S = 60
-"""Two readings of one process's start may differ by so much: the kernel counts it from the boot, whose time drifts."""
+"""Two readings of one process's start by the clock may differ by so much: the clock is set and drifts."""
 LEASE_TTL_S = 300.0
 """A lease not renewed for this long is stale; far above the clock skew of machines that keep time."""
 RENEWALS_PER_LEASE = 4
@@ -38,6 +39,8 @@ KEPT_RECORDS = 8
 """Of a lease, for people: older ones go as new ones are made."""
 BOOT_ID, PID_NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 """Where Linux says which boot of which machine this is, and in which processes' numbers this process's own counts."""
+PROCESS_STAT, START_FIELD = "/proc/{pid}/stat", 22
+"""Where Linux says when a process started, in clock ticks since the boot, and in which field (proc_pid_stat(5))."""
 WAIT_S = 2.0
 """Between two looks at a lease that is waited for."""
 
@@ -54,7 +57,8 @@ class Owner(BaseModel):
     """A process: its host and user, its number there, and its start in UTC, which tells it from a later namesake.
 
     Containers may share a host's name and number their processes alike: `boot` tells machines and their boots apart,
-    `pid_namespace` the containers of one. Both are empty where the system does not say, and in older records.
+    `pid_namespace` the containers of one. `start_ticks` is the start in clock ticks since the boot, which stays as it
+    is when somebody sets the clock. They are empty where the system does not say, and in older records.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +69,7 @@ class Owner(BaseModel):
     started: datetime
     boot: str = ""
     pid_namespace: str = ""
+    start_ticks: int | None = None
 
     def __str__(self) -> str:
         """Name the process for a message."""
@@ -90,8 +95,8 @@ class Lease:
 
 
 def this_process() -> Owner:
-    """Return the running process as an owner."""
-    return _process(os.getpid())
+    """Return the running process as an owner, the same one as long as it runs, whatever becomes of the clock."""
+    return _process(os.getpid(), _start_ticks(os.getpid()))
 
 
 def claim_lease(
@@ -291,23 +296,39 @@ def _is_gone(owner: Owner) -> bool:
     if (owner.host, owner.boot, owner.pid_namespace) != (here.host, here.boot, here.pid_namespace):
         return False
     try:
-        started = _process(owner.pid).started
-        is_zombie = psutil.Process(owner.pid).status() == psutil.STATUS_ZOMBIE
+        process = psutil.Process(owner.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return True
+        ticks = _start_ticks(owner.pid)
+        if owner.start_ticks is not None and ticks is not None:
+            return ticks != owner.start_ticks
+        return abs(process.create_time() - owner.started.timestamp()) > START_TOLERANCE_S
     except psutil.NoSuchProcess:
         return True
-    return is_zombie or abs((started - owner.started).total_seconds()) > START_TOLERANCE_S
 
 
-def _process(pid: int) -> Owner:
-    started = datetime.fromtimestamp(int(psutil.Process(pid).create_time()), UTC)
+@cache
+def _process(pid: int, start_ticks: int | None) -> Owner:
+    """Describe a process, once: a second look could give its start otherwise."""
     return Owner(
         host=socket.gethostname(),
         user=_user(),
         pid=pid,
-        started=started,
+        started=datetime.fromtimestamp(int(psutil.Process(pid).create_time()), UTC),
         boot=_boot(),
         pid_namespace=_pid_namespace(),
+        start_ticks=start_ticks,
     )
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since the boot; None where the system does not say."""
+    try:
+        stat = Path(PROCESS_STAT.format(pid=pid)).read_bytes()
+        after_name = stat.rpartition(b")")[2].split()  # the second field, a name in brackets, may hold any character
+        return int(after_name[START_FIELD - 3])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _boot() -> str:

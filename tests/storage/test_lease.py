@@ -1,11 +1,15 @@
 """The lease under races, kills and waits, by a clock of the test's own."""
 
+import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+import psutil
 import pytest
 
 from quad_tasks.storage import lease as leases
@@ -22,6 +26,7 @@ from quad_tasks.storage.lease import (
     renew_lease,
     this_process,
 )
+from quad_tasks.storage.manifest import digest
 from quad_tasks.storage.store import Store, open_store
 
 ELSEWHERE = Owner(host="elsewhere", user="ada", pid=12, started=datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC))
@@ -125,9 +130,53 @@ def test_a_lease_of_a_dead_process_on_this_host_is_free_at_once(local_store):
 
 
 def test_a_process_that_only_shares_the_number_is_another_process(local_store):
-    namesake = this_process().model_copy(update={"started": this_process().started - timedelta(hours=1)})
+    namesake = this_process().model_copy(update={"start_ticks": this_process().start_ticks - 1})
     claim_lease(local_store, "runs/r", namesake)
     assert claim_lease(local_store, "runs/r").owner == this_process()
+
+
+@pytest.mark.parametrize("step_s", [2, 120, -120])
+def test_a_clock_that_is_set_takes_no_lease_from_a_living_process(local_store, monkeypatch, step_s):
+    started = psutil.Process().create_time()
+    claim_lease(local_store, "runs/r")
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: started + step_s)
+    check_lease(local_store, "runs/r")
+    with pytest.raises(LeaseHeld, match=f"process {os.getpid()}"):
+        claim_lease(local_store, "runs/r", ANOTHER)
+    assert lease_holder(local_store, "runs/r") == this_process()
+
+
+@pytest.mark.parametrize(("step_s", "is_held"), [(30, True), (120, False)])
+def test_where_the_system_counts_no_ticks_the_clock_tells_processes_apart(local_store, monkeypatch, step_s, is_held):
+    monkeypatch.setattr(leases, "PROCESS_STAT", "/nowhere/{pid}")
+    claim_lease(local_store, "runs/r")
+    started = psutil.Process().create_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: started + step_s)
+    check_lease(local_store, "runs/r")
+    assert this_process().start_ticks is None
+    assert (lease_holder(local_store, "runs/r") is not None) == is_held
+
+
+def test_a_record_of_the_older_form_is_of_a_living_process_or_of_a_namesake(local_store, local_backend):
+    for run, hours in (("living", 0), ("namesake", 1)):
+        older = this_process().model_dump(mode="json", exclude={"start_ticks"})
+        older["started"] = (this_process().started - timedelta(hours=hours)).isoformat()
+        body = {"format": 1, "owner": older, "expires_s": 1e12, "token": "t"}
+        record = body | {"digest": digest(body)}
+        local_backend.plant(f"runs/{run}/lease/00000.json", json.dumps(record).encode())
+    holder = lease_holder(local_store, "runs/living")
+    assert (holder.pid, holder.start_ticks) == (os.getpid(), None)
+    assert lease_holder(local_store, "runs/namesake") is None
+
+
+def test_a_fork_is_a_process_of_its_own():
+    code = (
+        "import os, sys; from quad_tasks.storage.lease import this_process; this_process(); child = os.fork()\n"
+        "print(os.getpid() == this_process().pid, this_process() is this_process(), flush=True)\n"
+        "sys.exit(os.waitpid(child, 0)[1] if child else 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout.splitlines() == ["True True", "True True"]
 
 
 def test_a_living_process_on_this_host_keeps_its_lease(local_store):
