@@ -161,7 +161,7 @@ def train(
     """Train one pass over tokenized documents, in steps of equal numbers of target tokens.
 
     Every step's gradient is that of the loss summed over its targets and divided by `step_tokens`; the last step may
-    hold fewer targets, and then moves the model by so much less.
+    hold fewer targets, and its gradient is then so much smaller (AdamW normalises it).
 
     Args:
         model: trained in place, in eval mode, and left so: dropout stays off.

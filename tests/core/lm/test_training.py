@@ -104,8 +104,8 @@ def test_a_step_is_the_mean_loss_over_its_targets_whatever_the_batches(model):
         torch.testing.assert_close(start - end, gradient, rtol=1e-5, atol=1e-9)
 
 
-def test_a_short_last_step_moves_the_model_by_so_much_less():
-    """Three targets in a step of 30,000 move it by a hundredth of what they move it in a step of 300."""
+def test_a_short_last_step_has_so_much_less_gradient():
+    """Three targets in a step of 30,000 move it, by SGD, by a hundredth of what they move it in a step of 300."""
     moved = []
     for step_tokens in (300, 30_000):
         tried = fresh_llama(SIZE, 64, 32, seed=0).double()
