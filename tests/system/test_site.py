@@ -108,6 +108,20 @@ def test_every_example_loads_and_says_how_it_is_used(path):
     assert path.relative_to(ROOT).as_posix() in TEXTS["docs/examples.md"]
 
 
+@pytest.mark.parametrize(
+    ("claim", "settings"),
+    [
+        ("gain", []),
+        ("exchange", ["training.frontier=[0,0.25,0.5]"]),
+        ("conditional_loss", ["bandit.scorer=conditional_loss"]),
+    ],
+)
+def test_a_claim_of_a_whole_run_is_the_published_configuration(claim, settings):
+    published = load_config(ROOT / "tests" / "benchmarks" / "configs" / "lambada.yaml", settings)
+    found = load_config(ROOT / "examples" / "claims" / f"{claim}.yaml")
+    assert found.model_copy(update={"run": published.run}) == published
+
+
 @pytest.mark.parametrize("block", blocks("python"))
 def test_every_python_example_runs_alone(block, capsys):
     exec(compile(block, "page", "exec"), {"__name__": "example"})
