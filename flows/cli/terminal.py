@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.cli.troubleshooting import find_help
+
 DEFAULTS = {
     "OMP_WAIT_POLICY": "passive",  # threads that spin for one another stand still beside any other busy process
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -102,7 +104,11 @@ def _message(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> None:
+    """End a command with a message; a line more names the page that explains it, where one does."""
     print(f"quad: {message}", file=sys.stderr)
+    explained = find_help(message)
+    if explained is not None:
+        print(f"see {explained}", file=sys.stderr)
     raise typer.Exit(code)
 
 

@@ -81,7 +81,16 @@ def test_an_interrupted_flow_says_how_to_go_on(capsys):
     with pytest.raises(typer.Exit) as ended, session(True, False):
         run_flow(interrupted)
     assert ended.value.exit_code == 1
-    assert capsys.readouterr().err == "quad: interrupted; the same command goes on from the last commit\n"
+    message, page = capsys.readouterr().err.splitlines()
+    assert message == "quad: interrupted; the same command goes on from the last commit"
+    assert page.startswith("see docs/guides/troubleshooting.md#interrupted")
+
+
+def test_an_error_that_has_a_heading_names_it_in_a_second_line(capsys):
+    with pytest.raises(typer.Exit), session(True, False):
+        raise ConfigError("config.yaml: bandit.alfa: unknown key; did you mean alpha?")
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[1:] == ["see docs/guides/troubleshooting.md#unknown-key"]
 
 
 def test_a_command_that_commits_nothing_speaks_of_no_commit(capsys):
