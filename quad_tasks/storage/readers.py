@@ -2,7 +2,8 @@
 
 Memory is bounded by one line or one row group. Decided: lines end at the newline byte alone, since U+2028 and its kin
 may stand inside a JSON string (RFC 8259, section 7); blank lines are not records; control characters in JSON strings,
-and Python's NaN, are let pass, since the field they stand in decides what they cost.
+Python's NaN, and bytes of a column that are not UTF-8 are let pass, since the field they stand in decides what they
+cost; quotes mean something in comma-separated text alone, as tab-separated text has none (IANA's registration).
 
 Reasons of `Rejection`: ``invalid_utf8``, ``line_too_long``, ``invalid_json``, ``not_an_object``, ``wrong_columns``.
 """
@@ -222,41 +223,42 @@ class _ChunkFile(io.RawIOBase):
         return filled
 
 
-def _delimited_rows(delimiter: str, uri: str, ending: str, _text_field: str) -> Iterator[Row]:
+def _delimited_rows(delimiter: str, quotes: bool, uri: str, ending: str, _text_field: str) -> Iterator[Row]:
     """Read delimited text with a header; every value is a string, an empty one none."""
-    number, bad = 0, []
+    number, bad = 0, dict[int, str]()
 
     def skip(row: pacsv.InvalidRow) -> str:
-        bad.append(f"expected {row.expected_columns} columns, got {row.actual_columns}")
+        bad[row.number - 1] = f"expected {row.expected_columns} columns, got {row.actual_columns}"  # the header is 1
         return "skip"
 
-    parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip)
+    quote = {"quote_char": '"' if quotes else False, "newlines_in_values": quotes}
+    parse = pacsv.ParseOptions(delimiter=delimiter, invalid_row_handler=skip, **quote)
     try:
         with open_input(uri) as file:
             refuse_other_kind(uri, open_chunks(uri, file, ending)(input_files.SIGNATURE_BYTES), "delimited text")
         with open_input(uri) as file:
-            names = next(_delimited_batches(uri, file, ending, parse, ())).schema.names
+            names = _delimited_batches(uri, file, ending, parse, ()).schema.names
         _refuse_repeats(uri, names)
         bad.clear()
         with open_input(uri) as file:
             for batch in _delimited_batches(uri, file, ending, parse, names):
-                for row in batch.to_pylist():
-                    number += 1
+                for row in _batch_rows(batch):
+                    while (number := number + 1) in bad:
+                        yield number, Rejection("wrong_columns", bad.pop(number))
                     yield number, {name: value or None for name, value in row.items()}
-        yield from ((number + i, Rejection("wrong_columns", detail)) for i, detail in enumerate(bad, start=1))
-    except StopIteration:  # a header alone
-        return
+        yield from ((after, Rejection("wrong_columns", bad[after])) for after in sorted(bad))
     except (*UNREADABLE, UnicodeDecodeError) as error:  # the latter of a column's name
         refuse(uri, "whole delimited text with a header", f"after row {number}", error)
 
 
 def _delimited_batches(
     uri: str, file: BinaryIO, ending: str, parse: pacsv.ParseOptions, names: Sequence[str]
-) -> Iterator[pa.RecordBatch]:
-    read = pacsv.ReadOptions(block_size=input_files.READ_BYTES, use_threads=False)
-    convert = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+) -> pacsv.CSVStreamingReader:
+    read = pacsv.ReadOptions(block_size=input_files.READ_BYTES, use_threads=False)  # threads would number no rows
+    strings = dict.fromkeys(names, pa.string())
+    convert = pacsv.ConvertOptions(check_utf8=False, column_types=strings, strings_can_be_null=False)
     stream = _ChunkFile(open_chunks(uri, file, ending))
-    return iter(pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert))
+    return pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
 
 
 def _parquet_rows(uri: str, _ending: str, _text_field: str, span: Span | None = None) -> Iterator[Row]:
@@ -389,7 +391,7 @@ def _value(value: pa.Scalar) -> Any:
 
 JSON_LINES = Reader(_json_rows, compressed=True, cut=_cut_lines)
 TEXT = Reader(_text_row, compressed=True)
-CSV = Reader(partial(_delimited_rows, ","), compressed=True)
-TSV = Reader(partial(_delimited_rows, "\t"), compressed=True)
+CSV = Reader(partial(_delimited_rows, ",", True), compressed=True)
+TSV = Reader(partial(_delimited_rows, "\t", False), compressed=True)
 PARQUET = Reader(_parquet_rows, compressed=False, cut=_cut_row_groups)
 ARROW = Reader(_arrow_rows, compressed=False)

@@ -27,11 +27,47 @@ def test_delimited_rows_are_strings_and_may_hold_newlines_and_quotes(tmp_path):
     ]
 
 
-def test_tabs_delimit_and_a_row_of_other_columns_is_set_aside(tmp_path):
-    (tmp_path / "x.tsv").write_text("id\ttext\n1\ta, b\n2\tc\td\n3\te\n")
+@pytest.mark.parametrize("block_bytes", [16, 2**20])
+def test_a_row_of_other_columns_is_set_aside_where_it_stands(tmp_path, monkeypatch, block_bytes):
+    monkeypatch.setattr(input_files, "READ_BYTES", block_bytes)
+    (tmp_path / "x.csv").write_text('id,text\nx\n1,a\n\n2,"b\nc"\n3,d,e\nz,z,z\n4,f\ny\n')
+    wrong = [Rejection("wrong_columns", f"expected 2 columns, got {n}") for n in (1, 3)]
+    rows = [{"id": "1", "text": "a"}, {"id": "2", "text": "b\nc"}, {"id": "4", "text": "f"}]
+    expected = [wrong[0], rows[0], rows[1], wrong[1], wrong[1], rows[2], wrong[0]]
+    assert list(read_rows(f"{tmp_path}/x.csv")) == list(enumerate(expected, start=1))
+
+
+def test_rows_of_other_columns_alone_are_set_aside(tmp_path):
+    (tmp_path / "x.csv").write_text("id,text\nx\ny\n")
+    wrong = Rejection("wrong_columns", "expected 2 columns, got 1")
+    assert list(read_rows(f"{tmp_path}/x.csv")) == [(1, wrong), (2, wrong)]
+
+
+def test_tabs_delimit_and_quotes_are_characters_beside_them(tmp_path):
+    (tmp_path / "x.tsv").write_text('id\ttext\n1\ta, b\n2\tc\td\n3\t"When\n4\te "f" g\n5\t"h"\n')
     rows = [row for _, row in read_rows(f"{tmp_path}/x.tsv")]
-    assert rows[:2] == [{"id": "1", "text": "a, b"}, {"id": "3", "text": "e"}]
-    assert rows[2] == Rejection("wrong_columns", "expected 2 columns, got 3")
+    assert rows.pop(1) == Rejection("wrong_columns", "expected 2 columns, got 3")
+    assert [(row["id"], row["text"]) for row in rows] == [
+        ("1", "a, b"),
+        ("3", '"When'),
+        ("4", 'e "f" g'),
+        ("5", '"h"'),
+    ]
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [("csv", b","), ("tsv", b"\t")])
+def test_bytes_that_are_not_utf_8_cost_their_field_or_their_document(tmp_path, suffix, delimiter):
+    lines = [
+        (b"id", b"title", b"text"),
+        (b"1", b"caf\xe9", b"one"),
+        (b"2", b"b", b"tw\xf6"),
+        (b"3", b"c", "drei ü".encode()),
+    ]
+    (tmp_path / f"x.{suffix}").write_bytes(b"\n".join(map(delimiter.join, lines)))
+    first, second, third = read_documents(f"{tmp_path}/x.{suffix}")
+    assert (first.id, first.text, first.metadata, first.dropped) == ("1", "one", {"title": None}, ("title",))
+    assert (second.line, second.reason, second.id) == (2, "invalid_utf8", "2")
+    assert (third.id, third.text, third.metadata, third.dropped) == ("3", "drei ü", {"title": "c"}, ())
 
 
 def test_a_column_that_begins_with_numbers_may_go_on_with_words(tmp_path):
