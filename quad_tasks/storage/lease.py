@@ -302,7 +302,8 @@ def _is_gone(owner: Owner) -> bool:
         ticks = _start_ticks(owner.pid)
         if owner.start_ticks is not None and ticks is not None:
             return ticks != owner.start_ticks
-        return abs(process.create_time() - owner.started.timestamp()) > START_TOLERANCE_S
+        started_s: float = process.create_time()
+        return abs(started_s - owner.started.timestamp()) > START_TOLERANCE_S
     except psutil.NoSuchProcess:
         return True
 
