@@ -131,10 +131,10 @@ def estimate_remaining(
         generator: draws errors and refits.
 
     Returns:
-        The estimate; None where fewer than `LEAST_HELD_OUT` errors are known or the budget takes everything.
+        The estimate; None where fewer than `LEAST_HELD_OUT` errors are known, or the budget takes nothing or everything.
     """
     n_scored, all_tokens = len(scored.measured_M), int(scored.n_tokens_M.sum()) + unscored.all_tokens
-    if len(held_out.measured_H) < LEAST_HELD_OUT or budget_tokens >= all_tokens:
+    if len(held_out.measured_H) < LEAST_HELD_OUT or not 0 < budget_tokens < all_tokens:
         return None
     # Documents drawn for: all that are scored, and a sample of the others that weighs as much as they do: [N]
     weight_N = np.concatenate([scored.n_tokens_M, unscored.n_tokens_U]).astype(np.float64)

@@ -169,12 +169,13 @@ def test_a_large_pool_is_estimated_from_a_sample(monkeypatch):
     assert found.low <= true_left(measured, predicted, truth, tokens, budget) <= found.high
 
 
-def test_too_few_errors_or_a_budget_for_everything_leave_no_estimate():
+def test_too_few_errors_or_a_budget_for_nothing_or_everything_leave_no_estimate():
     values, tokens = np.full(40, np.nan), np.full(40, 10)
     few, many = (OutOfFold(np.zeros(n), np.zeros(n), np.full(n, 10)) for n in (15, 16))
     generator, unscored = np.random.default_rng(0), sampled(values)
     assert estimate_remaining(values, np.zeros(40), tokens, 100, few, unscored, generator) is None
-    assert estimate_remaining(values, np.zeros(40), tokens, 400, many, unscored, generator) is None
+    for budget in (-10, 0, 400):
+        assert estimate_remaining(values, np.zeros(40), tokens, budget, many, unscored, generator) is None
     assert estimate_remaining(values, np.zeros(40), tokens, 100, many, unscored, generator) is not None
 
 
