@@ -131,7 +131,8 @@ def estimate_remaining(
         generator: draws errors and refits.
 
     Returns:
-        The estimate; None where fewer than `LEAST_HELD_OUT` errors are known, or the budget takes nothing or everything.
+        The estimate; None where fewer than `LEAST_HELD_OUT` errors are known, or the budget takes nothing
+        or everything.
     """
     n_scored, all_tokens = len(scored.measured_M), int(scored.n_tokens_M.sum()) + unscored.all_tokens
     if len(held_out.measured_H) < LEAST_HELD_OUT or not 0 < budget_tokens < all_tokens:
@@ -140,13 +141,12 @@ def estimate_remaining(
     weight_N = np.concatenate([scored.n_tokens_M, unscored.n_tokens_U]).astype(np.float64)
     weight_N[n_scored:] *= unscored.all_tokens / max(1.0, weight_N[n_scored:].sum())
     known_N = np.concatenate([scored.measured_M, unscored.predicted_U])
-    # Influence in every draw: [B, N]
-    drawn_BN = np.repeat(known_N[None], DRAWS, axis=0)
-    drawn_BN[:, n_scored:] += _draw_errors(unscored.predicted_U, unscored.n_tokens_U, held_out, generator)
+    # What every draw adds to what is known of the sample: [B, U]
+    added_BU = _draw_errors(unscored.predicted_U, unscored.n_tokens_U, held_out, generator)
     # The estimate, from errors of single documents; how far it may be off, from those of the fit as well: [B]
-    found = _compare(drawn_BN, known_N, weight_N, budget_tokens)
-    drawn_BN[:, n_scored + unscored.refitted_S] += _draw_refits(unscored, generator)
-    shared_B = _compare(drawn_BN, known_N, weight_N, budget_tokens).left_B
+    found = _compare(known_N, added_BU, weight_N, budget_tokens)
+    added_BU[:, unscored.refitted_S] += _draw_refits(unscored, generator)
+    shared_B = _compare(known_N, added_BU, weight_N, budget_tokens).left_B
     left = float(found.left_B.mean())
     ends = np.quantile(shared_B, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - shared_B.mean()
     low, high = np.clip(left + WIDENED * ends, 0.0, 1.0)
@@ -169,11 +169,21 @@ class _Compared(NamedTuple):
     random_B: Float64
 
 
-def _compare(drawn_BN: Float64, known_N: Float64, weight_N: Float64, budget_tokens: int) -> _Compared:
-    """Compare the selection by what is known with the best one of every draw."""
-    random_B = drawn_BN @ weight_N / weight_N.sum()
-    now_B = drawn_BN @ _filled(known_N[None], weight_N, budget_tokens)[0] / budget_tokens
-    full_B = (drawn_BN * _filled(drawn_BN, weight_N, budget_tokens)).sum(axis=1) / budget_tokens
+def _compare(known_N: Float64, added_BU: Float64, weight_N: Float64, budget_tokens: int) -> _Compared:
+    """Compare the selection by what is known with the best one of every draw, a draw at a time.
+
+    A draw is what is known, and what it adds to the last U documents. The scored ones may be millions: one row of all
+    documents is held, not one a draw.
+    """
+    chosen_N, all_tokens = _filled(known_N, weight_N, budget_tokens), weight_N.sum()
+    random_B, now_B, full_B = (np.empty(len(added_BU)) for _ in range(3))
+    drawn_N = known_N.copy()
+    first_sampled = len(known_N) - added_BU.shape[1]
+    for draw, added_U in enumerate(added_BU):
+        drawn_N[first_sampled:] = known_N[first_sampled:] + added_U
+        random_B[draw] = drawn_N @ weight_N / all_tokens
+        now_B[draw] = drawn_N @ chosen_N / budget_tokens
+        full_B[draw] = (drawn_N * _filled(drawn_N, weight_N, budget_tokens)).sum() / budget_tokens
     left_B = (full_B - now_B) / np.maximum(full_B - random_B, np.finfo(np.float64).tiny)
     return _Compared(np.clip(left_B, 0.0, 1.0), now_B, full_B, random_B)
 
@@ -221,11 +231,11 @@ def _length_power(error_H: Float64, log_tokens_H: Float64) -> float:
     return float(np.clip(slope, *POWER_RANGE))
 
 
-def _filled(influence_BN: Float64, weight_N: Float64, budget_tokens: int) -> Float64:
-    """Fill the budget with the best documents of every row; return the tokens taken of each, [B, N]."""
-    order_BN = np.argsort(-influence_BN, axis=1, kind="stable")
-    weight_BN = weight_N[order_BN]
-    before_BN = np.cumsum(weight_BN, axis=1) - weight_BN
-    taken_BN = np.empty_like(weight_BN)
-    np.put_along_axis(taken_BN, order_BN, np.clip(budget_tokens - before_BN, 0.0, weight_BN), axis=1)
-    return taken_BN
+def _filled(influence_N: Float64, weight_N: Float64, budget_tokens: int) -> Float64:
+    """Fill the budget with the best documents; return the tokens taken of each, [N]."""
+    order_N = np.argsort(-influence_N, kind="stable")
+    ordered_N = weight_N[order_N]
+    before_N = np.cumsum(ordered_N) - ordered_N
+    taken_N = np.empty_like(weight_N)
+    taken_N[order_N] = np.clip(budget_tokens - before_N, 0.0, ordered_N)
+    return taken_N

@@ -1,5 +1,7 @@
 """What is left to gain, estimated from held-out documents, beside what full scoring then gained, by simulation."""
 
+import dataclasses
+import tracemalloc
 from typing import NamedTuple
 
 import numpy as np
@@ -216,3 +218,50 @@ def test_of_a_large_pool_so_many_numbers_are_drawn_each_as_often(monkeypatch):
         drawn = np.array([remaining.sample_unscored(20, np.random.default_rng(seed)) for seed in range(2000)])
         assert (np.diff(drawn, axis=1) > 0).all()
         assert np.bincount(drawn.ravel(), minlength=20) / 2000 == pytest.approx(np.full(20, 0.25), abs=0.05)
+
+
+def at_once(scored, unscored, budget, held_out, generator):
+    """The estimate by its formula for all draws at once, [B, N] arrays."""
+
+    def filled(influence_BN):
+        order_BN = np.argsort(-influence_BN, axis=1, kind="stable")
+        weight_BN = weight_N[order_BN]
+        before_BN = np.cumsum(weight_BN, axis=1) - weight_BN
+        taken_BN = np.empty_like(weight_BN)
+        np.put_along_axis(taken_BN, order_BN, np.clip(budget - before_BN, 0.0, weight_BN), axis=1)
+        return taken_BN
+
+    def compare(drawn_BN):
+        random_B = drawn_BN @ weight_N / weight_N.sum()
+        now_B = drawn_BN @ filled(known_N[None])[0] / budget
+        full_B = (drawn_BN * filled(drawn_BN)).sum(axis=1) / budget
+        return np.clip((full_B - now_B) / (full_B - random_B), 0, 1), now_B - random_B, full_B - random_B
+
+    n_scored = len(scored.measured_M)
+    weight_N = np.concatenate([scored.n_tokens_M, unscored.n_tokens_U]).astype(np.float64)
+    weight_N[n_scored:] *= unscored.all_tokens / weight_N[n_scored:].sum()
+    known_N = np.concatenate([scored.measured_M, unscored.predicted_U])
+    drawn_BN = np.repeat(known_N[None], remaining.DRAWS, axis=0)
+    drawn_BN[:, n_scored:] += remaining._draw_errors(unscored.predicted_U, unscored.n_tokens_U, held_out, generator)
+    left_B, gain_B, full_gain_B = compare(drawn_BN)
+    drawn_BN[:, n_scored + unscored.refitted_S] += remaining._draw_refits(unscored, generator)
+    shared_B, _, _ = compare(drawn_BN)
+    ends = left_B.mean() + WIDENED * (np.quantile(shared_B, [0.025, 0.975]) - shared_B.mean())
+    return (left_B.mean(), *np.clip(ends, 0, 1), gain_B.mean(), full_gain_B.mean(), len(held_out.measured_H))
+
+
+def test_many_scored_documents_take_the_memory_of_a_few_rows_and_not_of_one_a_draw():
+    generator, n_scored = np.random.default_rng(0), 20_000
+    scored = Scored(generator.normal(size=n_scored), generator.integers(40, 800, n_scored))
+    predicted = generator.normal(size=300)
+    refits = predicted[:50] + generator.normal(0, 0.3, (5, 50))
+    unscored = Unscored(predicted, generator.integers(40, 800, 300), 2_000_000, np.arange(50), refits)
+    held_out = OutOfFold(*generator.normal(size=(2, 60)), generator.integers(40, 800, 60))
+    common = (scored, unscored, 1_000_000, held_out)
+    tracemalloc.start()
+    found = remaining.estimate_remaining(*common, np.random.default_rng(1))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    of_a_row = 8 * (n_scored + 300)
+    assert peak_bytes < 30 * of_a_row < remaining.DRAWS * of_a_row
+    assert dataclasses.astuple(found) == pytest.approx(at_once(*common, np.random.default_rng(1)), rel=1e-12)
