@@ -30,7 +30,7 @@ from quad_tasks.stages.bandit.cost import (
     scorer_flops,
 )
 from quad_tasks.stages.bandit.ledger import read_ledger
-from quad_tasks.stages.bandit.plan_round import EXACT, Plan, find_room
+from quad_tasks.stages.bandit.plan_round import EXACT, FEWEST_SCORED, Plan, find_room
 from quad_tasks.stages.bandit.round_settings import RoundSettings
 from quad_tasks.stages.bandit.score_round import load_on_device
 from quad_tasks.storage import rounds
@@ -57,7 +57,10 @@ def calibrate_scorer(
     bandit = settings.bandit
     if bandit.scorer in ("exact", CONDITIONAL_LOSS):
         return None
-    pilot = pa.concat_tables(scores[: len(plan.chunks)]).select(["position", "n_tokens", "influence"])
+    newly = list(scores[: len(plan.chunks)])
+    if sum(map(len, newly)) < FEWEST_SCORED:  # the stage goes on with the scores of the one before
+        return _scored_exactly(stage, bandit.scorer, f"the pilot has too few documents to try {bandit.scorer} on")
+    pilot = pa.concat_tables(newly).select(["position", "n_tokens", "influence"])
     generator = make_generator(settings.seed, Stream.CALIBRATION, stage.number)
     sample = pilot.take(generator.permutation(len(pilot))[: bandit.calibration_documents])
     known = store, stage.version, settings.reading, EXACT
@@ -67,15 +70,18 @@ def calibrate_scorer(
     size = read_size(store, stage.version, settings.reading.attention)
     sample_flops = float(length_costs(*known, sample["n_tokens"].to_numpy()).sum())
     if not _is_worth_trying(bandit.scorer, size, settings.reading, sample_flops, room):
-        reason = f"scored exactly, since trying {bandit.scorer} would cost more than it can save"
-        found = Calibration(
-            scorer=bandit.scorer, spearman=None, accepted=False, documents=0, used=dict(EXACT), reason=reason
-        )
-    else:
-        item = (store, stage, sample, settings.use, bandit.scorer, bandit.scorer_floor, TRIED_SHARE * room)
-        found = map_tasks(calibrate_chunk, [item], "calibrate", "samples", on_gpu=True)[0]
+        return _scored_exactly(stage, bandit.scorer, f"trying {bandit.scorer} would cost more than it can save")
+    item = (store, stage, sample, settings.use, bandit.scorer, bandit.scorer_floor, TRIED_SHARE * room)
+    found: Calibration = map_tasks(calibrate_chunk, [item], "calibrate", "samples", on_gpu=True)[0]
     notice(f"stage {stage.number}: {found.reason}")
     return found
+
+
+def _scored_exactly(stage: Stage, scorer: str, why: str) -> Calibration:
+    """Note that no scorer was tried, and say why."""
+    reason = f"scored exactly, since {why}"
+    notice(f"stage {stage.number}: {reason}")
+    return Calibration(scorer=scorer, spearman=None, accepted=False, documents=0, used=dict(EXACT), reason=reason)
 
 
 def _is_worth_trying(scorer: str, size: ModelSize, reading: Reading, sample_flops: float, room: float) -> bool:

@@ -112,7 +112,9 @@ def plan_round(store: Store, stage: Stage, number: int, settings: RoundSettings)
         costs = functools.partial(np.zeros_like, dtype=np.float64)  # nothing is to be read to spend of no limit
     if number == 0:
         sizes = _pilot_sizes(store, stage, settings, room, ledger.n_documents, _is_refitted(stage, ledger))
-        return _plan_pilot(stage, ledger, documents, room, costs, sizes, generator)._replace(scorer=scorer)
+        pilot = _plan_pilot(stage, ledger, documents, room, costs, sizes, generator)
+        _refuse_small_pilot(store, stage, settings, ledger, documents, pilot)
+        return pilot._replace(scorer=scorer)
     chosen = bandit.choose_arms(ledger.state, settings.policy, generator, _arm_features(store, stage.version))
     draws = [draw_next(documents, arm, settings.pull.random_documents) for arm in chosen.tolist()]
     n_pulled = sum(len(unscored_positions(documents, draw)) for draw in draws)
@@ -162,16 +164,39 @@ def _pilot_sizes(
     pool = pool_cost(store, stage.version, settings.reading, pilot_scorer(settings)["scorer"])
     payable = math.floor(room.flops / (pool / n_documents) + ROUNDING)
     if payable < FEWEST_SCORED:
-        known = (store, stage.version, settings.reading)
-        read = reading_cost(*known) / pool_cost(*known)
-        raise ConfigError(
-            f"bandit.max_cost_share: expected to leave stage {stage.number} the cost of scoring at least "
-            f"{FEWEST_SCORED} documents, got that of {max(0, payable)}; hidden states and embeddings of the whole pool "
-            f"take {read:.3g} of scoring it (bandit.features, embedding.method)"
-        )
+        raise _cost_share_too_small(store, stage, settings, payable)
     rescored = min(RESCORED_DOCUMENTS, payable // 4) if refitted else 0
     n_pilot = max(FEWEST_SCORED, math.ceil(min(room.documents, payable - rescored) / 2))
     return min(settings.bandit.pilot_documents, n_pilot), rescored
+
+
+def _cost_share_too_small(store: Store, stage: Stage, settings: RoundSettings, payable: int) -> ConfigError:
+    known = (store, stage.version, settings.reading)
+    read = reading_cost(*known) / pool_cost(*known)
+    return ConfigError(
+        f"bandit.max_cost_share: expected to leave stage {stage.number} the cost of scoring at least {FEWEST_SCORED} "
+        f"documents, got that of {max(0, payable)}; hidden states and embeddings of the whole pool take {read:.3g} of "
+        "scoring it (bandit.features, embedding.method)"
+    )
+
+
+def _refuse_small_pilot(
+    store: Store, stage: Stage, settings: RoundSettings, ledger: LedgerState, documents: OpenDocuments, pilot: Plan
+) -> None:
+    """Refuse a pilot after which fewer scores are known than a regression needs, before anything is scored.
+
+    Raises:
+        ConfigError: the documents drawn cost more than the stage may spend, or hardly any are left to draw.
+    """
+    n_known = len(stage_scores(ledger, stage)) + sum(map(len, pilot.chunks))
+    if n_known >= FEWEST_SCORED:
+        return
+    if int(count_open(documents).sum()) >= FEWEST_SCORED:
+        raise _cost_share_too_small(store, stage, settings, n_known)
+    raise ConfigError(
+        f"pool.inputs: expected at least {FEWEST_SCORED} documents that stage {stage.number} may score, got {n_known} "
+        f"of {ledger.n_documents}: documents that hold held-out text or that earlier stages chose are not scored"
+    )
 
 
 def pilot_scorer(settings: RoundSettings) -> dict[str, Any]:
@@ -211,7 +236,7 @@ def _plan_pilot(
 ) -> Plan:
     """Plan a pilot: a uniform sample of the documents open beyond the cursors, each arm's share by its random order.
 
-    Where a refitted direction finds nothing open and has no score yet, documents are scored again instead.
+    Where a refitted direction has too few scores and finds too little open, documents are scored again as well.
     """
     (n_pilot, n_rescored), left = sizes, count_open(documents)
     count = generator.multivariate_hypergeometric(left, min(n_pilot, int(left.sum())), method="marginals")
@@ -219,8 +244,10 @@ def _plan_pilot(
     draws, _ = cut_draws(documents, draws, room, costs)
     chunks = [unscored_positions(documents, draw) for draw in draws]
     rescored = _draw_rescored(stage, ledger, n_rescored, generator)
-    if not draws and not len(stage_scores(ledger, stage)):
-        chunks = [generator.choice(ledger.scored_S, min(n_pilot, len(ledger.scored_S)), replace=False)]
+    known = stage_scores(ledger, stage)["position"].to_numpy()
+    if len(known) + int(left.sum()) < FEWEST_SCORED:
+        others = np.setdiff1d(ledger.scored_S, known)
+        chunks.append(generator.choice(others, min(n_pilot, len(others)), replace=False))
     return Plan(draws, _chunks(chunks), rescored)
 
 

@@ -2,12 +2,16 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from quad_tasks.config.schema import BanditConfig
+from quad_tasks.config.schema import BanditConfig, ConfigError
+from quad_tasks.core import bandit
 from quad_tasks.records import Stage
 from quad_tasks.stages.bandit import plan_round
 from quad_tasks.stages.bandit.cost import Room
+from quad_tasks.stages.bandit.draw_pulls import OpenDocuments
+from quad_tasks.stages.bandit.ledger import LedgerState
 from quad_tasks.stages.bandit.plan_round import drop_predictions, predicted_pool
 from quad_tasks.storage.errors import StoreUnavailable
 from quad_tasks.storage.keys import prediction_folder, predictions_folder
@@ -66,3 +70,41 @@ def test_a_pilot_is_as_large_as_half_of_what_its_own_scorer_can_pay_for(scorer, 
     monkeypatch.setattr(plan_round, "pool_cost", lambda *known: prices[known[-1]])
     settings = SimpleNamespace(bandit=BanditConfig(scorer=scorer), reading=None)
     assert plan_round._pilot_sizes(None, STAGE, settings, Room(10**6, 75.0), 100, False) == (pilot, 0)
+
+
+def pilot_of(monkeypatch, costs, flops, closed=(), scored=()):
+    """Plan the pilot of two documents of a pool of four: arms of one each, so that each is a draw of its own."""
+    monkeypatch.setattr(plan_round, "pool_cost", lambda *known: 1.0)
+    monkeypatch.setattr(plan_round, "reading_cost", lambda *known: 0.25)
+    state = bandit.initial_state([1, 1, 1, 1])
+    ledger = LedgerState(state, scored_S=np.array(scored, dtype=np.int64))
+    first_K = np.arange(4)
+    documents = OpenDocuments(first_K, state.cursor, first_K + 1, np.array(closed, dtype=np.int64), ledger.scored_S)
+    settings = SimpleNamespace(bandit=BanditConfig(), reading=None)
+    common = (STAGE, ledger, documents, Room(4, flops), lambda positions: np.array(costs[: len(positions)]))
+    pilot = plan_round._plan_pilot(*common, (2, 0), np.random.default_rng(0))
+    plan_round._refuse_small_pilot(None, STAGE, settings, ledger, documents, pilot)
+    return pilot
+
+
+@pytest.mark.parametrize(("costs", "scored"), [([1.0, 9.0], 1), ([9.0, 9.0], 0)])
+def test_a_pilot_that_can_pay_for_less_than_two_of_the_documents_drawn_is_refused(monkeypatch, costs, scored):
+    """Two of mean length can be paid for, and those drawn are longer."""
+    message = (
+        rf"bandit\.max_cost_share: expected to leave stage 1 .* at least 2 documents, got that of {scored}; .* 0\.25"
+    )
+    with pytest.raises(ConfigError, match=message):
+        pilot_of(monkeypatch, costs, 5.0)
+    assert sum(map(len, pilot_of(monkeypatch, [1.0, 4.0], 5.0).chunks)) == 2
+
+
+def test_a_pool_with_one_document_left_to_score_is_refused_by_its_inputs(monkeypatch):
+    with pytest.raises(ConfigError, match=r"pool\.inputs: expected at least 2 documents that stage 1 .* got 1 of 4"):
+        pilot_of(monkeypatch, [1.0], float("inf"), closed=[0, 1, 2])
+
+
+def test_a_refitted_stage_with_one_document_open_scores_others_again(monkeypatch):
+    pilot = pilot_of(monkeypatch, [1.0], float("inf"), closed=[0, 1, 2], scored=[0, 1, 2])
+    assert pilot.chunks[0] == (3,)
+    assert len(pilot.chunks[1]) == 2
+    assert set(pilot.chunks[1]) < {0, 1, 2}
