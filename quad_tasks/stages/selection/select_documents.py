@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from quad_tasks.config.schema import RunConfig, SelectionConfig
+from quad_tasks.config.schema import ConfigError, RunConfig, SelectionConfig
 from quad_tasks.config.values import Features
 from quad_tasks.core.evaluation import diversity
 from quad_tasks.core.evaluation.diagnosis import budget_not_reached, stale_influence, too_little_diversity
@@ -112,6 +112,9 @@ def select_documents(store: Store, stage: Stage, how: StageSelection) -> str:
 
     Scores of earlier stages count as long as they were measured against the same direction. What was measured against
     another one counts as unseen, and what an earlier stage chose is not chosen again.
+
+    Raises:
+        ConfigError: the choice holds no document, so that there is nothing to train on.
     """
     key = selected_key(stage)
     new = not store.exists(choice_manifest_key(key))
@@ -125,6 +128,14 @@ def select_documents(store: Store, stage: Stage, how: StageSelection) -> str:
         announce_findings(f"selection of stage {stage.number}", chosen.findings, known)
     infos = [committed.info for committed in rounds.list_rounds(store, stage.run, stage.number)]
     show_stage(stage, chosen, infos)
+    if not chosen.documents:
+        raise ConfigError(
+            f"bandit.threshold: expected documents of influence above τ = {chosen.threshold:.4g} that fit the "
+            f"{chosen.budget_tokens:,} tokens of stage {stage.number}, found none: lower it or leave it out, so that "
+            "the pilot chooses τ (bandit.threshold_quantile), raise selection.general_share or "
+            "selection.budget_tokens, or use fewer training.stages. The configuration of a run that has begun is "
+            "fixed: begin one of another name (run)"
+        )
     return key
 
 

@@ -9,6 +9,7 @@ import pytest
 from small_pool import read_column, small_config, stored
 
 from quad_tasks.config.load import parse_config
+from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.core.selection import in_memory_selection
 from quad_tasks.core.selection.prediction import fit_predictor, predict
@@ -217,3 +218,17 @@ def test_a_choice_that_was_interrupted_goes_on_with_the_same_bytes(leaking_run, 
     assert store.list(folder) == []
     for name in once:
         store.delete(name)
+
+
+def test_a_stage_that_selects_nothing_is_refused_before_it_trains_and_so_is_its_resume(small_run, corpus):
+    """Every score lies below the threshold, and no share is drawn whatever its influence."""
+    store, version = open_store(small_run.workspace), pinned_pool(open_store(small_run.workspace), small_run.run)
+    changes = {"selection__general_share": 0, "bandit__threshold": 1e9}
+    config = parse_config(small_config(corpus, small_run.workspace, run="nothing", **changes), "nothing")
+    first = rounds.list_rounds(store, small_run.run, 0)[0]
+    tables = {name: rounds.read_round_table(store, first, name) for name in first.tables}
+    rounds.commit_round(store, config.run, 0, 0, tables, first.info.model_copy(update={"threshold": 1e9}))
+    stage = Stage(config.run, 0, version, "", first.info.direction)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"bandit\.threshold: .* τ = 1e\+09 .* 750 tokens of stage 0, found none"):
+            select_documents.fn(store, stage, stage_selection(config, 0))
