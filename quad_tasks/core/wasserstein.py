@@ -91,6 +91,11 @@ def neighbour_lists(centroids_KD: Floats, variances_KD: Floats, bandwidth: float
     )
 
 
+def no_neighbours(n_arms: int) -> Neighbours:
+    """Return the neighbour lists of arms none of which has a neighbour."""
+    return Neighbours(np.zeros(n_arms + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+
+
 def neighbour_pairs(
     arm_P: npt.NDArray[np.int64], neighbours: Neighbours
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float64]:

@@ -249,8 +249,11 @@ def _neighbours(store: Store, version: str, policy: bandit.Policy, seed: int) ->
 
 @functools.lru_cache(maxsize=1)
 def _load_neighbours(store: Store, version: str, bandwidth: float | None, seed: int) -> wasserstein.Neighbours:
+    """Find the arms' neighbours; none where there is a single arm, or arms coincide so that no distance tells them."""
     arms = load_arms(store, version)
     centroids, variances = (column_vectors(arms[name]) for name in ("centroid", "variance"))
-    if bandwidth is None:
+    if bandwidth is None and len(arms) > 1:
         bandwidth = wasserstein.choose_bandwidth(centroids, variances, make_generator(seed, Stream.BANDWIDTH))
+    if not bandwidth:
+        return wasserstein.no_neighbours(len(arms))
     return wasserstein.neighbour_lists(centroids, variances, bandwidth)

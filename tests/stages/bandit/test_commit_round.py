@@ -13,8 +13,9 @@ from flows.select_data import select_data
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.core import bandit
-from quad_tasks.records import Stage
+from quad_tasks.records import Pull, Stage
 from quad_tasks.runtime.run import pinned_pool
+from quad_tasks.stages.bandit import commit_round as committing
 from quad_tasks.stages.bandit import ledger
 from quad_tasks.stages.bandit.commit_round import ARM_SCHEMA, _pilot_sample, _pull, commit_round
 from quad_tasks.stages.bandit.draw_pulls import Draw
@@ -189,6 +190,20 @@ def test_propagation_changes_what_unpulled_arms_are_known_by(dask_client, corpus
     select_data(config, until="bandit")
     state = state_of(config, Stage(config.run, 0, version_of(config), "", ""), 1)
     assert state.pulls.sum() > state.cursor.sum() / pull_sizes(config.bandit).random_documents
+
+
+@pytest.mark.parametrize("centroids", [[[1.0, 0.0]], [[1.0, 0.0]] * 3], ids=["one arm", "arms that coincide"])
+def test_arms_that_no_distance_tells_apart_have_no_neighbours_to_tell_of_a_pull(monkeypatch, centroids):
+    vector = pa.list_(pa.float32(), 2)
+    still = [[0.0, 0.0] for _ in centroids]
+    arms = pa.table({"centroid": pa.array(centroids, vector), "variance": pa.array(still, vector)})
+    monkeypatch.setattr(committing, "load_arms", lambda store, version: arms)
+    policy = bandit.paper_policy(documents_per_pull=4, propagation="weights")
+    neighbours = committing._neighbours(None, f"{len(centroids)} arms", policy, 0)
+    state, pull = bandit.initial_state([9] * len(centroids)), Pull(0, 0, 4, 40, 2.5, 1.0, 4)
+    told, alone = bandit.update(state, [pull], policy, neighbours), bandit.update(state, [pull], configured().policy)
+    assert told.reward_sum.tolist() == alone.reward_sum.tolist() == [2.5] + [0.0] * (len(centroids) - 1)
+    assert told.pulls.tolist() == alone.pulls.tolist()
 
 
 def test_a_state_is_the_last_word_of_the_rounds_before_it_and_reading_them_does_not_recurse(small_run, monkeypatch):
