@@ -26,7 +26,6 @@ UNTESTED_BY_NAME = {
     "quad_tasks/stages/influence/extract_states.py",
     "quad_tasks/stages/pool/cluster.py",
     "quad_tasks/stages/pool/refresh.py",
-    "quad_tasks/stages/selection/publish.py",
 }
 """Modules whose behaviour is tested only through others. It gets shorter: a new module brings a test of its own."""
 

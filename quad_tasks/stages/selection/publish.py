@@ -216,12 +216,16 @@ def _mixture(store: Store, version: str, chosen: pa.Table) -> dict[str, MixtureE
 
 
 def count_documents(store: Store, run: str, stages: int, version: str) -> DocumentCounts:
-    """Count every document that came in, by its shard's manifest, and where each is now."""
+    """Count every document that came in, by its shard's manifest, and where each is now.
+
+    Of a document that several stages scored the last verdict counts.
+    """
     pool = read_version(store, version)
     scores = read_scores(store, run, stages)
     chosen = read_chosen(store, run, stages)["position"].to_numpy()
-    scored = scores["position"].to_numpy()
-    accepted = scores["accepted"].to_numpy(zero_copy_only=False)
+    latest_first = scores["position"].to_numpy()[::-1]
+    scored, rows = np.unique(latest_first, return_index=True)
+    accepted = scores["accepted"].to_numpy(zero_copy_only=False)[::-1][rows]
     left = ~np.isin(scored, chosen)
     alike = np.isin(scored, _near_duplicates(store, run, stages)) & left
     reasons = {
