@@ -112,6 +112,17 @@ def check_run_lease(store: Store, run: str) -> None:
     check_lease(store, run_folder(run))
 
 
+def delete_as_driver(store: Store, run: str, folder: str) -> None:
+    """Delete what lies in a folder that the run's driver alone writes to.
+
+    Raises:
+        LeaseLost: another process took the run over, so that the folder's files may be its own; none is deleted.
+    """
+    check_run_lease(store, run)
+    for key in store.list(folder):
+        store.delete(key)
+
+
 def wait_for_lease(store: Store, folder: str) -> AbstractContextManager[None]:
     """Hold the lease of a folder that several runs share; whoever comes second waits, and finds the work done.
 

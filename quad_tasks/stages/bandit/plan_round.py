@@ -20,6 +20,7 @@ from quad_tasks.core import bandit, contextual
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.core.selection import fill_budget
 from quad_tasks.records import Stage
+from quad_tasks.runtime.run import delete_as_driver
 from quad_tasks.runtime.tasks import stage_task
 from quad_tasks.stages.bandit.cost import (
     CONDITIONAL_LOSS,
@@ -304,10 +305,13 @@ def predicted_pool(store: Store, stage: Stage, settings: RoundSettings, ledger: 
 
 
 def drop_predictions(store: Store, stage: Stage) -> None:
-    """Delete the stage's predictions of the pool, a killed driver's too; other runs' are theirs."""
+    """Delete the stage's predictions of the pool, a killed driver's too; other runs' are theirs.
+
+    Raises:
+        LeaseLost: another process drives the run, and the predictions may be its own.
+    """
     _predicted_pools().clear()
-    for key in store.list(predictions_folder(stage.run, stage.number)):
-        store.delete(key)
+    delete_as_driver(store, stage.run, predictions_folder(stage.run, stage.number))
 
 
 def _predict_pool(store: Store, stage: Stage, settings: RoundSettings, ledger: LedgerState) -> PoolPrediction:

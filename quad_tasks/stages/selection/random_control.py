@@ -3,7 +3,7 @@
 from quad_tasks.core.seeds import Stream, draw_seed, make_generator
 from quad_tasks.manifests.run import Choice
 from quad_tasks.records import Stage
-from quad_tasks.runtime.run import check_run_lease
+from quad_tasks.runtime.run import check_run_lease, delete_as_driver
 from quad_tasks.runtime.tasks import stage_task
 from quad_tasks.stages.bandit.draw_pulls import closed_positions
 from quad_tasks.stages.bandit.ledger import read_choice, read_chosen, selected_key
@@ -14,7 +14,6 @@ from quad_tasks.stages.selection.select_documents import (
     NO_SCORES,
     StageSelection,
     describe_chosen,
-    drop_rankings,
     write_chosen,
 )
 from quad_tasks.storage.keys import choice_key, choice_manifest_key, rankings_folder
@@ -39,7 +38,7 @@ def draw_random_control(store: Store, stage: Stage, how: StageSelection, trainin
     name = f"random-{training_seed}"
     key, folder = choice_key(stage.run, stage.number, name), rankings_folder(stage.run, stage.number, name)
     if store.exists(choice_manifest_key(key)):
-        drop_rankings(store, folder)  # of a driver that was killed right after
+        delete_as_driver(store, stage.run, folder)  # rankings of one that was killed right after
         return key
     taken = read_chosen(store, stage.run, stage.number)["position"].to_numpy()
     search = NearDuplicateSearch(store, stage.version, how.settings, taken)
@@ -48,8 +47,7 @@ def draw_random_control(store: Store, stage: Stage, how: StageSelection, trainin
     n_documents, closed = read_version(store, stage.version).documents, closed_positions(store, stage)
     ranked = rank_at_random(store, stage.version, folder, n_documents, seed, closed)
     drawn = fill_without_duplicates(lambda excluded: fill_rankings(store, [ranked], budget, excluded), search.find)
-    check_run_lease(store, stage.run)  # else the rankings are another driver's
-    drop_rankings(store, folder)
+    delete_as_driver(store, stage.run, folder)
     table = write_chosen(store, key, describe_chosen(store, stage.version, drawn.position_B, NO_SCORES))
     choice = Choice(
         **table, budget_tokens=budget, seed=training_seed, near_duplicates=tuple(sorted(set(search.dropped)))

@@ -27,7 +27,7 @@ from quad_tasks.runtime.events import record_event
 from quad_tasks.runtime.findings import announce_findings
 from quad_tasks.runtime.prefect_ui import show_stage
 from quad_tasks.runtime.progress import working
-from quad_tasks.runtime.run import check_run_lease
+from quad_tasks.runtime.run import check_run_lease, delete_as_driver
 from quad_tasks.runtime.tasks import stage_task
 from quad_tasks.stages.bandit.draw_pulls import closed_positions
 from quad_tasks.stages.bandit.ledger import (
@@ -153,7 +153,7 @@ def try_choice(store: Store, stage: Stage, how: StageSelection, name: str) -> st
 def _commit_choice(store: Store, stage: Stage, how: StageSelection, name: str, general_share: float) -> str:
     key, folder = choice_key(stage.run, stage.number, name), rankings_folder(stage.run, stage.number, name)
     if store.exists(choice_manifest_key(key)):
-        drop_rankings(store, folder)  # of a driver that was killed right after
+        delete_as_driver(store, stage.run, folder)  # rankings of one that was killed right after
         return key
     committed = list_stage_rounds(store, stage.run, stage.number, how.rounds)
     scores, threshold = read_stage_scores(store, stage, committed)
@@ -164,8 +164,7 @@ def _commit_choice(store: Store, stage: Stage, how: StageSelection, name: str, g
     search = NearDuplicateSearch(store, stage.version, how.settings, taken["position"].to_numpy())
     chosen = _choose(store, stage, how, general_share, eligible, budget, closed, search, folder)
     described = describe_chosen(store, stage.version, chosen, scores, eligible.predictions)
-    check_run_lease(store, stage.run)  # else the rankings are another driver's
-    drop_rankings(store, folder)
+    delete_as_driver(store, stage.run, folder)
     table = write_chosen(store, key, described)
     open_tokens = count_tokens_without(store, stage.version, np.union1d(closed, search.dropped).astype(np.int64))
     short = budget_not_reached(table["tokens"], budget, open_tokens)
@@ -184,12 +183,6 @@ def _commit_choice(store: Store, stage: Stage, how: StageSelection, name: str, g
     check_run_lease(store, stage.run)
     write_manifest(store, choice_manifest_key(key), choice)
     return key
-
-
-def drop_rankings(store: Store, folder: str) -> None:
-    """Delete the rankings that a choice was made from."""
-    for key in store.list(folder):
-        store.delete(key)
 
 
 def _choose(

@@ -1,5 +1,6 @@
 """The pool's predictions: kept while rounds use them, deleted in their own run alone."""
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,8 @@ from quad_tasks.stages.bandit.draw_pulls import OpenDocuments
 from quad_tasks.stages.bandit.ledger import LedgerState
 from quad_tasks.stages.bandit.plan_round import drop_predictions, predicted_pool
 from quad_tasks.storage.errors import StoreUnavailable
-from quad_tasks.storage.keys import prediction_folder, predictions_folder
+from quad_tasks.storage.keys import prediction_folder, predictions_folder, run_folder
+from quad_tasks.storage.lease import LeaseLost, Owner, claim_lease
 from quad_tasks.storage.store import open_store
 
 STAGE = Stage(run="run", number=1, version="version", checkpoint="checkpoint", direction="direction")
@@ -48,6 +50,17 @@ def test_a_prediction_replaces_its_stage_s_last_and_what_a_killed_driver_left(tm
     assert store.list(predictions_folder("run", 1)) == [f"{prediction_folder('run', 1, 5)}/block.npy"]
     drop_predictions(store, STAGE)
     assert store.list() == [f"{prediction_folder('run', 0, 0)}/other-stage.npy"]
+
+
+def test_predictions_of_a_run_that_another_process_drives_are_left_alone(tmp_path):
+    store = open_store(str(tmp_path))
+    predict_in(store, 3)
+    another = Owner(host="elsewhere", user="ada", pid=12, started=datetime(2024, 5, 6, tzinfo=UTC))
+    claim_lease(store, run_folder(STAGE.run), another)
+    for drop in (lambda: drop_predictions(store, STAGE), lambda: predict_in(store, 5)):
+        with pytest.raises(LeaseLost):
+            drop()
+    assert store.list(predictions_folder("run", 1)) == [f"{prediction_folder('run', 1, 3)}/block.npy"]
 
 
 def test_a_run_needs_nothing_of_the_store_of_the_last_run_in_its_process(tmp_path, monkeypatch):
