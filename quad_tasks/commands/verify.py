@@ -13,12 +13,13 @@ from quad_tasks.commands.clean import find_leftovers, find_unfinished
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.manifests.run import DocumentCounts
 from quad_tasks.runtime.run import pinned_pool
-from quad_tasks.stages.bandit.ledger import read_scores
+from quad_tasks.stages.bandit.ledger import list_stage_rounds
 from quad_tasks.stages.selection.publish import compare_published, count_documents, read_selection
 from quad_tasks.storage.errors import StorageError
 from quad_tasks.storage.keys import manifest_key, report_key, report_page_key, selection_folder
 from quad_tasks.storage.manifest import DigestMismatch, check_file
 from quad_tasks.storage.manifest_tree import THREADS, Tree, walk_run
+from quad_tasks.storage.rounds import read_round_table
 from quad_tasks.storage.store import Store, StoreKeyError, open_store
 
 DERIVED = {
@@ -60,11 +61,10 @@ def verify_run(config: RunConfig) -> dict[str, Any]:
     manifest = read_selection(store, run)
     counts = count_documents(store, run, config.training.stages, version)
     _refuse(store, run, _compare(manifest, counts, store, run, config, version))
-    scores = read_scores(store, run, config.training.stages)
     return {
         **counts.model_dump(),
         "balanced": counts.balanced,
-        "scored_once": len(set(scores["position"].to_pylist())) == scores.num_rows,
+        "scored_once": _scored_once(store, run, config.training.stages),
         "within_budget": manifest.n_tokens <= manifest.budget_tokens,
         "tokens": manifest.n_tokens,
         "manifests": len(tree.manifests),
@@ -72,6 +72,16 @@ def verify_run(config: RunConfig) -> dict[str, Any]:
         "parts": len(manifest.parts),
         "orphans": _orphans(store, config),
     }
+
+
+def _scored_once(store: Store, run: str, stages: int) -> bool:
+    """Say whether no document was scored twice along one direction; a refitted one may score a document again."""
+    scored: dict[str, list[int]] = {}
+    for number in range(stages):
+        for committed in list_stage_rounds(store, run, number):
+            positions = read_round_table(store, committed, "scores")["position"].to_pylist()
+            scored.setdefault(committed.info.direction, []).extend(positions)
+    return all(len(set(positions)) == len(positions) for positions in scored.values())
 
 
 def find_damage(store: Store, run: str, tree: Tree) -> dict[str, str]:

@@ -4,12 +4,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from small_pool import round_info
 from typer.testing import CliRunner
 
 from flows.cli.app import app
-from quad_tasks.commands.verify import DERIVED, DamagedRun, find_damage, verify_run
+from quad_tasks.commands.verify import DERIVED, DamagedRun, _scored_once, find_damage, verify_run
 from quad_tasks.config.schema import RunConfig
+from quad_tasks.storage import rounds
 from quad_tasks.storage.keys import manifest_key, selection_folder
 from quad_tasks.storage.manifest import DigestMismatch
 from quad_tasks.storage.manifest_tree import walk_run
@@ -116,3 +119,12 @@ def test_another_sealed_table_in_the_place_of_a_choice_is_neither_verified_nor_p
     shutil.rmtree(pristine.folder / "runs/small/selection")
     with pytest.raises(DigestMismatch, match=r"selected\.parquet' in .*expected digest [0-9a-f]{64}, got"):
         publish_selection.fn(store, published(pristine.config), pinned_pool(store, "small"))
+
+
+@pytest.mark.parametrize(("directions", "once"), [("ab", True), ("aa", False)])
+def test_a_document_is_scored_once_along_a_direction_and_again_along_a_refitted_one(tmp_path, directions, once):
+    store = open_store(str(tmp_path))
+    for number, direction in enumerate(directions):
+        tables = {"scores": pa.table({"position": [3, 7 + number]})}
+        rounds.commit_round(store, "r", number, 0, tables, round_info(direction=direction))
+    assert _scored_once(store, "r", 2) is once
