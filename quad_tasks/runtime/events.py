@@ -43,10 +43,8 @@ def record_event(store: Store, run: str, event: str, **fields: Any) -> None:
     now, owner = datetime.now(UTC), this_process()
     body = {"time": now.isoformat(), "event": event, "run": run, "host": owner.host, "pid": owner.pid, **fields}
     key = f"{events_folder(run)}/{now.strftime(KEY_TIME)}-{uuid4().hex[:8]}.json"
-    try:
+    with _left_undone(f"the event {event!r} of run {run} is not recorded"):
         store.put(key, json.dumps(_finite(body), default=str).encode())
-    except (StorageError, OSError) as error:
-        _say_once(f"the event {event!r} of run {run} is not recorded: {type(error).__name__}: {redact(str(error))}")
 
 
 def record_round(store: Store, run: str, stage: int, number: int, info: RoundInfo) -> None:
@@ -95,7 +93,8 @@ def timed(store: Store, run: str, step: str) -> Iterator[None]:
         body: dict[str, Any] = {"step": step, "seconds": time.perf_counter() - started}
         if not interrupted:  # workers may be ending too then, and would be waited for
             body |= {"peak_bytes": peak_memory_bytes(), "peak_gpu_bytes": peak_gpu_memory_bytes()}
-        store.put(f"{times_folder(run)}/{uuid4().hex}.json", json.dumps(body).encode())
+        with _left_undone(f"the time of the step {step!r} of run {run} is not recorded"):
+            store.put(f"{times_folder(run)}/{uuid4().hex}.json", json.dumps(body).encode())
         record_event(store, run, "step_ended", **body, outcome=outcome)
 
 
@@ -142,11 +141,18 @@ def last_event_s(store: Store, run: str) -> float | None:
 
 def _join_events(store: Store, run: str) -> None:
     """Write a run's events so far as JSON lines."""
-    try:
+    with _left_undone(f"{event_log_key(run)} is not written"):
         lines = [json.dumps(event) + "\n" for event in read_events(store, run)]
         store.put(event_log_key(run), "".join(lines).encode())
+
+
+@contextmanager
+def _left_undone(what: str) -> Iterator[None]:
+    """Say what is left undone where the store fails, and why, instead of ending the run or hiding what ended it."""
+    try:
+        yield
     except (StorageError, OSError) as error:
-        _say_once(f"{event_log_key(run)} is not written: {type(error).__name__}: {redact(str(error))}")
+        _say_once(f"{what}: {type(error).__name__}: {redact(str(error))}")
 
 
 def _parse(body: bytes) -> dict[str, Any] | None:

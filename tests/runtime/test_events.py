@@ -99,6 +99,22 @@ def test_a_store_that_fails_ends_no_run_and_is_named_once(store, monkeypatch):
     assert "secret" not in said[0]
 
 
+def test_a_time_that_cannot_be_recorded_ends_no_run_and_hides_no_error(store, monkeypatch):
+    said: list[str] = []
+
+    def fail(self, key, data):
+        raise StoreUnavailable("away")
+
+    events._say_once.cache_clear()
+    monkeypatch.setattr(events, "notice", said.append)
+    monkeypatch.setattr(Store, "put", fail)
+    with timed(store, "r", "fit"):
+        pass
+    with pytest.raises(ValueError, match="the body's own"), recorded_run(store, "r"), timed(store, "r", "fit"):
+        raise ValueError("the body's own")
+    assert "the time of the step 'fit' of run r is not recorded: StoreUnavailable: away" in said
+
+
 def test_a_number_that_json_does_not_know_is_null(store):
     record_event(store, "r", "counted", threshold=float("-inf"), parts=[float("nan"), 1.0], inside={"x": float("inf")})
     (found,) = read_events(store, "r")
