@@ -24,6 +24,7 @@ from quad_tasks.core.group_sums import group_sums
 from quad_tasks.core.lm.batching import make_batches, split_windows
 from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.core.loss import Fisher
+from quad_tasks.core.seeds import label_seed
 from quad_tasks.records import BanditState, Pull
 
 WINDOW_TOKENS = 256
@@ -81,7 +82,8 @@ def fit_text_factors(
     windows = [split_windows(ids, window_tokens)[0] for ids in encode(tokenizer, texts) if len(ids) >= 2]
     if not windows:
         raise ValueError("texts: expected one of at least two tokens, found none")
-    batches, _ = make_batches(windows, window_tokens, batch_tokens, [seed * 2**31 + i for i in range(len(windows))])
+    seeds = [label_seed(seed, i) for i in range(len(windows))]
+    batches, _ = make_batches(windows, window_tokens, batch_tokens, seeds)
     return ekfac.fit_factors(model, batches, attention, fisher)
 
 
