@@ -135,8 +135,13 @@ def _split_sets(
         n = 0
         if not keeps_all:
             n = max(1, round(len(documents) * reference.heldout_share))
+            if len(documents) < 2:
+                raise ConfigError(f"{key}: expected at least 2 documents, found {len(documents)}")
             if len(documents) == n:
-                raise ConfigError(f"{key}: expected at least 2 documents, found {n}")
+                raise ConfigError(
+                    f"reference.heldout_share: expected a share that leaves documents for the direction, found "
+                    f"{reference.heldout_share}, which holds out all {n} documents of {key}"
+                )
         split[name] = documents[n:], documents[:n]
     return split
 

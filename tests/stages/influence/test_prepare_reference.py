@@ -118,6 +118,20 @@ def test_a_reference_that_cannot_be_is_refused_by_its_key(reference, message):
         parse_config(small_config("/corpus", "/workspace", reference=reference), "config.yaml")
 
 
+@pytest.mark.parametrize(
+    ("documents", "share", "message"),
+    [
+        (10, 0.99, r"reference\.heldout_share: .* found 0\.99, .* all 10 documents of reference\.inputs"),
+        (1, 0.2, r"reference\.inputs: expected at least 2 documents, found 1"),
+    ],
+)
+def test_a_set_that_leaves_nothing_for_the_direction_is_refused(tmp_path, configured, documents, share, message):
+    uri = str(write_jsonl(tmp_path / "few.jsonl", topic_records("harbour", documents, seed=2)))
+    config = configured("few", {"inputs": [uri], "heldout_share": share})
+    with pytest.raises(ConfigError, match=message):
+        split_reference(config.reference, config.heldout, config.seed)
+
+
 def doubled(tmp_path, config, **changes):
     """Configure a reference that holds each document twice, the second time inside a longer one under another id."""
     records = [r for r in topic_records("harbour", 60, seed=5) if len(r["text"].split()) > 30][:20]
