@@ -46,7 +46,18 @@ def save_checkpoint(
     described: Checkpoint,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Write model, tokenizer and optimizer state under `key`, then the manifest that makes them a checkpoint."""
+    """Write model, tokenizer and optimizer state under `key`, then the manifest that makes them a checkpoint.
+
+    The files of a checkpoint that stands there already are left as they are.
+
+    Raises:
+        ManifestMismatch: another checkpoint stands there.
+    """
+    if store.exists(manifest_key(key)):
+        there = read_checkpoint_manifest(store, key)
+        known = {"files": there.files, "optimizer_sha256": there.optimizer_sha256}
+        write_manifest(store, manifest_key(key), described.model_copy(update=known))
+        return
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)

@@ -8,10 +8,18 @@ import pytest
 import torch
 
 from quad_tasks.core.lm.model import LlamaSize, fresh_llama
+from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.core.lm.training import Schedule, make_optimizer, train
 from quad_tasks.runtime import checkpoints
-from quad_tasks.runtime.checkpoints import keep_steps, resume_steps
+from quad_tasks.runtime.checkpoints import (
+    describe_checkpoint,
+    keep_steps,
+    read_checkpoint,
+    resume_steps,
+    save_checkpoint,
+)
 from quad_tasks.storage.keys import steps_key
+from quad_tasks.storage.manifest import ManifestMismatch
 from quad_tasks.storage.store import open_store
 from quad_tasks.storage.tensors import save_tensors
 
@@ -101,3 +109,15 @@ def test_nothing_kept_means_from_the_start(tmp_path):
     assert resume_steps(store, KEY, *begin()) is None
     train_from(store, every_s=1e9)
     assert not store.exists(steps_key(KEY))
+
+
+def test_a_checkpoint_that_is_committed_stays_whole_where_another_is_saved_over_it(tmp_path):
+    store, tokenizer = open_store(str(tmp_path)), train_tokenizer(["a tide, a rope, a deck"] * 9, 300)
+    size = LlamaSize(width=16, layers=2, heads=2, key_value_heads=1, mlp_width=24)
+    first, other = (fresh_llama(size, len(tokenizer), 32, seed=seed) for seed in (0, 1))
+    for _ in range(2):  # the same one again is no error
+        save_checkpoint(store, KEY, first, tokenizer, describe_checkpoint("m", "t", first, tokenizer))
+    with pytest.raises(ManifestMismatch, match="other content is committed"):
+        save_checkpoint(store, KEY, other, tokenizer, describe_checkpoint("m", "t", other, tokenizer))
+    loaded, _ = read_checkpoint(store, KEY, "float32", "cpu")
+    assert same(first, loaded)
