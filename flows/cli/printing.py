@@ -295,7 +295,7 @@ def _gain(report: "Report") -> dict[str, str]:
         "reference loss": ", ".join(f"{fixed(one.reference_loss, 4)} {kind}" for kind, one in losses.items() if one)
     }
     if outcome.last:
-        note = "one seed, so without an interval"
+        note = outcome.last.without_interval
         if outcome.last.interval:
             low, high = (fixed(-end, 3, sign=True) for end in reversed(outcome.last.interval))
             note = f"95 % interval {low} to {high} over {outcome.last.interval_over}"

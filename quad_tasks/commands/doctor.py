@@ -31,6 +31,10 @@ OF_MACHINES = ("device", "workers")
 SMALL_BYTES = 8 * 2**20
 """Reference and held-out inputs up to this size are read whole here; larger ones when they are needed."""
 BYTES_PER_TOKEN_AT_MOST = 8
+ONE_MEASURED = (
+    "one document gives the gain no interval: give more by reference.inputs, reference.heldout_share or a held-out "
+    "domain (heldout.reference_domain)"
+)
 """Of a tokenizer that is not trained yet: no text of a pool has fewer tokens."""
 
 
@@ -162,7 +166,11 @@ def check_reference(config: RunConfig) -> str:
     for name, texts in by_domain.items():
         if texts and max(count_tokens(config, texts)) < 2:
             raise ConfigError(f"heldout.inputs: expected a document of two tokens or more in {name!r}, found none")
-    return f"{len(direction)} documents for the direction, {len(measured)} measured, {len(by_domain) - 1} other domains"
+    single = f" ({ONE_MEASURED})" if len(measured) == 1 else ""
+    return (
+        f"{len(direction)} documents for the direction, {len(measured)} measured{single}, "
+        f"{len(by_domain) - 1} other domains"
+    )
 
 
 def check_budget(config: RunConfig, pool: Sample) -> str:

@@ -294,7 +294,9 @@ def _gain_of_repeats(store: Store, control: RunConfig, repeats: Sequence[RunConf
     random = [_losses(store, control.run, f"random-{number}") for number in range(len(repeats))]
     selected = [_losses(store, config.run, "selected-0") for config in repeats]
     check_equal_steps([one.training for one in [*random, *selected] if one.training])
-    return paired_gain([one.documents for one in random], [one.documents for one in selected], {})
+    gain = paired_gain([one.documents for one in random], [one.documents for one in selected], {})
+    assert gain is not None  # many documents are planted
+    return gain
 
 
 def _losses(store: Store, run: str, name: str) -> Losses:

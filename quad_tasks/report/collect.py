@@ -56,7 +56,7 @@ from quad_tasks.stages.bandit.ledger import SET_COLUMN, read_choice
 from quad_tasks.stages.bandit.round_settings import pull_sizes
 from quad_tasks.stages.influence.find_overlap import count_overlap
 from quad_tasks.stages.pool.count_amounts import sum_tokens
-from quad_tasks.stages.selection.paired_gain import check_equal_steps, paired_gain
+from quad_tasks.stages.selection.paired_gain import check_equal_steps, mean_loss, paired_gain
 from quad_tasks.stages.selection.publish import count_documents
 from quad_tasks.storage import rounds
 from quad_tasks.storage.keys import (
@@ -303,6 +303,11 @@ def _gain(run: FinishedRun, stage: int, seeds: Sequence[int]) -> Gain:
     weights = {one.name: one.weight for one in read_reference(run.store, run.reference).reference.sets}
     found = paired_gain([one.documents for one in random], [one.documents for one in selected], weights)
     n_documents = sum(len(one.nats) for one in selected[0].documents.values())
+    if found is None:
+        after_random, after_selected = (
+            float(np.mean([mean_loss(one.documents, weights) for one in trained])) for trained in (random, selected)
+        )
+        return Gain(mean=after_random - after_selected, low=None, high=None, documents=n_documents, seeds=len(seeds))
     return Gain(**asdict(found), documents=n_documents, seeds=len(seeds))
 
 

@@ -185,7 +185,7 @@ class Round(Part):
 
 
 class Gain(Part):
-    """Reference loss saved against the random control, with its 95 % interval over documents and seeds together."""
+    """Reference loss saved against the random control; the 95 % interval is over documents and seeds, none of one."""
 
     mean: float | None = None
     low: float | None = None

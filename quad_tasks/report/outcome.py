@@ -23,7 +23,7 @@ class Comparison:
         before: reference loss at the checkpoint both started from, nats per token.
         random: reference loss after random tokens, mean over seeds.
         selected: reference loss after selected tokens, mean over seeds.
-        interval: 95 % confidence interval of the gain over measured documents and seeds; None where none was taken.
+        interval: 95 % confidence interval of the gain over measured documents and seeds; None where there is none.
         seeds: number of seeds.
         documents: measured documents that the interval is over; None: over seeds alone.
     """
@@ -42,6 +42,11 @@ class Comparison:
         seeds = [f"{self.seeds} seeds"] if self.seeds > 1 else []
         documents = [f"{self.documents:,} measured documents"] if self.documents else []
         return " and ".join([*documents, *seeds])
+
+    @property
+    def without_interval(self) -> str:
+        """Say why there is no interval, where there is none."""
+        return f"one {'measured document' if self.documents == 1 else 'seed'}, so without an interval"
 
     @property
     def gain(self) -> float:
@@ -137,14 +142,16 @@ def _compare(stage: Stage, position: int) -> Comparison | None:
     if before is None or random is None or selected is None:
         return None
     by_seed = stage.random.reference_loss_by_seed, stage.selected.reference_loss_by_seed
+    documents = stage.gain.documents if stage.gain else None
+    over_seeds = None if documents == 1 else gain_interval(*by_seed)  # seeds say nothing of other documents
     return Comparison(
         stage=position if stage.stage is None else stage.stage,
         before=before,
         random=random,
         selected=selected,
-        interval=_interval(stage.gain) or gain_interval(*by_seed),
+        interval=_interval(stage.gain) or over_seeds,
         seeds=len(stage.seeds or by_seed[0]),
-        documents=stage.gain.documents if stage.gain else None,
+        documents=documents,
     )
 
 

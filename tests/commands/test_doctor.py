@@ -8,7 +8,7 @@ from small_pool import small_config, topic_records, write_jsonl
 from typer.testing import CliRunner
 
 from flows.cli.app import app
-from quad_tasks.commands.doctor import examine, refuse_unfit
+from quad_tasks.commands.doctor import check_reference, examine, refuse_unfit
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.lm.model import ModelError
@@ -75,6 +75,14 @@ def test_a_domain_without_a_token_to_predict_is_named(config, corpus, tmp_path):
     inputs = [f"{corpus}/heldout/*.jsonl", short]
     with pytest.raises(ConfigError, match=r"heldout\.inputs: expected a document of two tokens or more in 'tiny'"):
         refuse_unfit(config(heldout__inputs=inputs))
+
+
+def test_a_reference_of_which_one_document_is_measured_is_said_to_give_no_interval(config, tmp_path):
+    """Of seven documents a fifth is one."""
+    few = str(write_jsonl(tmp_path / "few.jsonl", topic_records("harbour", 7, seed=2)))
+    own = config(reference__inputs=[few], heldout__reference_domain=None)
+    assert check_reference(own).startswith("6 documents for the direction, 1 measured (one document gives the gain no")
+    assert "interval" not in check_reference(config(heldout__reference_domain=None))
 
 
 def test_a_run_that_has_begun_needs_its_inputs_no_more(small_run, tmp_path):

@@ -27,6 +27,15 @@ def test_seeds_that_do_not_pair_or_are_fewer_than_two_give_no_interval(random, s
     assert gain_interval(random, selected) is None
 
 
+def test_one_measured_document_gives_no_interval_however_many_the_seeds():
+    report = fake_report()
+    report["stages"][0]["gain"] = {"mean": 0.155, "low": None, "high": None, "documents": 1, "seeds": 3}
+    last = outcome_of(report).last
+    assert (last.interval, last.seeds) == (None, 3)
+    assert last.gain == pytest.approx(0.155)
+    assert last.without_interval == "one measured document, so without an interval"
+
+
 def test_the_references_domain_comes_first_and_the_others_by_what_they_lost():
     domains = outcome_of(fake_report()).domains
     assert [domain.is_reference for domain in domains] == [True] + [False] * 5

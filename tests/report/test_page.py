@@ -118,7 +118,7 @@ def test_one_seed_gives_no_interval(no_drawings):
     for arm in ("random", "selected"):
         report["stages"][0][arm]["reference_loss_by_seed"] = [5.8]
     report["stages"][0]["seeds"] = [0]
-    assert "did (no interval: it needs two seeds), at the cost" in words(render(report))
+    assert "did (one seed, so without an interval), at the cost" in words(render(report))
 
 
 def test_a_run_without_control_claims_no_gain(no_drawings):

@@ -78,7 +78,7 @@ def _student_interval(values_S: Float64) -> tuple[Float64, Float64, Float64]:
     return mean, mean + low * error, mean + high * error
 
 
-def gain_over_documents(before_SN: Float64, after_SN: Float64, target_N: Float64 | Int64) -> Interval:
+def gain_over_documents(before_SN: Float64, after_SN: Float64, target_N: Float64 | Int64) -> Interval | None:
     """Compute the mean loss saved per target, with an interval over measured documents and repeats together.
 
     Both vary: other documents of the same kind, and other seeds of the same training, would give another gain. The half
@@ -88,9 +88,14 @@ def gain_over_documents(before_SN: Float64, after_SN: Float64, target_N: Float64
     Args:
         before_SN: [S, N] summed nats of each repeat and document under the baseline.
         after_SN: [S, N] the same under the method, repeats paired.
-        target_N: [N] targets of each document, or what it weighs, N >= 2.
+        target_N: [N] targets of each document, or what it weighs.
+
+    Returns:
+        The interval; None of fewer than two documents, which do not tell how another one would differ.
     """
     saved_SN, n_repeats, n_documents = before_SN - after_SN, len(before_SN), len(target_N)
+    if n_documents < 2:
+        return None
     mean = float(saved_SN.sum() / (n_repeats * target_N.sum()))
     # what each document adds to the ratio of sums, linearised about the mean: its own mean is 0
     residual_SN = (saved_SN - mean * target_N) / target_N.mean()

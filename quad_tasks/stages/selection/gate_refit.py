@@ -3,14 +3,15 @@
 Influence at a freshly trained checkpoint can mislead. From the stage's own checkpoint, optimizer and
 schedule a copy is trained on the best that the new direction's ranking has left, another on the best of the last one
 used. The new ranking is used where it leaves less loss on the direction's own reference documents, the whole paired
-interval over them above 0. The measured part of the reference has no say, so that what a run reports stays unseen. The
-verdict is a manifest: `<stage>/gate.json`.
+interval over them above 0; a single document gives no interval. The measured part of the reference has no say, so that
+what a run reports stays unseen. The verdict is a manifest: `<stage>/gate.json`.
 """
 
 from dataclasses import replace
 
 import numpy as np
 
+from quad_tasks.core.evaluation.statistics import Interval
 from quad_tasks.core.lm import training
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.core.selection.fill_budget import fill_budget
@@ -72,15 +73,21 @@ def _try_both(store: Store, stage: Stage, run: TrainingRun, how: StageSelection,
     fresh, old = map_tasks(train_trial, items, "try both rankings", "models", on_gpu=True)
     weights = {one.name: one.weight for one in read_reference(store, _reference_of(store, stage)).reference.sets}
     gain = paired_gain([old], [fresh], weights)
-    accepted = gain.low > 0
+    refitted_loss, earlier_loss = (mean_loss(trial, weights) for trial in (fresh, old))
+    accepted = gain is not None and gain.low > 0
     notice(
         f"stage {stage.number}: {'the refitted' if accepted else 'the earlier'} ranking is used: after a trial the "
-        f"reference's own loss is {gain.mean:+.4f} lower by the refitted (95 % interval over its documents "
-        f"{gain.low:+.4f} to {gain.high:+.4f})"
+        f"reference's own loss is {earlier_loss - refitted_loss:+.4f} lower by the refitted "
+        f"({_describe_interval(gain)})"
     )
     used = stage.direction if accepted else before
-    refitted_loss, earlier_loss = (mean_loss(trial, weights) for trial in (fresh, old))
     return GateTrial(used=used, refitted_loss=refitted_loss, earlier_loss=earlier_loss, accepted=accepted)
+
+
+def _describe_interval(gain: Interval | None) -> str:
+    if gain is None:
+        return "one document of it gives no interval, which the refitted ranking would need above 0"
+    return f"95 % interval over its documents {gain.low:+.4f} to {gain.high:+.4f}"
 
 
 def _reference_of(store: Store, stage: Stage) -> str:

@@ -34,13 +34,18 @@ def check_equal_steps(trainings: Sequence[TrainingInfo]) -> None:
         )
 
 
-def paired_gain(baseline_S: Sequence[BySet], method_S: Sequence[BySet], weights: Mapping[str, float]) -> Interval:
+def paired_gain(
+    baseline_S: Sequence[BySet], method_S: Sequence[BySet], weights: Mapping[str, float]
+) -> Interval | None:
     """Compute the mean reference loss saved, nats per target, with an interval over documents and repeats together.
 
     Args:
         baseline_S: [S] losses by reference set and document of each repeat of the baseline.
         method_S: [S] the same of the method, on the same documents, repeats paired.
         weights: of the reference sets; a set that is not named counts 1.
+
+    Returns:
+        The gain; None where a single document was measured, which gives no interval.
     """
     scales = _scales(baseline_S[0], weights)
     before_SN, after_SN = (

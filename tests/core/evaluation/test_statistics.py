@@ -93,6 +93,13 @@ def test_the_gains_interval_covers_the_truth_between_92_and_98_times_in_a_hundre
     assert 0.92 <= covered / trials <= 0.98
 
 
+@pytest.mark.parametrize("n_repeats", [1, 2])
+@pytest.mark.parametrize("n_documents", [0, 1])
+def test_a_single_document_gives_the_gain_no_interval(n_repeats, n_documents):
+    losses = np.ones((n_repeats, n_documents))
+    assert gain_over_documents(losses, 0.5 * losses, np.ones(n_documents)) is None
+
+
 def test_one_repeats_gain_has_students_interval_over_documents_of_equal_length():
     saved_N = np.random.default_rng(3).normal(size=40)
     found = gain_over_documents(saved_N[None], np.zeros((1, 40)), np.ones(40))

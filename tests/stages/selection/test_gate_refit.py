@@ -46,6 +46,7 @@ def losses(saved_N):
         (np.full(40, 0.5), True),
         (np.where(np.arange(40) % 2, 3.0, -2.5), False),  # less loss by .025 a target, and by chance
         (np.full(40, -0.5), False),
+        (np.full(1, 0.5), False),  # one document has no interval
     ],
 )
 def test_a_refitted_ranking_needs_more_than_a_smaller_loss(small_run, monkeypatch, saved_N, accepted):
@@ -55,13 +56,19 @@ def test_a_refitted_ranking_needs_more_than_a_smaller_loss(small_run, monkeypatc
     fitted = rounds.read_round(store, small_run.run, 1, 0).info.direction
     checkpoint = stage_key(small_run, 0, "trained/selected-0")
     stage = Stage(small_run.run, 1, pinned_pool(store, small_run.run), checkpoint, fitted)
+    said: list[str] = []
+    monkeypatch.setattr(gate_refit, "notice", said.append)
     monkeypatch.setattr(gate_refit, "try_choice", lambda store, stage, how, name: name)
-    monkeypatch.setattr(gate_refit, "map_tasks", lambda *given, **also: [losses(saved_N), losses(np.zeros(40))])
+    monkeypatch.setattr(
+        gate_refit, "map_tasks", lambda *given, **also: [losses(saved_N), losses(np.zeros(len(saved_N)))]
+    )
     how = stage_selection(small_run, 1)
     verdict = gate_refit._try_both(store, stage, training_run(small_run), how, first)
     assert verdict.accepted is accepted
     assert verdict.used == (fitted if accepted else first)
     assert (verdict.refitted_loss < verdict.earlier_loss) == (saved_N.mean() > 0)
+    assert f"loss is {saved_N.mean() / 10:+.4f} lower by the refitted" in said[0]
+    assert ("one document of it gives no interval" in said[0]) == (len(saved_N) == 1)
 
 
 def test_both_trials_start_from_the_stages_checkpoint(small_run):

@@ -17,6 +17,10 @@ def test_the_gain_is_the_difference_of_losses_per_target():
     assert gain.low < gain.mean < gain.high
 
 
+def test_one_measured_document_gives_no_interval():
+    assert paired_gain([losses([30.0], [10])] * 2, [losses([20.0], [10])] * 2, {}) is None
+
+
 def test_sets_count_by_their_weights():
     def two(first, second):
         one = DocumentLosses(nats=(first, first), targets=(10, 10))
