@@ -10,16 +10,20 @@ import torch
 from quad_tasks.core.lm.model import LlamaSize, fresh_llama
 from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.core.lm.training import Schedule, make_optimizer, train
+from quad_tasks.manifests.influence import Checkpoint, TokenizerInfo
 from quad_tasks.runtime import checkpoints
 from quad_tasks.runtime.checkpoints import (
     describe_checkpoint,
     keep_steps,
+    optimizer_arrays,
     read_checkpoint,
+    restore_optimizer,
     resume_steps,
     save_checkpoint,
 )
-from quad_tasks.storage.keys import steps_key
-from quad_tasks.storage.manifest import ManifestMismatch
+from quad_tasks.storage.errors import StoreKeyError
+from quad_tasks.storage.keys import manifest_key, optimizer_key, steps_key
+from quad_tasks.storage.manifest import DigestMismatch, ManifestMismatch, write_manifest
 from quad_tasks.storage.store import open_store
 from quad_tasks.storage.tensors import save_tensors
 
@@ -121,3 +125,49 @@ def test_a_checkpoint_that_is_committed_stays_whole_where_another_is_saved_over_
         save_checkpoint(store, KEY, other, tokenizer, describe_checkpoint("m", "t", other, tokenizer))
     loaded, _ = read_checkpoint(store, KEY, "float32", "cpu")
     assert same(first, loaded)
+
+
+def write_trained(store, steps):
+    """Write what a training of so many steps leaves of its optimizer, and the checkpoint's manifest; return it."""
+    model, optimizer = begin()
+    sha256 = None
+    for _ in range(steps):
+        model(torch.tensor([DOCUMENTS[0]]), labels=torch.tensor([DOCUMENTS[0]])).loss.backward()
+        optimizer.step()
+    if steps:
+        sha256 = save_tensors(store, optimizer_key(KEY), optimizer_arrays(optimizer), {})
+    described = Checkpoint(
+        name="c", architecture="LlamaForCausalLM", parameters=1, weights_sha256="", trained_steps=steps,
+        tokenizer=TokenizerInfo(name="t", sha256="", vocabulary=64), optimizer_sha256=sha256,
+    )  # fmt: skip
+    write_manifest(store, manifest_key(KEY), described)
+    return optimizer_arrays(optimizer)
+
+
+def test_a_training_goes_on_with_the_optimizer_state_of_its_checkpoint(tmp_path):
+    store = open_store(str(tmp_path))
+    left = write_trained(store, 2)
+    _, optimizer = begin()
+    assert restore_optimizer(store, KEY, optimizer)
+    restored = optimizer_arrays(optimizer)
+    assert restored.keys() == left.keys() != set()
+    assert all(np.array_equal(restored[name], left[name]) for name in left)
+
+
+def test_an_optimizer_state_that_is_gone_or_damaged_is_refused_and_not_begun_anew(tmp_path):
+    store = open_store(str(tmp_path))
+    write_trained(store, 2)
+    key = optimizer_key(KEY)
+    state = store.get(key)
+    store.put(key, state[:-1] + bytes([state[-1] ^ 1]))
+    with pytest.raises(DigestMismatch, match="expected digest"):
+        restore_optimizer(store, KEY, begin()[1])
+    store.delete(key)
+    with pytest.raises(StoreKeyError, match=r"optimizer\.safetensors"):
+        restore_optimizer(store, KEY, begin()[1])
+
+
+def test_a_checkpoint_that_no_stage_trained_has_no_optimizer_state(tmp_path):
+    store = open_store(str(tmp_path))
+    write_trained(store, 0)
+    assert not restore_optimizer(store, KEY, begin()[1])

@@ -20,6 +20,7 @@ SECRETS = {
     "HF_TOKEN": "hf_planted0123456789planted",
     "QUAD_TEST_PASSWORD": "planted-correct-horse-battery",
 }
+ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 280
 POLL_S = 0.2
 
@@ -125,3 +126,31 @@ def test_of_two_refreshes_of_one_pool_the_second_waits_and_finds_the_work_done(c
 @pytest.mark.slow
 def test_servers_that_a_run_starts_listen_on_loopback_only(race):
     assert race.listening == {"127.0.0.1"}
+
+
+ENTRYPOINT = "from prefect.flows import load_flow_from_entrypoint as load; load('flows/fit_influence.py:fit_influence')"
+
+
+@pytest.mark.parametrize("start", ["import flows.fit_influence", "import quad_tasks.runtime.tasks", ENTRYPOINT])
+def test_prefect_reports_to_nobody_however_a_flow_is_started(tmp_path, start):
+    """In a process whose environment says nothing of it, not even that it runs in CI, where Prefect reports nothing."""
+    code = (
+        f"import os; {start}; from prefect.analytics import _is_telemetry_enabled as enabled; "
+        "from prefect.settings import get_current_settings as settings; "
+        "print(enabled(), os.environ['PREFECT_SERVER_ANALYTICS_ENABLED'], settings().server.analytics_enabled)"
+    )
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    # a server that is not there, which Prefect asks before it reports: a fault here reports nothing either
+    elsewhere = {"HOME": str(tmp_path), "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, **elsewhere},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert ended.returncode == 0, ended.stderr
+    reports, server_reports, setting = ended.stdout.split()
+    assert (reports, server_reports) == ("False", "false")
+    assert setting == "False" or start == ENTRYPOINT  # where Prefect, and its settings, are there before Quad

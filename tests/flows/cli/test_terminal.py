@@ -3,12 +3,22 @@
 import json
 import os
 import signal
+import urllib.request
 
 import pytest
 import typer
 
 from flows.cli.options import run_flow
-from flows.cli.terminal import BAD_INPUT, DEFAULTS, FAILED, print_body, print_rows, session
+from flows.cli.terminal import (
+    BAD_INPUT,
+    DEFAULTS,
+    FAILED,
+    PROXIES,
+    keep_loopback_direct,
+    print_body,
+    print_rows,
+    session,
+)
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.blocks import UnsupportedLayer
 from quad_tasks.core.lm.model import ModelError
@@ -120,6 +130,33 @@ def test_a_users_own_environment_goes_before_the_defaults(monkeypatch):
         assert os.environ["PREFECT_LOGGING_LEVEL"] == "WARNING"
         assert {n: os.environ[n] for n in DEFAULTS if n != "PREFECT_LOGGING_LEVEL"}.items() <= DEFAULTS.items()
         assert "QUAD_QUIET" not in os.environ
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    """No variable of a proxy is set, and those that a test or the product sets are put back."""
+    for name in (*PROXIES, "NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("variable", PROXIES)
+def test_requests_to_this_machine_pass_by_a_proxy_in_every_command(no_proxy, monkeypatch, variable):
+    monkeypatch.setenv(variable, "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "intranet.example, localhost")
+    monkeypatch.setenv("no_proxy", "intranet.example, localhost")
+    assert not urllib.request.proxy_bypass("127.0.0.1")
+    with session(True, False):
+        assert all(urllib.request.proxy_bypass(host) for host in ("127.0.0.1", "localhost", "intranet.example"))
+        assert not urllib.request.proxy_bypass("hub.example")
+    once = os.environ["NO_PROXY"]
+    keep_loopback_direct()
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == once == "intranet.example,localhost,127.0.0.1,::1"
+
+
+def test_without_a_proxy_nothing_is_kept_from_it(no_proxy):
+    keep_loopback_direct()
+    assert {"NO_PROXY", "no_proxy"}.isdisjoint(os.environ)
 
 
 def test_quiet_is_told_to_the_progress_bars():

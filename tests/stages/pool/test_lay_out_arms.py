@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from quad_tasks.stages.pool import ingest
 from quad_tasks.stages.pool import lay_out_arms as layout
 from quad_tasks.storage import tables
+from quad_tasks.storage.errors import StoreFault
 from quad_tasks.storage.keys import (
     arm_index_key,
 )
-from quad_tasks.storage.pool_versions import read_version
+from quad_tasks.storage.pool_versions import list_versions, read_version
 from quad_tasks.storage.positions import column_vectors, read_table
 from quad_tasks.storage.store import Store, open_store
 
@@ -182,3 +183,23 @@ def test_what_was_finished_with_other_sizes_is_made_again(one_process, small_siz
     version = read_version(store, layout.lay_out_arms.fn(store, "p", 0, names, CLUSTERING, FEATURES, "m", "", NO_DRIFT))
     parts = [part.key for part in version.parts]
     assert {key: store.get(key) for key in parts} == {key: calm.get(key) for key in parts}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_layout_that_lost_or_gained_documents_becomes_no_version(
+    one_process, small_sizes, tmp_path, monkeypatch, first
+):
+    store = open_store(str(tmp_path))
+    names = write_pool(store, SHARDS, 3)
+    write = layout._write_layout
+
+    def lose_or_gain(*arguments):
+        parts = write(*arguments)
+        return parts[1:] if first else [parts[0], *parts]
+
+    monkeypatch.setattr(layout, "_write_layout", lose_or_gain)
+    with pytest.raises(
+        StoreFault, match=r"expected the 60 documents of the pool's shards, laid out or set aside, got \d"
+    ):
+        lay_out(store, names)
+    assert list_versions(store, "p") == []
