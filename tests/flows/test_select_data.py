@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_pool import BAD_LINES, DOCUMENTS_PER_TOPIC, TOPICS, small_config, stored, topic_records
+from small_pool import BAD_LINES, DOCUMENTS_PER_TOPIC, TOPICS, small_config, stored, topic_records, write_jsonl
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from flows import run_bandit
@@ -225,3 +225,30 @@ def test_a_checkpoint_from_a_path_is_selected_for_and_named(dask_client, corpus,
     report = report_of(config)
     assert report["tokenizer"]["name"] == str(source)
     assert report["stages"][0]["selected"]["reference_loss"] < report["stages"][0]["before"]["reference_loss"]
+
+
+@pytest.mark.slow
+def test_the_narrowest_run_is_reported_and_verified(dask_client, corpus, tmp_path):
+    """One measured document, one arm with neighbours to tell, and nothing that is selected by influence."""
+    few = str(write_jsonl(tmp_path / "few.jsonl", topic_records("harbour", 5, seed=2)))
+    body = small_config(
+        corpus,
+        str(tmp_path / "workspace"),
+        reference={"inputs": [few]},
+        heldout__reference_domain=None,
+        clustering__arms=1,
+        bandit__propagation="weights",
+        selection__general_share=1,
+        training__seeds=2,
+        training__frontier=[],
+    )
+    config = parse_config(body, "narrowest")
+    select_data(config)
+    report = report_of(config)
+    for stage in report["stages"]:
+        saved = stage["random"]["reference_loss"] - stage["selected"]["reference_loss"]
+        assert stage["gain"] == {"mean": pytest.approx(saved), "low": None, "high": None, "documents": 1, "seeds": 2}
+    assert all(one["left"] is None for stage in report["stages"] for one in stage["rounds"])
+    result = verify_run(config)
+    assert result["balanced"]
+    assert result["scored_once"]

@@ -121,6 +121,12 @@ def test_one_seed_gives_no_interval(no_drawings):
     assert "did (one seed, so without an interval), at the cost" in words(render(report))
 
 
+def test_one_measured_document_gives_no_interval(no_drawings):
+    report = fake_report()
+    report["stages"][0]["gain"] = {"mean": 0.155, "low": None, "high": None, "documents": 1, "seeds": 3}
+    assert words(render(report)).count("one measured document, so without an interval") == 2
+
+
 def test_a_run_without_control_claims_no_gain(no_drawings):
     report = fake_report()
     del report["stages"][0]["random"]

@@ -17,11 +17,12 @@ from quad_tasks.records import Pull, Stage
 from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.stages.bandit import commit_round as committing
 from quad_tasks.stages.bandit import ledger
+from quad_tasks.stages.bandit import plan_round as planning
 from quad_tasks.stages.bandit.commit_round import ARM_SCHEMA, _pilot_sample, _pull, commit_round
 from quad_tasks.stages.bandit.draw_pulls import Draw
 from quad_tasks.stages.bandit.ledger import SCORE_SCHEMA, load_arms, read_chosen, read_ledger
 from quad_tasks.stages.bandit.pilot import calibrate_scorer, choose_threshold, describe_pilot
-from quad_tasks.stages.bandit.plan_round import plan_round
+from quad_tasks.stages.bandit.plan_round import Plan, plan_round
 from quad_tasks.stages.bandit.round_settings import pull_sizes, round_settings
 from quad_tasks.stages.bandit.score_round import score_round
 from quad_tasks.stages.bandit.stopping import stop_reason
@@ -177,6 +178,29 @@ def test_a_share_too_small_to_score_anything_is_refused_with_numbers(small_run):
     stage = Stage("tiny", 0, version_of(small_run), "", "")
     with pytest.raises(ConfigError, match=r"max_scored_share: expected to leave stage 0 at least 2 of \d+ .*, got 0"):
         plan_round.fn(open_store(small_run.workspace), stage, 0, round_settings(config, 0))
+
+
+@pytest.mark.parametrize("payable", [0, 1])
+def test_a_pilot_whose_documents_cost_more_than_the_stage_may_spend_is_refused_before_any_is_scored(
+    small_run, monkeypatch, payable
+):
+    """The cap leaves room for many documents of mean length; those drawn are far longer."""
+    monkeypatch.setattr(
+        planning, "scoring_costs", lambda *known: np.where(np.arange(len(known[-1])) < payable, 0, 1e30)
+    )
+    section = small_run.bandit.model_copy(update={"max_scored_share": None, "max_cost_share": 0.9})
+    config = small_run.model_copy(update={"run": "long-documents", "bandit": section})
+    stage = Stage("long-documents", 0, version_of(small_run), "", "")
+    with pytest.raises(ConfigError, match=rf"max_cost_share: .* at least 2 documents, got that of {payable}"):
+        plan_round.fn(open_store(small_run.workspace), stage, 0, round_settings(config, 0))
+
+
+def test_a_pilot_that_scored_nothing_tries_no_scorer():
+    """Every document was scored along the direction in the stage before, whose refit the gate did not let pass."""
+    stage = Stage("all-known", 1, "", "", "")
+    found = calibrate_scorer.fn(None, stage, Plan([], []), configured(scorer="auto"), [])
+    assert (found.accepted, found.documents, found.used) == (False, 0, {"scorer": "exact"})
+    assert found.reason == "scored exactly, since the pilot has too few documents to try auto on"
 
 
 def test_every_arm_is_visited_first_only_where_the_pilot_could_reach_each():
