@@ -86,7 +86,8 @@ def _prepare_model(store: Store, config: RunConfig, shards: list[Shard], held_ou
 
 def _recipe(store: Store, config: RunConfig, model: str, held_out: HeldOutText | None) -> str:
     known = held_out.identity(store) if held_out else ()
-    return recipe_of(config.model, config.embedding, config.clustering, config.seed, model, known)
+    fields, embedding, clustering = config.pool.fields, config.embedding, config.clustering
+    return recipe_of(config.model, fields, embedding, clustering, config.seed, model, known)
 
 
 def _cluster(store: Store, config: RunConfig, names: list[str], model: str, kept: str | None) -> str:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.core.evaluation.statistics import Interval
+from quad_tasks.core.lm.training import count_targets
 from quad_tasks.experiments.experiment import Experiment, Tables, claims_table, within
 from quad_tasks.experiments.lab import plots
 from quad_tasks.experiments.lab.cache import map_cached
@@ -151,7 +152,7 @@ def subset_loss(workspace: str, key: str, rows: Sequence[int]) -> float:
     """Train on rows, one pass under a schedule of their own, on a worker; return the reference loss."""
     testbed = open_testbed(workspace, key)
     chosen, held_out = testbed.token_ids(rows), hold_out_reference(testbed, testbed.texts.measured)
-    settings, generator = continued_settings(testbed, chosen), np.random.default_rng(0)
+    settings, generator = continued_settings(testbed, count_targets(chosen)), np.random.default_rng(0)
     return train_choice(begin(testbed.model), chosen, settings, generator, held_out)[1].reference_loss
 
 
@@ -163,7 +164,7 @@ def step_losses(workspace: str, key: str, batches: Sequence[Sequence[int]]) -> l
     for rows in batches:
         chosen, generator = testbed.token_ids(rows), np.random.default_rng(0)
         settings = one_pass(
-            chosen,
+            count_targets(chosen),
             STEP_RATE,
             window_tokens,
             STEP_DOCUMENTS * window_tokens,

@@ -211,6 +211,8 @@ def _train_ends(
 ) -> list[Trained]:
     """Train on the default's selections, and on those of the values that reach least and most of all.
 
+    Above a high τ there may be less than the budget: all are then trained on as much as the least has.
+
     Args:
         testbed: its checkpoint is trained.
         by_setting: selections by seed.
@@ -222,7 +224,7 @@ def _train_ends(
     ends = {"default": default, "least": int(np.argmin(means)), "most": int(np.argmax(means))}
     tried = {name: by_setting[settings[number]] for name, number in ends.items()}
     trials = [(np.array(one.rows), seed) for ones in tried.values() for seed, one in enumerate(ones)]
-    losses = iter([found.reference_loss for found in train_trials(testbed, trials)])
+    losses = iter([found.reference_loss for found in train_trials(testbed, trials, short=True)])
     return [
         Trained(
             name=name,

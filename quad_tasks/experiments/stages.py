@@ -43,6 +43,7 @@ from quad_tasks.experiments.lab.train_choice import (
     TrainingSettings,
     begin,
     branch,
+    common_targets,
     measure_losses,
     restart,
     train_choice,
@@ -200,10 +201,11 @@ def carry_out(workspace: str, key: str, plan_body: Mapping[str, Any], seed: int)
 def _training_settings(testbed: Testbed, plan: Plan) -> TrainingSettings:
     """Build one schedule over the whole budget, or over a stage where every stage restarts it."""
     size, step_tokens = testbed.size, 2 * testbed.size.batch_tokens
-    stage_steps = count_steps(size.budget_tokens // plan.stages, step_tokens)
+    targets = common_targets(size.budget_tokens // plan.stages, step_tokens)
+    stage_steps = count_steps(targets, step_tokens)
     total = stage_steps if plan.restart else plan.stages * stage_steps
     schedule = Schedule(CONTINUED_RATE, WARMUP_SHARE * total, total)
-    return TrainingSettings(schedule, size.window_tokens, step_tokens, size.batch_tokens)
+    return TrainingSettings(schedule, size.window_tokens, step_tokens, size.batch_tokens, targets)
 
 
 @functools.lru_cache(maxsize=1)
@@ -287,12 +289,13 @@ def _try(testbed: Testbed, learner: Learner, plan: Plan, rows: Int64, seed: Sequ
     """Train a copy on the best part of a selection; return the loss on the direction's reference documents."""
     trial_tokens = int(TRIAL_SHARE * (testbed.size.budget_tokens // plan.stages))
     part = fill_budget(rows, testbed.n_tokens, trial_tokens)
+    settings = _training_settings(testbed, plan)
     copied = branch(learner)
     copied = replace(copied, trained_steps=0) if plan.restart else copied
     _, losses = train_choice(
         copied,
         testbed.token_ids(np.sort(part)),
-        _training_settings(testbed, plan),
+        replace(settings, targets=common_targets(trial_tokens, settings.step_tokens)),
         np.random.default_rng(list(seed)),
         hold_out_reference(testbed, testbed.texts.reference),
     )

@@ -312,13 +312,18 @@ def _gain(run: FinishedRun, stage: int, seeds: Sequence[int]) -> Gain:
 
 
 def _frontier(run: FinishedRun, stage: int) -> tuple[FrontierPoint, ...]:
-    """List what each trained share of the rest of the pool gave, random tokens last."""
+    """List what each trained share of the rest of the pool gave, random tokens last.
+
+    Raises:
+        UnequalTrainings: as `_gain`.
+    """
     training = run.config.training
     names = {run.config.selection.general_share: "selected-0", **({1.0: "random-0"} if training.control else {})}
     names |= {share: f"general-{share:g}" for share in training.frontier}
+    measured = {share: _read_losses(run, stage, name) for share, name in sorted(names.items())}
+    check_equal_steps([one.training for one in measured.values() if one.training])
     points = []
-    for share, name in sorted(names.items()):
-        losses = _read_losses(run, stage, name)
+    for share, losses in measured.items():
         others = [bits for domain, bits in losses.domains.items() if domain != run.config.heldout.reference_domain]
         mean = float(np.mean(others)) if others else None
         points.append(FrontierPoint(general_share=share, reference_loss=losses.reference_loss, other_domains=mean))

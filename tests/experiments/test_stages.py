@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from quad_tasks.core.lm import training
 from quad_tasks.experiments import stages
-from quad_tasks.experiments.lab.train_choice import measure_losses
+from quad_tasks.experiments.lab.train_choice import common_targets, measure_losses
 from quad_tasks.experiments.lab.trials import CONTINUED_RATE, hold_out
 from quad_tasks.experiments.stages import (
     Before,
@@ -45,7 +45,8 @@ def test_one_shot_is_training_on_what_the_simulation_selects(tiny_testbed, carri
     ranking = first_ranking(tiny_testbed, 0)
     rows = take_next(tiny_testbed, ranking, Plan(), NONE_TAKEN, 0)
     model = copy.deepcopy(tiny_testbed.model)
-    total = training.count_steps(size.budget_tokens, 2 * size.batch_tokens)
+    targets = common_targets(size.budget_tokens, 2 * size.batch_tokens)
+    total = training.count_steps(targets, 2 * size.batch_tokens)
     training.train(
         model,
         training.make_optimizer(model, 0.01),
@@ -56,6 +57,7 @@ def test_one_shot_is_training_on_what_the_simulation_selects(tiny_testbed, carri
         2 * size.batch_tokens,
         size.batch_tokens,
         np.random.default_rng([0, 0]),
+        targets,
     )
     expected = measure_losses(model, hold_out(tiny_testbed))
     assert carried["once"].reference_loss == expected.reference_loss

@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 from quad_tasks.core.lm.batching import Tokens, bucket_batches, pad_batch, split_windows
 from quad_tasks.core.loss import read_batch, summed_loss
 
-METHOD = 3
+METHOD = 4
 """Number of the training method, a part of the keys of what is trained once and used again, so that nothing made by
 another method is. 1: steps of batches, however many targets they hold; 2: steps of equal targets; 3: the same, the
-head's products too where products are rounded, AdamW in one kernel."""
+head's products too where products are rounded, AdamW in one kernel; 4: the same, a short last step at a lower rate."""
 GRADIENT_CLIP = 1.0
 ADAM_BETAS = (0.9, 0.95)  # nanoGPT's, usual for language models
 LEAST_LENGTH_SHARE = 0.75
@@ -160,8 +160,8 @@ def train(
 ) -> TrainingRecord:
     """Train one pass over tokenized documents, in steps of equal numbers of target tokens.
 
-    Every step's gradient is that of the loss summed over its targets and divided by `step_tokens`; the last step may
-    hold fewer targets, and its gradient is then so much smaller (AdamW normalises it).
+    Every step's gradient is that of the mean loss of its targets. The last step may hold fewer of them; its rate is
+    lower by as much, since AdamW takes as large a step whatever the size of its gradient.
 
     Args:
         model: trained in place, in eval mode, and left so: dropout stays off.
@@ -196,9 +196,10 @@ def train(
     # 2. fill steps to step_tokens targets each: 5,990 targets at 1,024 a step are 5 full steps and one of 870
     for sequences in itertools.islice(fill_steps(shuffled, step_tokens), record.steps, None):
         # 3. add up the gradients of the step's targets, in passes of at most batch_tokens, and move the parameters
-        padded = _add_gradients(model, sequences, step_tokens, batch_tokens, rounded, processes)
-        _move_parameters(model, optimizer, schedule.rate(record.schedule_steps))
-        record = record.after_step(count_targets(sequences), padded)
+        targets = count_targets(sequences)
+        padded = _add_gradients(model, sequences, targets, batch_tokens, rounded, processes)
+        _move_parameters(model, optimizer, schedule.rate(record.schedule_steps) * (targets / step_tokens))
+        record = record.after_step(targets, padded)
         if after_step is not None:
             after_step(record)
     return record
@@ -264,19 +265,19 @@ def _move_parameters(model: PreTrainedModel, optimizer: torch.optim.Optimizer, r
 def _add_gradients(
     model: PreTrainedModel,
     sequences: Sequence[Tokens],
-    step_tokens: int,
+    targets: int,
     batch_tokens: int,
     rounded: bool,
     processes: Processes,
 ) -> int:
-    """Add the gradient of a step's summed loss over `step_tokens`, pass by pass; return the passes' padded tokens."""
+    """Add the gradient of a step's mean loss over its targets, pass by pass; return the passes' padded tokens."""
     padded = 0
     passes = bucket_batches([len(sequence) for sequence in sequences], batch_tokens, LEAST_LENGTH_SHARE)
     for number, group in enumerate(passes):
         documents = read_batch(pad_batch([sequences[i] for i in group]), model.device)
         padded += documents.ids_NT.numel()
         if number % processes.count == processes.rank:
-            (summed_loss(model, documents, rounded) / step_tokens).backward()  # type: ignore[no-untyped-call]
+            (summed_loss(model, documents, rounded) / targets).backward()  # type: ignore[no-untyped-call]
     if processes.count > 1:
         _sum_gradients(model)
     return padded

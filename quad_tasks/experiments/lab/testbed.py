@@ -38,7 +38,7 @@ from quad_tasks.core.lm.hidden_states import losses_and_states
 from quad_tasks.core.lm.model import LlamaSize, fresh_llama
 from quad_tasks.core.lm.token_features import project_embeddings, token_features
 from quad_tasks.core.lm.tokenizer import encode, train_tokenizer
-from quad_tasks.core.lm.training import METHOD
+from quad_tasks.core.lm.training import METHOD, count_targets
 from quad_tasks.core.selection.features import FeatureMatrix, document_features
 from quad_tasks.experiments.lab.cache import map_cached
 from quad_tasks.experiments.lab.corpus_sample import (
@@ -205,7 +205,7 @@ def train_checkpoint(workspace: str, key: str, size_body: SizeBody) -> float:
     model = fresh_llama(llama, len(tokenizer), size.window_tokens, 0)
     for epoch in range(size.epochs):
         peak = PEAK_RATE if epoch == 0 else LATER_RATE
-        settings = one_pass(trained, peak, size.window_tokens, 2 * size.batch_tokens, size.batch_tokens)
+        settings = one_pass(count_targets(trained), peak, size.window_tokens, 2 * size.batch_tokens, size.batch_tokens)
         model = train(begin(model), trained, settings, np.random.default_rng(epoch)).model
     write_manifest(store, f"{key}/texts.json", ExperimentRecord(**asdict(texts)))
     described = describe_checkpoint("testbed", "byte-level BPE", model, tokenizer)

@@ -15,12 +15,15 @@ from transformers import PreTrainedModel
 
 from quad_tasks.core.lm import measurement, training
 from quad_tasks.core.lm.training import Schedule
+from quad_tasks.stages.selection.paired_gain import UnequalTrainings
 
 Documents = Sequence[Sequence[int]]
 
 WEIGHT_DECAY = 0.01
 WARMUP_SHARE = 0.05
 """Of a schedule's steps."""
+LEAST_MEAN_TOKENS = 16
+"""Of the documents of a selection, on average, for trainings on a budget of tokens to be as long."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class TrainingSettings:
         window_tokens: longest sequence.
         step_tokens: targets of an optimizer step.
         batch_tokens: tokens of one forward and backward pass, padding included.
+        targets: to train on, neither more nor less; None: all that the documents have.
     """
 
     schedule: Schedule
     window_tokens: int
     step_tokens: int
     batch_tokens: int
+    targets: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,25 +103,43 @@ class Losses:
 
 
 def one_pass(
-    documents: Documents,
+    targets: int,
     peak: float,
     window_tokens: int,
     step_tokens: int,
     batch_tokens: int,
     warmup_share: float = WARMUP_SHARE,
 ) -> TrainingSettings:
-    """Build settings whose schedule ends with one pass over the documents.
+    """Build settings whose schedule ends with one pass over documents of so many targets.
 
     Args:
-        documents: token ids.
+        targets: to train on.
         peak: peak learning rate.
         window_tokens: longest sequence.
         step_tokens: targets of an optimizer step.
         batch_tokens: tokens of one forward and backward pass, padding included.
         warmup_share: of the steps.
     """
-    n_steps = training.count_steps(training.count_targets(documents), step_tokens)
-    return TrainingSettings(Schedule(peak, warmup_share * n_steps, n_steps), window_tokens, step_tokens, batch_tokens)
+    n_steps = training.count_steps(targets, step_tokens)
+    schedule = Schedule(peak, warmup_share * n_steps, n_steps)
+    return TrainingSettings(schedule, window_tokens, step_tokens, batch_tokens, targets)
+
+
+def common_targets(budget_tokens: int, step_tokens: int) -> int:
+    """Count the targets that every training on a selection of a budget takes, so that all take the same steps.
+
+    A document's first token is no target, so selections of equal tokens differ in targets by their documents' lengths.
+
+    Args:
+        budget_tokens: of a selection.
+        step_tokens: targets of an optimizer step.
+
+    Returns:
+        As many whole steps as selections of documents of `LEAST_MEAN_TOKENS` on average fill; of a budget below one
+        step three quarters, since a selection may end a document short of it.
+    """
+    targets = budget_tokens - budget_tokens // LEAST_MEAN_TOKENS
+    return targets // step_tokens * step_tokens or 3 * budget_tokens // 4
 
 
 def begin(model: PreTrainedModel) -> Learner:
@@ -147,6 +170,9 @@ def train(
         documents: token ids.
         settings: schedule and sizes.
         generator: draws the order.
+
+    Raises:
+        UnequalTrainings: the documents have fewer targets than asked for.
     """
     record = training.train(
         learner.model,
@@ -158,7 +184,13 @@ def train(
         settings.step_tokens,
         settings.batch_tokens,
         generator,
+        settings.targets,
     )
+    if settings.targets is not None and record.target_tokens < settings.targets:
+        raise UnequalTrainings(
+            f"expected documents of {settings.targets} targets, found {record.target_tokens}: a training on fewer "
+            "steps is compared with none"
+        )
     return Learner(learner.model, learner.optimizer, record.schedule_steps)
 
 

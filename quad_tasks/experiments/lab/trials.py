@@ -14,12 +14,12 @@ from quad_tasks.core.lm.token_bytes import target_bytes
 from quad_tasks.experiments.lab.cache import map_cached
 from quad_tasks.experiments.lab.testbed import Testbed, encode_windows, open_testbed
 from quad_tasks.experiments.lab.train_choice import (
-    Documents,
     Domain,
     HeldOut,
     Losses,
     TrainingSettings,
     begin,
+    common_targets,
     one_pass,
     train_choice,
 )
@@ -32,30 +32,37 @@ PROFILED_DOCUMENTS = 400
 """Diversity is compared on equal numbers of documents."""
 
 
-def train_trials(testbed: Testbed, trials: Sequence[tuple[Int64, int]]) -> list[Losses]:
-    """Train and measure, trial by trial.
+def train_trials(testbed: Testbed, trials: Sequence[tuple[Int64, int]], short: bool = False) -> list[Losses]:
+    """Train and measure, trial by trial, each on as many targets.
 
     Args:
         testbed: its checkpoint is trained.
         trials: rows to train on, and the seed of their order.
+        short: whether selections may be far below the budget; all are then trained on as much as the least has.
+
+    Raises:
+        UnequalTrainings: a selection is far below the budget, and may not be.
     """
-    items = [(testbed.workspace, testbed.key, np.sort(rows).tolist(), seed) for rows, seed in trials]
+    targets = common_targets(testbed.size.budget_tokens, 2 * testbed.size.batch_tokens)
+    if short:
+        targets = min(targets, *(int((testbed.n_tokens[rows] - 1).sum()) for rows, _ in trials))
+    items = [(testbed.workspace, testbed.key, np.sort(rows).tolist(), seed, targets) for rows, seed in trials]
     return map_cached(train_trial, items, "train", "models")
 
 
-def train_trial(workspace: str, key: str, rows: Sequence[int], seed: int) -> Losses:
-    """Train on some rows, on a worker; measure."""
+def train_trial(workspace: str, key: str, rows: Sequence[int], seed: int, targets: int) -> Losses:
+    """Train on this many targets of some rows, on a worker; measure."""
     testbed = open_testbed(workspace, key)
-    chosen = testbed.token_ids(rows)
-    settings, generator = continued_settings(testbed, chosen), np.random.default_rng(seed)
+    chosen, generator = testbed.token_ids(rows), np.random.default_rng(seed)
+    settings = continued_settings(testbed, targets)
     _, losses = train_choice(begin(testbed.model), chosen, settings, generator, hold_out(testbed))
     return losses
 
 
-def continued_settings(testbed: Testbed, documents: Documents) -> TrainingSettings:
-    """Build the settings of one pass over documents from a testbed's checkpoint."""
+def continued_settings(testbed: Testbed, targets: int) -> TrainingSettings:
+    """Build the settings of a training on this many targets from a testbed's checkpoint."""
     size = testbed.size
-    return one_pass(documents, CONTINUED_RATE, size.window_tokens, 2 * size.batch_tokens, size.batch_tokens)
+    return one_pass(targets, CONTINUED_RATE, size.window_tokens, 2 * size.batch_tokens, size.batch_tokens)
 
 
 def hold_out(testbed: Testbed) -> HeldOut:

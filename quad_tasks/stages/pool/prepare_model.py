@@ -72,7 +72,7 @@ def prepare_model(
     if settings.source == FRESH:
         contents = [identify(shard) for shard in shards]
         known = held_out.identity(store) if held_out else ()
-        key = model_folder(digest([fresh_identity(settings, known), seed, contents]))
+        key = model_folder(digest([fresh_identity(settings, fields, known), seed, contents]))
         if not store.exists(manifest_key(key)):
             texts = _sample_texts(store, fields, settings.fresh.train_tokens, seed, shards, held_out)
             model, tokenizer = _make_fresh(store, key, checkpoint_every_s, settings, texts, seed, device)
@@ -107,9 +107,9 @@ def describe_dequantised(stored: dict[str, int]) -> str:
     return f"{sum(changed.values())} tensors dequantised ({kinds or 'none'}), {kept} taken as stored"
 
 
-def fresh_identity(settings: ModelConfig, held_out: tuple[str, ...]) -> list[Any]:
+def fresh_identity(settings: ModelConfig, fields: FieldNames, held_out: tuple[str, ...]) -> list[Any]:
     """Return what determines a fresh model beside pool and seed; `held_out` as `HeldOutText.identity` returns it."""
-    return [training.METHOD, settings.fresh.model_dump(), settings.window_tokens, held_out]
+    return [training.METHOD, settings.fresh.model_dump(), settings.window_tokens, fields.text, fields.id, held_out]
 
 
 def _make_fresh(
@@ -184,16 +184,21 @@ def sample_shard(
 ) -> list[str]:
     """Draw random documents of one shard until they hold `n_bytes` of UTF-8; leave out what holds held-out text.
 
-    Memory is that of one shard's ids.
+    Memory is that of one shard's ids. What is drawn has nothing to do with the order in which arms are pulled, whose
+    first documents would else be those that the model was trained on.
     """
-    keyed = [(order_key(seed, r.id), len(r.text.encode())) for r in _documents(shard, fields)]
+    keyed = [(_sample_key(seed, r), len(r.text.encode())) for r in _documents(shard, fields)]
     size, limit = 0, -1
     for key, length in sorted(keyed):
         if size >= n_bytes:
             break
         size, limit = size + length, key
-    texts = [r.text for r in _documents(shard, fields) if order_key(seed, r.id) <= limit]
+    texts = [r.text for r in _documents(shard, fields) if _sample_key(seed, r) <= limit]
     return held_out.clean(store, texts) if held_out else texts
+
+
+def _sample_key(seed: int, document: Document) -> int:
+    return order_key(seed, f"{FRESH}: {document.id}")
 
 
 def _documents(shard: Shard, fields: dict[str, str]) -> Iterator[Document]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from quad_tasks.config.schema import ClusteringConfig, EmbeddingConfig, ModelConfig
+from quad_tasks.config.schema import ClusteringConfig, EmbeddingConfig, FieldNames, ModelConfig
 from quad_tasks.manifests.pool import PoolVersion
 from quad_tasks.runtime.run import wait_for_lease
 from quad_tasks.stages.pool.prepare_model import FRESH, fresh_identity
@@ -31,6 +31,7 @@ def hold_pool_lease(store: Store, pool: str) -> AbstractContextManager[None]:
 
 def recipe_of(
     model: ModelConfig,
+    fields: FieldNames,
     embedding: EmbeddingConfig,
     clustering: ClusteringConfig,
     seed: int,
@@ -39,10 +40,11 @@ def recipe_of(
 ) -> str:
     """Return the digest of what versions of one history share.
 
-    A fresh model counts by its settings, by how it is trained, and by the held-out text it is not trained on.
+    A fresh model counts by its settings, by how and on which field it is trained, and by the held-out text that it is
+    not trained on.
     """
     fresh = model.source == FRESH
-    identity: Any = fresh_identity(model, held_out) if fresh else model_key
+    identity: Any = fresh_identity(model, fields, held_out) if fresh else model_key
     return digest([identity, embedding.model_dump(), clustering.identity(), seed])
 
 

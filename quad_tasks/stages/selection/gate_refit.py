@@ -10,6 +10,7 @@ what a run reports stays unseen. The verdict is a manifest: `<stage>/gate.json`.
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 
 from quad_tasks.core.evaluation.statistics import Interval
 from quad_tasks.core.lm import training
@@ -68,7 +69,9 @@ def _try_both(store: Store, stage: Stage, run: TrainingRun, how: StageSelection,
         "refitted": try_choice(store, stage, how, "gate-refitted"),
         "earlier": try_choice(store, replace(stage, direction=before), how, "gate-earlier"),
     }
-    items = [(store, stage, run, chosen) for chosen in choices.values()]
+    tried = [read_trial(store, run, chosen) for chosen in choices.values()]
+    targets = min(int((one["n_tokens"].to_numpy() - 1).sum()) for one in tried)
+    items = [(store, stage, run, chosen, targets) for chosen in choices.values()]
     renew_workers()
     fresh, old = map_tasks(train_trial, items, "try both rankings", "models", on_gpu=True)
     weights = {one.name: one.weight for one in read_reference(store, _reference_of(store, stage)).reference.sets}
@@ -94,26 +97,31 @@ def _reference_of(store: Store, stage: Stage) -> str:
     return read_direction(store, stage.direction).reference
 
 
-def train_trial(store: Store, stage: Stage, run: TrainingRun, chosen: str) -> dict[str, DocumentLosses]:
-    """Train a copy of the stage's checkpoint on the best of a choice, on a worker.
+def read_trial(store: Store, run: TrainingRun, chosen: str) -> pa.Table:
+    """Read `position` and `n_tokens` of the best documents of a choice, as many tokens as a trial trains on."""
+    table = read_choice_table(store, chosen, ["position", "n_tokens"])
+    trial_tokens = int(TRIAL_SHARE * run.total_tokens / run.settings.stages)
+    return table.take(fill_budget(np.arange(table.num_rows), table["n_tokens"].to_numpy(), trial_tokens))
+
+
+def train_trial(store: Store, stage: Stage, run: TrainingRun, chosen: str, targets: int) -> dict[str, DocumentLosses]:
+    """Train a copy of the stage's checkpoint on so many targets of the best of a choice, on a worker.
 
     Returns:
         The losses of the direction's own reference documents, by set.
     """
     model, tokenizer, optimizer = begin_training(store, stage.checkpoint, run)
-    table = read_choice_table(store, chosen, ["position", "n_tokens"])
-    trial_tokens = int(TRIAL_SHARE * run.total_tokens / run.settings.stages)
-    first = fill_budget(np.arange(table.num_rows), table["n_tokens"].to_numpy(), trial_tokens)
     training.train(
         model,
         optimizer,
-        read_tokens(store, stage.version, table.take(first), tokenizer),
+        read_tokens(store, stage.version, read_trial(store, run, chosen), tokenizer),
         learning_schedule(run),
         read_checkpoint_manifest(store, stage.checkpoint).trained_steps,
         run.use.window_tokens,
         run.settings.batch_tokens,
         run.use.batch_tokens,
         make_generator(run.seed, Stream.GATE_TRAINING, stage.number),
+        targets,
         rounded=run.rounded,
         after_step=lambda _: release_freed_memory(),
     )

@@ -5,7 +5,7 @@ over all stages. The model of the first seed is the checkpoint the next stage wo
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +39,7 @@ from quad_tasks.runtime.processes.worker_memory import renew_workers
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.reference_tables import read_reference, read_reference_table
 from quad_tasks.runtime.tasks import map_tasks, stage_task
-from quad_tasks.stages.bandit.ledger import read_choice_table, selected_key
+from quad_tasks.stages.bandit.ledger import read_choice, read_choice_table, selected_key
 from quad_tasks.stages.bandit.score_round import load_on_device
 from quad_tasks.stages.pool.prepare_model import FRESH
 from quad_tasks.stages.selection.random_control import draw_random_control
@@ -148,16 +148,18 @@ def peak_rate(config: RunConfig) -> float:
 def train_stage(store: Store, stage: Stage, reference: str, run: TrainingRun, how: StageSelection) -> str:
     """Train the selected and the random arms of a stage, measure them and the model before; return the next checkpoint.
 
-    All are trained on as many target tokens, so that they take the same number of equal steps. Losses stand in
-    `losses.json` under `<stage>/trained/`: `before`, `selected-<seed>`, `random-<seed>` and `general-<share>`.
+    All are trained on as many target tokens, so that they take the same number of equal steps. Mixtures are ranked
+    along the direction that the selection was, which a gate may have kept. Losses stand in `losses.json` under
+    `<stage>/trained/`: `before`, `selected-<seed>`, `random-<seed>` and `general-<share>`.
     """
     seeds = range(run.settings.seeds)
     controls = [draw_random_control(store, stage, how, n) for n in seeds] if run.settings.control else []
-    max_targets = min(count_targets(store, choice) for choice in [selected_key(stage), *controls])
     named: list[tuple[str, str, int]] = [(selected_key(stage), f"selected-{n}", n) for n in seeds]
     named += [(control, f"random-{n}", n) for n, control in enumerate(controls)]
+    ranked = replace(stage, direction=read_choice(store, selected_key(stage)).direction or stage.direction)
     for share in run.settings.frontier:
-        named.append((select_mixture(store, stage, how, share), f"general-{share:g}", 0))
+        named.append((select_mixture(store, ranked, how, share), f"general-{share:g}", 0))
+    max_targets = min(count_targets(store, choice) for choice in {choice for choice, _, _ in named})
     trainings = [Training(store, stage, reference, run, max_targets, *one) for one in named]
     renew_workers()
     if run.settings.command is not None:

@@ -15,12 +15,14 @@ from quad_tasks.experiments.lab.train_choice import (
     TrainingSettings,
     begin,
     branch,
+    common_targets,
     measure_losses,
     one_pass,
     restart,
     train,
     train_choice,
 )
+from quad_tasks.stages.selection.paired_gain import UnequalTrainings
 
 DOCUMENTS = [[1, 2, 3, 4, 5, 6]] * 40
 HELD_OUT = HeldOut(DOCUMENTS[:4], {}, 16, 64)
@@ -41,7 +43,7 @@ def same(first, second):
 
 def test_training_leaves_the_checkpoint_and_lowers_the_loss(model):
     before = weights(model)
-    settings = one_pass(DOCUMENTS, 1e-2, 16, 25, 32)
+    settings = one_pass(200, 1e-2, 16, 25, 32)
     learner, losses = train_choice(begin(model), DOCUMENTS, settings, np.random.default_rng(0), HELD_OUT)
     assert same(before, model.state_dict())
     assert losses.reference_loss < measure_losses(model, HELD_OUT).reference_loss
@@ -59,8 +61,22 @@ def test_a_branch_trains_as_its_learner_would_and_leaves_it(model):
     assert after.trained_steps == tried.trained_steps == 16
 
 
+def test_trainings_on_a_budget_take_the_same_whole_steps_whatever_the_documents_lengths(model):
+    """1,000 tokens in documents of 16 and of 200 have 938 and 995 targets: 37 steps of 25 for both."""
+    targets = common_targets(1000, 25)
+    assert targets == 37 * 25
+    settings, generator = one_pass(targets, 1e-2, 16, 25, 32), np.random.default_rng(0)
+    learners = [
+        train(begin(model), [[1] * n] * (1000 // n) + [[1] * (1000 % n)], settings, generator) for n in (16, 200)
+    ]
+    assert [learner.trained_steps for learner in learners] == [37, 37]
+    with pytest.raises(UnequalTrainings, match="expected documents of 925 targets, found 909"):
+        train(begin(model), [[1] * 11] * 90 + [[1] * 10], settings, generator)
+    assert common_targets(20, 25) == 15  # less than a step
+
+
 def test_a_restart_forgets_the_optimizer_and_the_schedule(model):
-    settings = one_pass(DOCUMENTS, 1e-2, 16, 25, 32)
+    settings = one_pass(200, 1e-2, 16, 25, 32)
     trained = train(begin(model), DOCUMENTS, settings, np.random.default_rng(0))
     anew = begin(copy.deepcopy(trained.model))
     restarted = restart(trained)

@@ -1,5 +1,7 @@
 """A model that cannot take the run's windows is refused, and a fresh one is not trained on held-out text."""
 
+import json
+
 import pytest
 import torch
 from small_pool import small_config
@@ -11,6 +13,7 @@ from quad_tasks.config.schema import FieldNames
 from quad_tasks.core.lm import training
 from quad_tasks.core.lm.model import ModelError
 from quad_tasks.core.lm.tokenizer import train_tokenizer
+from quad_tasks.core.random_order import order_key
 from quad_tasks.runtime.checkpoints import read_checkpoint, read_checkpoint_manifest
 from quad_tasks.runtime.contamination import HeldOutText
 from quad_tasks.runtime.run import pinned_pool, pinned_reference, starting_checkpoint
@@ -71,7 +74,7 @@ def test_a_fresh_model_is_not_trained_on_held_out_text(leaking_run):
     )
     assert leaked
     assert everything - kept == leaked
-    identity = fresh_identity(leaking_run.model, held_out.identity(store))
+    identity = fresh_identity(leaking_run.model, leaking_run.pool.fields, held_out.identity(store))
     contents = [[shard.uri, shard.sha256] for shard in shards]
     expected = model_folder(digest([identity, leaking_run.seed, contents]))
     assert starting_checkpoint(store, version) == expected  # the run's own model is the one of that text
@@ -91,10 +94,24 @@ def test_a_sample_is_drawn_from_spans_as_from_their_file(corpus):
     assert drawn[True, 0] == []
 
 
-def test_a_fresh_model_is_known_by_its_training_method(leaking_run, monkeypatch):
-    before = fresh_identity(leaking_run.model, ())
+def test_a_fresh_model_is_known_by_its_training_method_and_the_field_it_is_trained_on(leaking_run, monkeypatch):
+    fields = leaking_run.pool.fields
+    before = fresh_identity(leaking_run.model, fields, ())
+    assert fresh_identity(leaking_run.model, fields.model_copy(update={"text": "title"}), ()) != before
     monkeypatch.setattr(training, "METHOD", training.METHOD + 1)
-    assert fresh_identity(leaking_run.model, ()) != before
+    assert fresh_identity(leaking_run.model, fields, ()) != before
+
+
+def test_what_a_fresh_model_is_trained_on_is_not_what_arms_are_pulled_by(tmp_path):
+    """Of 2,000 documents a tenth is drawn; so is about a tenth of the 200 that come first in every arm's order."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"id": str(n), "text": f"document {n:04d} " * 10}) + "\n" for n in range(2000)))
+    [shard] = scan_input(str(path), 2**30)
+    sample = sample_shard(shard, FieldNames().model_dump(), 3, 200 * 140, None, None)
+    drawn = {int(text.split()[1]) for text in sample}
+    first = sorted(range(2000), key=lambda n: order_key(3, str(n)))[:200]
+    assert len(drawn) == pytest.approx(200, abs=2)
+    assert len(drawn & set(first)) == pytest.approx(20, abs=12)  # three standard deviations
 
 
 class PowerCut(BaseException):

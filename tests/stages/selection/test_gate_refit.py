@@ -1,6 +1,7 @@
 """The gate goes by its trials, a stage uses what it let pass, and `never` fits once."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from small_pool import small_config, stored
 
@@ -57,8 +58,10 @@ def test_a_refitted_ranking_needs_more_than_a_smaller_loss(small_run, monkeypatc
     checkpoint = stage_key(small_run, 0, "trained/selected-0")
     stage = Stage(small_run.run, 1, pinned_pool(store, small_run.run), checkpoint, fitted)
     said: list[str] = []
+    tried = pa.table({"n_tokens": [10] * 40})
     monkeypatch.setattr(gate_refit, "notice", said.append)
     monkeypatch.setattr(gate_refit, "try_choice", lambda store, stage, how, name: name)
+    monkeypatch.setattr(gate_refit, "read_trial", lambda store, run, chosen: tried)
     monkeypatch.setattr(
         gate_refit, "map_tasks", lambda *given, **also: [losses(saved_N), losses(np.zeros(len(saved_N)))]
     )
@@ -69,6 +72,25 @@ def test_a_refitted_ranking_needs_more_than_a_smaller_loss(small_run, monkeypatc
     assert (verdict.refitted_loss < verdict.earlier_loss) == (saved_N.mean() > 0)
     assert f"loss is {saved_N.mean() / 10:+.4f} lower by the refitted" in said[0]
     assert ("one document of it gives no interval" in said[0]) == (len(saved_N) == 1)
+
+
+def test_both_trials_take_as_many_targets_whatever_their_documents_lengths(small_run, monkeypatch):
+    """1,200 tokens each: 100 documents have 1,100 targets, six have 1,194."""
+    store = open_store(small_run.workspace)
+    stage = Stage(small_run.run, 1, pinned_pool(store, small_run.run), "unused", "fitted")
+    tables = {"gate-refitted": [12] * 100, "gate-earlier": [200] * 6}
+    given = []
+
+    def train(function, items, *rest, **also):
+        given.extend(items)
+        raise InterruptedError
+
+    monkeypatch.setattr(gate_refit, "try_choice", lambda store, stage, how, name: name)
+    monkeypatch.setattr(gate_refit, "read_trial", lambda store, run, chosen: pa.table({"n_tokens": tables[chosen]}))
+    monkeypatch.setattr(gate_refit, "map_tasks", train)
+    with pytest.raises(InterruptedError):
+        gate_refit._try_both(store, stage, training_run(small_run), stage_selection(small_run, 1), "earlier")
+    assert [item[-2:] for item in given] == [("gate-refitted", 1100), ("gate-earlier", 1100)]
 
 
 def test_both_trials_start_from_the_stages_checkpoint(small_run):

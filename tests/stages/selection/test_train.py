@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
-from small_pool import pool_version, small_config
+from small_pool import pool_version, small_config, stored
 
 from quad_tasks.config.load import parse_config
 from quad_tasks.core.lm.tokenizer import encode, train_tokenizer
@@ -16,13 +16,15 @@ from quad_tasks.manifests.run import Losses
 from quad_tasks.records import Stage
 from quad_tasks.runtime.checkpoints import load_checkpoint, read_checkpoint_manifest
 from quad_tasks.runtime.run import pinned_pool
-from quad_tasks.stages.bandit.ledger import selected_key
+from quad_tasks.stages.bandit.ledger import read_choice, selected_key
 from quad_tasks.stages.bandit.score_round import load_on_device
 from quad_tasks.stages.selection import train
+from quad_tasks.stages.selection.select_documents import stage_selection
 from quad_tasks.stages.selection.train import FRESH_RATE, PRETRAINED_RATE, learning_schedule, training_run
 from quad_tasks.storage import rounds
 from quad_tasks.storage.keys import losses_key, manifest_key, steps_key, trained_key
 from quad_tasks.storage.manifest import read_manifest, write_manifest
+from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.store import open_store
 from quad_tasks.storage.tables import write_table_stream
 
@@ -84,6 +86,28 @@ def test_a_training_begins_without_the_models_and_directions_of_scoring(small_ru
     start = read_manifest(DirectionManifest, store, manifest_key(fitted)).checkpoint
     train.begin_training(store, start, training_run(small_run))
     assert found == [0, 0]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_mixtures_are_ranked_as_the_selection_was_and_trained_as_long(small_run, monkeypatch, number):
+    """A stage whose own direction a gate did not let pass; its mixture has the fewest targets of all."""
+    store, version = open_store(small_run.workspace), pinned_pool(open_store(small_run.workspace), small_run.run)
+    stage = Stage(small_run.run, number, version, read_version(store, version).model, "refitted")
+    selected, ranked, given = selected_key(stage), [], []
+
+    def mix(store, stage, how, share):
+        ranked.append(stage.direction)
+        return "mixture"
+
+    counted = train.count_targets
+    monkeypatch.setattr(train, "select_mixture", mix)
+    monkeypatch.setattr(train, "count_targets", lambda store, key: 7 if key == "mixture" else counted(store, key))
+    monkeypatch.setattr(train, "renew_workers", lambda: None)
+    monkeypatch.setattr(train, "map_tasks", lambda function, items, *rest, **also: given.extend(items))
+    reference = stored(store, f"runs/{small_run.run}/reference.json")["reference"]
+    train.train_stage.fn(store, stage, reference, training_run(small_run), stage_selection(small_run, number))
+    assert ranked == [read_choice(store, selected).direction] * len(small_run.training.frontier) != []
+    assert {one.max_targets for (one,) in given} == {7}
 
 
 def test_two_processes_measure_what_one_did_and_leave_one_checkpoint(small_run, tmp_path):
