@@ -312,11 +312,7 @@ def _gain(run: FinishedRun, stage: int, seeds: Sequence[int]) -> Gain:
 
 
 def _frontier(run: FinishedRun, stage: int) -> tuple[FrontierPoint, ...]:
-    """List what each trained share of the rest of the pool gave, random tokens last.
-
-    Raises:
-        UnequalTrainings: as `_gain`.
-    """
+    """List what each trained share of the rest of the pool gave, random tokens last; errors as `_gain`."""
     training = run.config.training
     names = {run.config.selection.general_share: "selected-0", **({1.0: "random-0"} if training.control else {})}
     names |= {share: f"general-{share:g}" for share in training.frontier}
