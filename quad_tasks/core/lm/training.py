@@ -160,8 +160,7 @@ def train(
 ) -> TrainingRecord:
     """Train one pass over tokenized documents, in steps of equal numbers of target tokens.
 
-    Every step's gradient is that of the mean loss of its targets. The last step may hold fewer of them; its rate is
-    lower by as much, since AdamW takes as large a step whatever the size of its gradient.
+    Every step's gradient is that of its targets' mean loss; a last step of fewer has so much lower a rate.
 
     Args:
         model: trained in place, in eval mode, and left so: dropout stays off.
