@@ -24,6 +24,7 @@ from quad_tasks.storage.keys import (
     selection_folder,
     selection_part_key,
     shuffle_folder,
+    steps_key,
 )
 from quad_tasks.storage.pool_versions import list_versions
 from quad_tasks.storage.rounds import orphaned_tables
@@ -68,6 +69,8 @@ def find_leftovers(store: Store, config: RunConfig) -> dict[str, list[str]]:
     """Return the keys that no manifest names, by kind; what a living driver is writing is among them."""
     return {
         "round_tables": orphaned_tables(store, config.run),
+        "stage_tables": list(_abandoned_tables(store, config.run)),
+        "training_states": list(_finished_states(store, config.run)),
         "selection_parts": list(_unnamed_parts(store, config.run)),
         "factor_chunks": list(_finished_chunks(store)),
         "build_tables": list(_finished_shuffles(store, config.pool.name)),
@@ -114,6 +117,20 @@ def _unfinished_files(store: Store, prefix: str) -> list[Path]:
             if not stat.S_ISDIR(status.st_mode) and status.st_mtime <= latest:
                 found.append(path)
     return sorted(found)
+
+
+def _abandoned_tables(store: Store, run: str) -> Iterator[str]:
+    """Yield the rankings and predictions of the pool that stages work from; a resume makes its own again."""
+    folder = run_folder(run)
+    pattern = re.compile(r"/stage-\d+/(rankings|predictions)/.+")
+    yield from (key for key in store.list(folder) if pattern.fullmatch(key.removeprefix(folder)))
+
+
+def _finished_states(store: Store, run: str) -> Iterator[str]:
+    """Yield the last states of trainings that are measured: nothing goes on from them."""
+    keys = store.list(run_folder(run))
+    trained = {key.removesuffix("/losses.json") for key in keys if key.endswith("/losses.json")}
+    yield from sorted({steps_key(one) for one in trained} & set(keys))
 
 
 def _unnamed_parts(store: Store, run: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from flows.cli.app import app
 from quad_tasks.commands.clean import ABANDONED_AFTER_S, _old, _unfinished_files, clean_run
 from quad_tasks.commands.verify import verify_run
 from quad_tasks.runtime.run import pinned_pool
+from quad_tasks.storage.keys import prediction_folder, rankings_folder, steps_key, trained_key
 from quad_tasks.storage.lease import LeaseHeld, claim_lease, release_lease
 from quad_tasks.storage.store import open_store
 
@@ -26,6 +27,12 @@ def leftovers(small_run):
     direction = next(key for key in store.list("factors") if key.endswith("direction.safetensors")).rpartition("/")[0]
     planted = {
         "round_tables": ["runs/small/stage-00/round-00001/scores-0123456789abcdef.parquet"],
+        "stage_tables": [
+            f"{rankings_folder('small', 0, 'random-7')}/block-00000.npy",
+            f"{rankings_folder('small', 1, 'selected')}/ranked-00000.npy",
+            f"{prediction_folder('small', 1, 3)}/block-00000.npy",
+        ],
+        "training_states": [steps_key(trained_key("small", 1, "selected-0"))],
         "selection_parts": ["runs/small/selection/part-99999.parquet"],
         "factor_chunks": [f"{direction}/chunks/gradient-0000000.safetensors", f"{direction}/basis.safetensors"],
         "build_tables": [f"{version['tables']}/shuffle/a-00000.parquet", f"{version['tables']}/shuffle/a-00000.npy"],
@@ -90,6 +97,14 @@ def test_a_fit_that_is_not_committed_keeps_its_chunks(small_run):
     store.put("factors/unfinished/chunks/covariance-00000.safetensors", b"sums")
     assert clean_run(small_run)["objects"] == 0
     store.delete("factors/unfinished/chunks/covariance-00000.safetensors")
+
+
+def test_a_training_that_is_not_measured_keeps_its_state(small_run):
+    store, key = open_store(small_run.workspace), steps_key(trained_key("small", 9, "selected-0"))
+    store.put(key, b"state")
+    age(store.local_path(key))
+    assert clean_run(small_run)["objects"] == 0
+    store.delete(key)
 
 
 def test_what_a_process_that_sleeps_may_still_commit_stays(small_run, leftovers):
