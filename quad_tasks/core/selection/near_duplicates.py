@@ -25,8 +25,8 @@ TEXT_BLOCK = 64
 """Documents whose texts are read at once."""
 COMPARED_KEPT, KEPT_PER_CODE = 64, 128
 """Kept documents with which one is compared shingle by shingle; those looked at by signature, for each shared band."""
-KEPT_SHINGLES = 4096
-"""Documents whose shingles are remembered from one block to the next."""
+KEPT_SHINGLES = 2**22
+"""Shingles, of 8 bytes, that are remembered from one block to the next: of ten thousand documents or so."""
 
 
 def near_duplicates_by_embedding(
@@ -134,8 +134,9 @@ def _forget(cache: OrderedDict[int, npt.NDArray[np.uint64]], dropped_N: npt.NDAr
     """Forget the shingles of dropped rows, and the oldest beyond `KEPT_SHINGLES`: they are read again if needed."""
     for row in [row for row in cache if dropped_N[row]]:
         del cache[row]
-    while len(cache) > KEPT_SHINGLES:
-        cache.popitem(last=False)
+    kept = sum(map(len, cache.values()))
+    while kept > KEPT_SHINGLES:
+        kept -= len(cache.popitem(last=False)[1])
 
 
 def _rows_by_arm(order: Int64, arm_N: npt.NDArray[np.int32]) -> list[Int64]:

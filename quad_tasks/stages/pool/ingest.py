@@ -288,8 +288,8 @@ def find_duplicates(store: Store, pool: str, names: Sequence[str]) -> list[Dupli
     map_tasks(hash_shard, [(store, pool, name) for name in names], "hash", "shards")
     starts = np.cumsum([0, *(read_shard(store, pool, name).documents for name in names)])
     partitions = max(1, -(-int(starts[-1]) // PARTITION_DOCUMENTS))
-    items = [(store, pool, tuple(names), number, partitions) for number in range(partitions)]
-    found = map_tasks(find_repeats, items, "find duplicates", "partitions")
+    items = [(number, partitions) for number in range(partitions)]
+    found = map_tasks(find_repeats, items, "find duplicates", "partitions", shared=(store, pool, tuple(names)))
     same_text, same_id = (np.sort(np.concatenate(indices)) for indices in zip(*found, strict=True))
     same_id = np.setdiff1d(same_id, same_text, assume_unique=True)
     cuts = [np.searchsorted(indices, starts) for indices in (same_text, same_id)]

@@ -19,7 +19,8 @@ from quad_tasks.storage.store import Store
 
 Int64 = npt.NDArray[np.int64]
 
-SIGN_ROWS = 1024
+SIGN_ROWS = 128
+"""Documents whose texts are read at once: 128 MiB where each is of 1 MiB."""
 
 
 @dataclass
@@ -80,8 +81,11 @@ class NearDuplicateSearch:
         return np.stack([self._signatures[position] for position in positions.tolist()])
 
     def _shingles(self, positions: Int64) -> list[npt.NDArray[np.uint64]]:
-        rows = read_positions(self.store, self.version, positions, ["text"])
-        return [minhash.shingles(text) for text in rows["text"].to_pylist()]
+        shingles = []
+        for start in range(0, len(positions), SIGN_ROWS):
+            rows = read_positions(self.store, self.version, positions[start : start + SIGN_ROWS], ["text"])
+            shingles += [minhash.shingles(text) for text in rows["text"].to_pylist()]
+        return shingles
 
 
 def sign_block(store: Store, version: str, positions: Int64) -> npt.NDArray[np.uint32]:

@@ -5,11 +5,11 @@ in is in exactly one of: set aside (reason), unpulled, rejected (reason), select
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import zip_longest
 from typing import Any
 from uuid import UUID
 
@@ -42,6 +42,7 @@ from quad_tasks.storage.manifest import DigestMismatch, digest, read_digest, rea
 from quad_tasks.storage.manifest_tree import walk_run
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import read_positions, read_table
+from quad_tasks.storage.row_groups import cut_rows
 from quad_tasks.storage.store import Store
 
 SELECTION_SCHEMA = pa.schema(
@@ -58,7 +59,8 @@ SELECTION_SCHEMA = pa.schema(
         ("scored", pa.bool_()),
     ]
 )
-BLOCK_ROWS = 1024
+BLOCK_ROWS, BLOCK_TOKENS = 1024, 2**23
+"""Documents, and their tokens, whose texts are joined at once: some 32 MiB of text, where no document is longer."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def compare_published(store: Store, run: str, stages: int, part_bytes: int, vers
     folder, published = selection_folder(run), read_selection(store, run).parts
     keys = [selection_part_key(folder, part.name) for part in published]
     different = []
-    for key, part in zip_longest(keys, _parts(read_chosen(store, run, stages), store, version, part_bytes)):
+    for key, part in itertools.zip_longest(keys, _parts(read_chosen(store, run, stages), store, version, part_bytes)):
         if key is None or part is None or not read_table(store, key).equals(part.combine_chunks()):
             different.append(key or folder)
     return different
@@ -185,8 +187,8 @@ def _parts(chosen: pa.Table, store: Store, version: str, part_bytes: int) -> Ite
     chosen = chosen.sort_by("position")
     pieces: list[pa.Table] = []
     size = 0
-    for start in range(0, chosen.num_rows, BLOCK_ROWS):
-        block = chosen.slice(start, BLOCK_ROWS)
+    for start, end in itertools.pairwise(cut_rows(chosen["n_tokens"].to_numpy(), BLOCK_ROWS, BLOCK_TOKENS)):
+        block = chosen.slice(start, end - start)
         columns = ["text", "metadata", "n_bytes"]
         texts = read_positions(store, version, block["position"].to_numpy(), columns)
         joined = block.append_column("text", texts["text"]).append_column("metadata", texts["metadata"])

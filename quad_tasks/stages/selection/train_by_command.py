@@ -5,13 +5,13 @@ where it is the model it was given, trained: safetensors weights of the same arc
 the same, for the same tokens.
 """
 
+import itertools
 import json
 import shlex
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from prefect.exceptions import MissingContextError
@@ -35,10 +35,12 @@ from quad_tasks.runtime.tasks import stage_task
 from quad_tasks.stages.bandit.ledger import read_choice_table
 from quad_tasks.storage.keys import manifest_key, trainer_log_key
 from quad_tasks.storage.positions import read_positions
+from quad_tasks.storage.row_groups import cut_rows
 from quad_tasks.storage.store import Store
 
 COLUMNS = ("id", "text", "source", "n_tokens")
-PART_ROWS = 50_000
+PART_ROWS, PART_TOKENS = 50_000, 2**26
+"""Documents, and their tokens, of a file that a trainer is given: some 256 MiB of text."""
 RESULT = "trained.json"
 """A trainer may leave `{"steps": ..., "target_tokens": ...}` beside its checkpoint."""
 
@@ -106,9 +108,10 @@ def train_by_command(
 
 def write_selection(store: Store, version: str, chosen: str, folder: Path) -> None:
     """Write chosen documents, in the pool's order, as parquet files of `id`, `text`, `source` and `n_tokens`."""
-    rows = np.sort(read_choice_table(store, chosen, ["position"])["position"].to_numpy())
-    for part, start in enumerate(range(0, len(rows), PART_ROWS)):
-        table = read_positions(store, version, rows[start : start + PART_ROWS], COLUMNS)
+    rows = read_choice_table(store, chosen, ["position", "n_tokens"]).sort_by("position")
+    bounds = cut_rows(rows["n_tokens"].to_numpy(), PART_ROWS, PART_TOKENS)
+    for part, (start, end) in enumerate(itertools.pairwise(bounds)):
+        table = read_positions(store, version, rows["position"].to_numpy()[start:end], COLUMNS)
         pq.write_table(table, folder / f"part-{part:05d}.parquet")
 
 

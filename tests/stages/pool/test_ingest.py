@@ -62,7 +62,7 @@ def test_duplicates_are_those_of_one_pass_over_all_documents(rows_of, partition)
         store.delete(key)
     names = [write_shard(store, f"s{number}", rows) for number, rows in enumerate(rows_of)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "map_tasks", lambda task, items, *_: [task(*item) for item in items])
+        patch.setattr(ingest, "map_tasks", lambda task, items, *_, shared=(): [task(*shared, *item) for item in items])
         patch.setattr(ingest, "PARTITION_DOCUMENTS", partition)
         found = ingest.find_duplicates(store, "p", names)
     ids, texts, expected = set(), set(), []
@@ -282,7 +282,9 @@ def test_a_file_is_digested_once_to_scan_it_and_once_to_check_it_however_many_sp
 
 
 def test_a_span_may_keep_nothing_and_a_file_may_not(workspace, tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest, "map_tasks", lambda task, items, *_: [task(*item) for item in items])
+    monkeypatch.setattr(
+        ingest, "map_tasks", lambda task, items, *_, shared=(): [task(*shared, *item) for item in items]
+    )
     monkeypatch.setattr(ingest, "SPAN_BYTES", 100)
     good = topic_records("harbour", 2, 0)
     write_jsonl(tmp_path / "good.jsonl", good, (b"{",) * 300)

@@ -1,11 +1,13 @@
-"""Publication counts every document once, however many stages scored it."""
+"""Publication counts every document once, however many stages scored it, and joins few texts at once."""
 
 import pyarrow as pa
+import pytest
 from small_pool import round_info
 
 from quad_tasks.manifests.run import Choice
 from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.stages.bandit.ledger import CHOSEN_SCHEMA, SCORE_SCHEMA
+from quad_tasks.stages.selection import publish
 from quad_tasks.stages.selection.publish import count_documents
 from quad_tasks.stages.selection.select_documents import write_chosen
 from quad_tasks.storage import rounds
@@ -37,3 +39,18 @@ def test_a_document_that_two_stages_scored_is_counted_once_by_its_last_verdict(s
     assert counts.rejected == {"over_budget": 1, "below_threshold": 1}
     assert (counts.selected, counts.unpulled) == (2, read_version(store, version).documents - 4)
     assert counts.balanced
+
+
+@pytest.mark.parametrize("block_tokens", [1, 100])
+def test_what_is_published_is_the_same_however_few_texts_are_joined_at_once(small_run, monkeypatch, block_tokens):
+    store, blocks, read = open_store(small_run.workspace), [], publish.read_positions
+    version = pinned_pool(store, small_run.run)
+    monkeypatch.setattr(publish, "BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr(publish, "read_positions", lambda *given: blocks.append(read(*given)) or blocks[-1])
+    stages, part_bytes = small_run.training.stages, small_run.selection.part_bytes
+    assert publish.compare_published(store, small_run.run, stages, part_bytes, version) == []
+    assert len(blocks) > 1
+    chosen = publish.read_chosen(store, small_run.run, stages)
+    most = max(block_tokens, *chosen["n_tokens"].to_pylist())
+    assert max(block.num_rows for block in blocks) <= most
+    assert sum(block.num_rows for block in blocks) == chosen.num_rows

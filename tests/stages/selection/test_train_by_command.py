@@ -137,9 +137,16 @@ def finished(small_run):
     return store, stage
 
 
-def test_the_selection_is_handed_over_with_every_text(finished, tmp_path):
+@pytest.mark.parametrize("tokens", [2**26, 30])
+def test_the_selection_is_handed_over_with_every_text_in_files_bounded_by_tokens(
+    finished, tmp_path, monkeypatch, tokens
+):
     store, stage = finished
+    monkeypatch.setattr("quad_tasks.stages.selection.train_by_command.PART_TOKENS", tokens)
     write_selection(store, stage.version, selected_key(stage), tmp_path)
+    for path in tmp_path.iterdir():
+        n_tokens = pq.read_table(path)["n_tokens"].to_pylist()
+        assert sum(n_tokens) <= tokens or len(n_tokens) == 1
     found = pq.read_table(tmp_path)
     rows = read_table(store, choice_table_key(selected_key(stage)), ["position"])["position"].to_numpy()
     expected = read_positions(store, stage.version, rows, ["id", "text"])
