@@ -330,7 +330,8 @@ def _try_as_it_is(name: str, sample: Sample, exact_N: Float64, bounds: Bounds) -
     took = sample.cost(scorer.flops(sample.size, len(sample.along), {}))
     if took > bounds.flops:
         return [], 0.0
-    scored = scorer.score(sample.model, sample.batches, sample.blocks, sample.along, {})
+    along = [scorer.prepare(direction, {}) for direction in sample.along]
+    scored = scorer.score(sample.model, sample.batches, sample.blocks, along, {})
     check_finite(scored[0])
     [scores_N] = _by_document(sample, *scored)
     return [_trial(name, {}, exact_N, scores_N, took / sample.exact)], took

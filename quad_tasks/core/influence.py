@@ -17,6 +17,7 @@ one included), O block outputs, K directions, V vocabulary, D hidden width.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -179,15 +180,46 @@ def score_directions(
         UnsupportedLayer: as `find_blocks`.
         NotFinite: a score is not finite.
     """
+    return score_prepared(model, batches, prepare_directions(directions, scorer, energy=energy, step=step))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Directions as a scorer takes them, made once for any number of batches (`prepare_directions`)."""
+
+    names: tuple[str, ...]
+    blocks: tuple[str, ...]
+    along: tuple[Any, ...]
+    scorer: Scorer
+    settings: Mapping[str, float]
+
+
+def prepare_directions(
+    directions: Mapping[str, Direction],
+    scorer: str = "exact",
+    *,
+    energy: float = DEFAULT_ENERGY,
+    step: float = DEFAULT_STEP,
+) -> Prepared:
+    """Make of directions what a scorer takes: for ``low_rank`` a decomposition of every block.
+
+    Arguments and errors are those of `score_directions`.
+    """
     named: Scorer = load_plugin("scorers", scorer)
     if not directions:
         raise ValueError("directions: expected at least one, got none")
-    along = list(directions.values())
-    blocks = matching_blocks(model, along[0].keys())
+    settings = {"energy": energy, "step": step}
+    along = tuple(named.prepare(direction, settings) for direction in directions.values())
+    return Prepared(tuple(directions), tuple(next(iter(directions.values()))), along, named, settings)
+
+
+def score_prepared(model: PreTrainedModel, batches: Iterable[Batch], prepared: Prepared) -> dict[str, Scores]:
+    """Score documents as `score_directions` does, along directions that were prepared."""
+    blocks = matching_blocks(model, prepared.blocks)
     # Influence along every direction, and targets: [N, K], [N]
-    influence_NK, n_tokens_N = named.score(model, batches, blocks, along, {"energy": energy, "step": step})
+    influence_NK, n_tokens_N = prepared.scorer.score(model, batches, blocks, prepared.along, prepared.settings)
     check_finite(influence_NK)
-    return {name: Scores(influence_NK[:, k].copy(), n_tokens_N) for k, name in enumerate(directions)}
+    return {name: Scores(influence_NK[:, k].copy(), n_tokens_N) for k, name in enumerate(prepared.names)}
 
 
 def _add_gradients(sums: dict[str, Tensor], group: tuple[Block, ...], a_PI: Tensor, deltas_PO: list[Tensor]) -> None:

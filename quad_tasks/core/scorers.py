@@ -16,6 +16,7 @@ constant one included), O block outputs, R rank, K directions, V vocabulary, D h
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,7 @@ class LinearMap:
 
 
 ScoreAlong = Callable[
-    [PreTrainedModel, Iterable[Batch], Sequence[Block], Sequence[Direction], Mapping[str, float]], Influences
+    [PreTrainedModel, Iterable[Batch], Sequence[Block], Sequence[Any], Mapping[str, float]], Influences
 ]
 
 
@@ -61,10 +62,12 @@ class Scorer:
     Attributes:
         score: takes model, batches, blocks, K directions and settings, returns influence and targets.
         flops: takes a model's shape, K and settings, returns what reading a window takes.
+        prepare: takes a direction and settings, returns what `score` takes in its place; once for all batches.
     """
 
     score: ScoreAlong
     flops: Callable[[ModelSize, int, Mapping[str, float]], PassFlops]
+    prepare: Callable[[Direction, Mapping[str, float]], Any] = lambda direction, _: direction
 
 
 def truncate(direction: Direction, energy: float | None) -> dict[str, LinearMap]:
@@ -103,11 +106,10 @@ def score_at_low_rank(
     model: PreTrainedModel,
     batches: Iterable[Batch],
     blocks: Sequence[Block],
-    directions: Sequence[Direction],
+    maps: Sequence[Mapping[str, LinearMap]],
     settings: Mapping[str, float],
 ) -> Influences:
-    """Score by directions of which `energy` is kept; the scorer `low_rank`. Errors as `truncate`."""
-    maps = [truncate(direction, settings["energy"]) for direction in directions]
+    """Score by directions of which `energy` is kept; the scorer `low_rank`. Errors as `score_by_gradient`."""
     return score_by_gradient(model, batches, blocks, maps, rounded=True)
 
 
@@ -214,6 +216,7 @@ EXACT = Scorer(score_exactly, lambda size, directions, _: exact_flops(size, dire
 LOW_RANK = Scorer(
     score_at_low_rank,
     lambda size, directions, settings: contracted_flops(size, settings.get("numbers", directions * size.tracked)),
+    lambda direction, settings: truncate(direction, settings["energy"]),
 )
 """`numbers`: that its directions hold as factors, together."""
 FORWARD_ONLY = Scorer(score_forward_only, lambda size, directions, _: forward_only_flops(size, directions))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from quad_tasks.core.group_sums import group_sums
-from quad_tasks.core.influence import NotFinite, check_finite, score_directions
+from quad_tasks.core.influence import NotFinite, Prepared, check_finite, prepare_directions, score_prepared
 from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.conditional_loss import conditional_losses
 from quad_tasks.core.lm.model import pick_device
@@ -92,7 +92,7 @@ def _along_directions(
     model, _ = load_checkpoint(store, direction.checkpoint, use.dtype, use.device)
     batches, owner = make_batches(documents, use.window_tokens, use.batch_tokens)
     try:
-        along = score_directions(model, batches, direction.by_set, **scorer)
+        along = score_prepared(model, batches, direction.prepare(scorer))
     except NotFinite as error:
         raise NotFinite(int(owner[error.row])) from None
     n, owner_W = len(documents), owner.numpy()
@@ -131,6 +131,15 @@ class LoadedDirections:
     by_set: dict[str, Direction]
     shares: dict[str, float]
     copies: tuple[PreTrainedModel, ...] = ()
+    _prepared: dict[tuple[Any, ...], Prepared] = field(default_factory=dict)
+
+    def prepare(self, scorer: Mapping[str, Any]) -> Prepared:
+        """Return the directions as a scorer takes them, made when they are first asked for."""
+        key = tuple(sorted(scorer.items()))
+        if key not in self._prepared:
+            self._prepared.clear()
+            self._prepared[key] = prepare_directions(self.by_set, **scorer)
+        return self._prepared[key]
 
 
 @functools.lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quad_tasks.core import scorers
 from quad_tasks.core.influence import NotFinite
 from quad_tasks.records import Stage
 from quad_tasks.runtime.run import pinned_pool
@@ -25,7 +26,7 @@ def test_a_score_that_is_not_finite_names_document_and_file(small_run, monkeypat
     def fail(_model, _batches, *_arguments, **_options):
         raise NotFinite(0)
 
-    monkeypatch.setattr(score_round, "score_directions", fail)
+    monkeypatch.setattr(score_round, "score_prepared", fail)
     stage = Stage(small_run.run, 0, version, "", direction)
     with pytest.raises(FloatingPointError) as failed:
         score_round.score_chunk(store, stage, positions, small_run.model_use(), {"scorer": "exact"})
@@ -34,3 +35,28 @@ def test_a_score_that_is_not_finite_names_document_and_file(small_run, monkeypat
     (named,) = [one for one in ids if f"document {one!r} of " in message]
     file = message.partition(" of ")[2].partition(": expected")[0]
     assert json.dumps({"id": named})[1:-1] in Path(file).read_text()
+
+
+def test_a_directions_blocks_are_decomposed_once_for_all_chunks(small_run, monkeypatch):
+    store = open_store(small_run.workspace)
+    version = pinned_pool(store, small_run.run)
+    stage = Stage(small_run.run, 0, version, "", read_round(store, small_run.run, 0, 0).info.direction)
+    decompose, decomposed = scorers._truncate_block, []
+    monkeypatch.setattr(scorers, "_truncate_block", lambda *given: decomposed.append(1) or decompose(*given))
+    score_round.load_on_device.cache_clear()
+    low_rank = {"scorer": "low_rank", "energy": 0.5}
+    one, other, again = (
+        score_round.score_chunk(store, stage, positions, small_run.model_use(), low_rank)
+        for positions in ((5, 2, 9), (1, 7), (5, 2, 9))
+    )
+    blocks = len(next(iter(score_round.load_on_device(store, stage.direction, "cpu").by_set.values())))
+    assert blocks <= len(decomposed) <= 2 * blocks  # a block that is higher than wide turns itself round
+    assert one.equals(again)
+    assert not np.allclose(
+        one["influence"],
+        score_round.score_chunk(store, stage, (5, 2, 9), small_run.model_use(), {"scorer": "low_rank", "energy": 0.9})[
+            "influence"
+        ],
+        rtol=1e-6,
+    )
+    assert len(other) == 2
