@@ -112,7 +112,9 @@ def test_a_budget_that_scores_everything_is_found_as_too_much_compute(findings):
 @pytest.mark.slow
 def test_scores_that_are_noise_inside_arms_are_found_as_arms_not_homogeneous(findings, monkeypatch):
     monkeypatch.setattr(score_round, "score_chunk", score_noise)
-    assert set(findings("noise", selection=selecting(1180))) == {"arms_not_homogeneous"}
+    found = set(findings("noise", selection=selecting(1180)))
+    amounts = {"budget_not_reached", "too_much_compute"}  # what noise above τ holds is a matter of chance
+    assert found - amounts == {"arms_not_homogeneous"}
 
 
 @pytest.mark.slow
