@@ -39,7 +39,7 @@ def directions(config):
 def test_scores_are_the_checkpoints_losses_less_the_copys_by_transformers_own(config):
     store, made = open_store(config.workspace), directions(config)[0]
     first = rounds.read_round(store, config.run, 0, 0)
-    scores = rounds.read_round_table(store, first, "scores").slice(0, 8)
+    scores = rounds.read_round_table(store, first, "scores")
     texts = read_positions(store, pinned_pool(store, config.run), scores["position"].to_numpy(), ["text"])["text"]
     keys = [made.checkpoint, *made.adapted.values()]
     models = [read_checkpoint(store, key, "float32", "cpu") for key in keys]

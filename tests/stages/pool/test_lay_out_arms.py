@@ -28,7 +28,9 @@ def lay_out(store: Store, names: list[str]) -> tuple[list[pa.Table], pa.Table]:
 def one_process(monkeypatch):
     """Call tasks one after another in this process."""
     for module in (layout, ingest):
-        monkeypatch.setattr(module, "map_tasks", lambda task, items, *_: [task(*item) for item in items])
+        monkeypatch.setattr(
+            module, "map_tasks", lambda task, items, *_, shared=(): [task(*shared, *item) for item in items]
+        )
 
 
 documents = st.lists(

@@ -26,7 +26,9 @@ COLUMNS = ["id", "text", "arm", "shard", "shard_row"]
 def one_process(monkeypatch):
     """Call tasks one after another in this process."""
     for module in (layout, ingest, merge_layers):
-        monkeypatch.setattr(module, "map_tasks", lambda task, items, *_: [task(*item) for item in items])
+        monkeypatch.setattr(
+            module, "map_tasks", lambda task, items, *_, shared=(): [task(*shared, *item) for item in items]
+        )
 
 
 def lay_out(store: Store, names: list[str], base: PoolVersion | None = None) -> str:
