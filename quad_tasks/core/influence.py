@@ -203,7 +203,10 @@ def prepare_directions(
 ) -> Prepared:
     """Make of directions what a scorer takes: for ``low_rank`` a decomposition of every block.
 
-    Arguments and errors are those of `score_directions`.
+    Arguments are those of `score_directions`.
+
+    Raises:
+        ValueError: an unknown scorer or setting, or no direction at all.
     """
     named: Scorer = load_plugin("scorers", scorer)
     if not directions:

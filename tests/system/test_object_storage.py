@@ -1,17 +1,25 @@
-"""The whole path on S3 gives what it gives on local disk, also when requests fail; and no secret is ever written."""
+"""The whole path on S3 gives what local disk does, with failing requests and by other workers; no secret is written."""
 
 import http.client
+import json
+import os
 import random
+import runpy
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import boto3
 import pytest
+import yaml
+from deployments import wait_until
 from s3_server import running_s3
 from small_pool import digests_of, small_config
 
@@ -25,6 +33,8 @@ FAULT_SHARE = 0.1
 FAULTS = {"unavailable": 10, "reset": 10, "truncated": 10, "timeout": 1}
 """How often each is, relative to the others: a timeout costs its whole wait."""
 READ_TIMEOUT_S = 1.0
+ROOT, BIN = Path(__file__).parents[2], Path(sys.executable).parent
+STARTED_S = 60
 
 
 class FaultyProxy(ThreadingHTTPServer):
@@ -147,3 +157,46 @@ def test_a_run_on_s3_that_fails_a_tenth_of_requests_selects_what_one_on_local_di
     assert sum(proxy.failed.values()) > FAULT_SHARE / 2 * proxy.requests
     assert set(proxy.failed) == set(FAULTS)
     print(f"{proxy.requests} requests, {dict(proxy.failed)} failed")
+
+
+@contextmanager
+def separate_cluster(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A scheduler and two workers, processes that speak TLS; yields its address and a client's environment."""
+    runpy.run_path(str(ROOT / "infra/bootstrap.py"))["make_certificate"](folder)
+    tls = {"REQUIRE_ENCRYPTION": "true", "TLS__CA_FILE": str(folder / "cert.pem")}
+    for role in ("SCHEDULER", "WORKER", "CLIENT"):
+        tls |= {f"TLS__{role}__{kind.upper()}": str(folder / f"{kind}.pem") for kind in ("cert", "key")}
+    environment = {**os.environ, **{f"DASK_DISTRIBUTED__COMM__{name}": value for name, value in tls.items()}}
+    known = folder / "scheduler.json"
+    dask, here = str(BIN / "dask"), ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
+
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        command = [dask, *arguments, "--protocol", "tls", *here, "--scheduler-file", str(known)]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+    started = [start("scheduler", "--port", "0")]
+    try:
+        wait_until(lambda: known.exists() and known.read_text().strip(), STARTED_S)
+        started += [start("worker", "--nthreads", "1", "--name", name) for name in ("one", "two")]
+        yield json.loads(known.read_text())["address"], environment
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait(STARTED_S)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_by_workers_of_another_scheduler_over_tls_on_s3_selects_what_one_process_does(
+    small_run, corpus, s3, tmp_path
+):
+    body = small_config(corpus, "s3://bucket/far")
+    file, config = tmp_path / "config.yaml", parse_config(body, "far")
+    file.write_text(yaml.safe_dump(body))
+    with separate_cluster(tmp_path) as (address, environment):
+        assert address.startswith("tls://127.0.0.1:")
+        command = [str(BIN / "quad"), "run", str(file), "--set", f"compute.dask_address={address}"]
+        done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert digests_of(config) == digests_of(small_run)
+    assert verify_run(config)["balanced"]
