@@ -24,7 +24,7 @@ from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import FieldNames
 from quad_tasks.core import bandit, influence
 from quad_tasks.core.blocks import find_blocks
-from quad_tasks.core.calibration import MOST_ERROR
+from quad_tasks.core.calibration import MOST_ERROR, relative_error
 from quad_tasks.core.clustering.embedders import Embedder, EmbedderInputs
 from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.flops import PassFlops, model_size
@@ -124,7 +124,7 @@ def check_scorer(name: str, floor: float = 0.9, seed: int = 0) -> None:
         scores_N, exact_N = influence_NK[:, k] / n_tokens_N, exact_NK[:, k] / n_tokens_N
         correlation = spearmanr(scores_N, exact_N).statistic
         assert correlation >= floor, f"expected a rank correlation with exact scoring of {floor}, got {correlation:.3f}"
-        error, most = np.sqrt(np.mean((scores_N - exact_N) ** 2)) / exact_N.std(), MOST_ERROR
+        error, most = relative_error(scores_N, exact_N), MOST_ERROR
         assert error <= most, f"expected values within {most:.0%} of exact scores' standard deviation, got {error:.0%}"
 
 

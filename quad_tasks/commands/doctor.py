@@ -31,11 +31,11 @@ OF_MACHINES = ("device", "workers")
 SMALL_BYTES = 8 * 2**20
 """Reference and held-out inputs up to this size are read whole here; larger ones when they are needed."""
 BYTES_PER_TOKEN_AT_MOST = 8
+"""Of a tokenizer that is not trained yet: no text of a pool has fewer tokens."""
 ONE_MEASURED = (
     "one document gives the gain no interval: give more by reference.inputs, reference.heldout_share or a held-out "
     "domain (heldout.reference_domain)"
 )
-"""Of a tokenizer that is not trained yet: no text of a pool has fewer tokens."""
 
 
 def examine(config: RunConfig | None) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quad_tasks.core.blocks import Block, matching_blocks
-from quad_tasks.core.influence import check_finite
+from quad_tasks.core.influence import score_directions
 from quad_tasks.core.lm import flops
 from quad_tasks.core.lm.flops import ModelSize, PassFlops
 from quad_tasks.core.loss import Batch
@@ -330,10 +330,10 @@ def _try_as_it_is(name: str, sample: Sample, exact_N: Float64, bounds: Bounds) -
     took = sample.cost(scorer.flops(sample.size, len(sample.along), {}))
     if took > bounds.flops:
         return [], 0.0
-    along = [scorer.prepare(direction, {}) for direction in sample.along]
-    scored = scorer.score(sample.model, sample.batches, sample.blocks, along, {})
-    check_finite(scored[0])
-    [scores_N] = _by_document(sample, *scored)
+    directions = {str(k): direction for k, direction in enumerate(sample.along)}
+    scored = list(score_directions(sample.model, sample.batches, directions, name).values())
+    influence_WK = np.stack([one.influence for one in scored], axis=1)
+    [scores_N] = _by_document(sample, influence_WK, scored[0].n_tokens)
     return [_trial(name, {}, exact_N, scores_N, took / sample.exact)], took
 
 
@@ -341,8 +341,12 @@ def _trial(
     scorer: str, settings: Mapping[str, float], exact_N: Float64, scores_N: Float64, cost: float, numbers: int = 0
 ) -> Trial:
     """Compare scores of documents, influence per token, with exact ones."""
-    error = float(np.sqrt(np.mean((scores_N - exact_N) ** 2)) / exact_N.std())
-    return Trial(scorer, settings, _spearman(exact_N, scores_N), error, cost, numbers)
+    return Trial(scorer, settings, _spearman(exact_N, scores_N), relative_error(scores_N, exact_N), cost, numbers)
+
+
+def relative_error(scores_N: Float64, exact_N: Float64) -> float:
+    """Compute the root mean square of what scores are off, as a share of the standard deviation of exact ones."""
+    return float(np.sqrt(np.mean((scores_N - exact_N) ** 2)) / exact_N.std())
 
 
 def _choose(scorer: str, trials: Sequence[Trial], floor: float, spent: float) -> Calibration:

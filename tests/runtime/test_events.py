@@ -83,15 +83,21 @@ def test_a_second_driver_adds_to_the_log_of_the_first(store):
     assert len(store.get(event_log_key("r")).splitlines()) == 4
 
 
-def test_a_store_that_fails_ends_no_run_and_is_named_once(store, monkeypatch):
+def fail_to_write(monkeypatch, why):
+    """Make every write to a store fail; return the list of what is said of it."""
     said: list[str] = []
 
     def fail(self, key, data):
-        raise StoreUnavailable("s3://key:secret@bucket is away")
+        raise StoreUnavailable(why)
 
     events._say_once.cache_clear()
     monkeypatch.setattr(events, "notice", said.append)
     monkeypatch.setattr(Store, "put", fail)
+    return said
+
+
+def test_a_store_that_fails_ends_no_run_and_is_named_once(store, monkeypatch):
+    said = fail_to_write(monkeypatch, "s3://key:secret@bucket is away")
     for _ in range(3):
         record_event(store, "r", "counted")
     assert len(said) == 1
@@ -100,14 +106,7 @@ def test_a_store_that_fails_ends_no_run_and_is_named_once(store, monkeypatch):
 
 
 def test_a_time_that_cannot_be_recorded_ends_no_run_and_hides_no_error(store, monkeypatch):
-    said: list[str] = []
-
-    def fail(self, key, data):
-        raise StoreUnavailable("away")
-
-    events._say_once.cache_clear()
-    monkeypatch.setattr(events, "notice", said.append)
-    monkeypatch.setattr(Store, "put", fail)
+    said = fail_to_write(monkeypatch, "away")
     with timed(store, "r", "fit"):
         pass
     with pytest.raises(ValueError, match="the body's own"), recorded_run(store, "r"), timed(store, "r", "fit"):

@@ -109,9 +109,9 @@ def train_by_command(
 def write_selection(store: Store, version: str, chosen: str, folder: Path) -> None:
     """Write chosen documents, in the pool's order, as parquet files of `id`, `text`, `source` and `n_tokens`."""
     rows = read_choice_table(store, chosen, ["position", "n_tokens"]).sort_by("position")
-    bounds = cut_rows(rows["n_tokens"].to_numpy(), PART_ROWS, PART_TOKENS)
+    positions, bounds = rows["position"].to_numpy(), cut_rows(rows["n_tokens"].to_numpy(), PART_ROWS, PART_TOKENS)
     for part, (start, end) in enumerate(itertools.pairwise(bounds)):
-        table = read_positions(store, version, rows["position"].to_numpy()[start:end], COLUMNS)
+        table = read_positions(store, version, positions[start:end], COLUMNS)
         pq.write_table(table, folder / f"part-{part:05d}.parquet")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from assigned_pool import in_turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_pool import BAD_LINES, TOPICS, stored, topic_records, write_jsonl
@@ -62,7 +63,7 @@ def test_duplicates_are_those_of_one_pass_over_all_documents(rows_of, partition)
         store.delete(key)
     names = [write_shard(store, f"s{number}", rows) for number, rows in enumerate(rows_of)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "map_tasks", lambda task, items, *_, shared=(): [task(*shared, *item) for item in items])
+        patch.setattr(ingest, "map_tasks", in_turn)
         patch.setattr(ingest, "PARTITION_DOCUMENTS", partition)
         found = ingest.find_duplicates(store, "p", names)
     ids, texts, expected = set(), set(), []

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from assigned_pool import CLUSTERING, FEATURES, NO_DRIFT, in_arm_order, write_pool
+from assigned_pool import CLUSTERING, FEATURES, NO_DRIFT, in_arm_order, in_turn, write_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,9 +28,7 @@ def lay_out(store: Store, names: list[str]) -> tuple[list[pa.Table], pa.Table]:
 def one_process(monkeypatch):
     """Call tasks one after another in this process."""
     for module in (layout, ingest):
-        monkeypatch.setattr(
-            module, "map_tasks", lambda task, items, *_, shared=(): [task(*shared, *item) for item in items]
-        )
+        monkeypatch.setattr(module, "map_tasks", in_turn)
 
 
 documents = st.lists(

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from assigned_pool import CLUSTERING, in_arm_order, write_pool
+from assigned_pool import CLUSTERING, in_arm_order, in_turn, write_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,11 +22,6 @@ from quad_tasks.storage.tensors import load_tensors, save_tensors
 
 NUMBERS = itertools.count()
 ARMS = 4
-
-
-def in_turn(task, items, *_, shared=()):
-    """Call tasks one after another in this process."""
-    return [task(*shared, *item) for item in items]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from assigned_pool import CLUSTERING, FEATURES, NO_DRIFT, in_arm_order, write_pool
+from assigned_pool import CLUSTERING, FEATURES, NO_DRIFT, in_arm_order, in_turn, write_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_pool import pool_version, read_column
@@ -26,9 +26,7 @@ COLUMNS = ["id", "text", "arm", "shard", "shard_row"]
 def one_process(monkeypatch):
     """Call tasks one after another in this process."""
     for module in (layout, ingest, merge_layers):
-        monkeypatch.setattr(
-            module, "map_tasks", lambda task, items, *_, shared=(): [task(*shared, *item) for item in items]
-        )
+        monkeypatch.setattr(module, "map_tasks", in_turn)
 
 
 def lay_out(store: Store, names: list[str], base: PoolVersion | None = None) -> str:
