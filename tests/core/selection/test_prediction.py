@@ -213,6 +213,21 @@ def test_groups_and_the_average_are_chosen_on_documents_drawn_at_random() -> Non
     assert predictor.groups == ("true",)
 
 
+def test_the_average_s_weights_are_chosen_on_documents_drawn_at_random() -> None:
+    """Near the cut, which lies elsewhere, an interaction only the kernel fits; in the pool a line beneath noise."""
+    for seed in range(2):
+        generator = np.random.default_rng(seed)
+        at_random_N = np.arange(1200) % 4 == 0
+        x_ND, arm_N = generator.normal(size=(1200, 6)), np.zeros(1200, dtype=np.int32)
+        x_ND[~at_random_N, 5] += 4
+        y_N = np.where(at_random_N, x_ND[:, 0] + generator.normal(size=1200), 5 * np.sign(x_ND[:, 0] * x_ND[:, 1]))
+        linear = [
+            fit_predictor(x_ND, y_N, arm_N, 1, np.random.default_rng(0), at_random_N=judges_N).linear_D.any()
+            for judges_N in (at_random_N, None)
+        ]
+        assert linear == [True, False]
+
+
 def test_the_reported_quality_is_that_of_the_pools_other_documents() -> None:
     """Features are noise; arms differ. Three quarters are drawn nearest a cut by what a first sample says of arms."""
     reported, true = [], []

@@ -86,20 +86,3 @@ def test_a_document_too_dear_ends_its_pull_and_leaves_its_price_to_the_next() ->
     )
     assert kept == [Draw(0, 0, 1), Draw(1, 0, 2)]
     assert left == Room(3, 1.0)
-
-
-def test_a_later_pilot_draws_every_open_document_with_the_same_chance() -> None:
-    """A half of arm 0 was drawn actively along the direction, a third of arm 1 was chosen: open ones alone count."""
-    generator, n_pilot, repeats = np.random.default_rng(0), 12, 4000
-    drawn_N = np.zeros(60)
-    for _ in range(repeats):
-        order = generator.permutation(30)  # documents of an arm stand in a random order
-        chosen = 30 + order[:10]
-        arms = documents([30, 30], [0, 0], not_open=chosen.tolist(), scored=generator.permutation(30)[:15].tolist())
-        count = generator.multivariate_hypergeometric(count_open(arms), n_pilot, method="marginals")
-        covered = [draw_next(arms, arm, int(count[arm])) for arm in (0, 1)]
-        for draw in covered:
-            positions = np.arange(draw.n_documents) + 30 * draw.arm
-            drawn_N[np.setdiff1d(positions, chosen)] += 1
-    rate = drawn_N.reshape(2, 30).sum(axis=1) / repeats
-    assert np.allclose(rate, [n_pilot * 30 / 50, n_pilot * 20 / 50], rtol=0.03)

@@ -11,7 +11,7 @@ from quad_tasks.core import bandit
 from quad_tasks.records import Stage
 from quad_tasks.stages.bandit import plan_round
 from quad_tasks.stages.bandit.cost import Room
-from quad_tasks.stages.bandit.draw_pulls import OpenDocuments
+from quad_tasks.stages.bandit.draw_pulls import OpenDocuments, covered_positions
 from quad_tasks.stages.bandit.ledger import LedgerState
 from quad_tasks.stages.bandit.plan_round import drop_predictions, predicted_pool
 from quad_tasks.storage.errors import StoreUnavailable
@@ -121,3 +121,22 @@ def test_a_refitted_stage_with_one_document_open_scores_others_again(monkeypatch
     assert pilot.chunks[0] == (3,)
     assert len(pilot.chunks[1]) == 2
     assert set(pilot.chunks[1]) < {0, 1, 2}
+
+
+def test_a_later_pilot_draws_every_open_document_with_the_same_chance():
+    """A half of arm 0 was drawn actively along the direction, a third of arm 1 was chosen: open ones alone count."""
+    generator, n_pilot, repeats = np.random.default_rng(0), 12, 4000
+    state, first_K, drawn_N = bandit.initial_state([30, 30]), np.array([0, 30]), np.zeros(60)
+    for _ in range(repeats):
+        order = generator.permutation(30)  # documents of an arm stand in a random order
+        chosen, scored_S = np.sort(30 + order[:10]), np.sort(generator.permutation(30)[:15])
+        ledger = LedgerState(state, scored_S=scored_S)
+        documents = OpenDocuments(first_K, state.cursor, first_K + 30, chosen, scored_S)
+        pilot = plan_round._plan_pilot(
+            STAGE, ledger, documents, Room(60, 60.0), lambda asked: np.ones(len(asked)), (n_pilot, 0), generator
+        )
+        covered = np.concatenate([covered_positions(first_K, draw) for draw in pilot.draws])
+        drawn_N[np.setdiff1d(covered, chosen)] += 1
+        asked = np.concatenate([np.array(chunk) for chunk in pilot.chunks])
+        assert set(asked) == set(covered) - set(chosen) - set(scored_S)
+    assert np.allclose(drawn_N.reshape(2, 30).sum(axis=1) / repeats, [n_pilot * 30 / 50, n_pilot * 20 / 50], rtol=0.03)
