@@ -1,26 +1,32 @@
 """Sample a pool for a testbed: its size, the drawn texts, and the held-out texts measured beside them.
 
-Owns sizes and the draw of the sample. A configuration names the inputs; without one they are the demo's corpus.
+Owns sizes and the draw of the sample. A configuration names the inputs; without one they are the demo's corpus. A pool
+document that holds held-out text is left out, as in a run. Refuses several reference sets: a testbed has one direction.
 """
 
 import heapq
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from quad_tasks.config.schema import HeldoutConfig, PoolConfig, ReferenceConfig, RunConfig, SelectionConfig
+from quad_tasks.config.schema import ConfigError, HeldoutConfig, PoolConfig, ReferenceConfig, RunConfig, SelectionConfig
 from quad_tasks.core.blocks import Attention
 from quad_tasks.core.random_order import order_key
+from quad_tasks.core.selection.overlap import find_overlap, index_shingles
 from quad_tasks.demo_corpus import build_corpus
 from quad_tasks.records import Document
+from quad_tasks.runtime.progress import notice
 from quad_tasks.stages.influence.prepare_reference import split_reference
 from quad_tasks.storage.input_documents import Fields, expand_inputs, read_documents
 
 KINDS: dict[str, Attention] = {"joint": "joint", "split": "split", "mlp": "none"}
 """Kinds of curvature, and the attention blocks each tracks."""
 SCORES = (*KINDS, "identity")
+DRAW = 2
+"""Version of how texts are drawn, in a testbed's key; since 2 no pool document holds held-out text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,7 @@ class Texts:
         reference: texts that the direction is made from.
         measured: held-out texts that the reference loss is measured on.
         others: held-out texts of each other domain.
+        overlapping: documents of the pool left out, since they hold text of `measured` or `others`.
     """
 
     pool: list[str]
@@ -102,6 +109,7 @@ class Texts:
     reference: list[str]
     measured: list[str]
     others: dict[str, list[str]]
+    overlapping: int = 0
 
 
 def read_size(body: Mapping[str, Any]) -> Size:
@@ -129,38 +137,64 @@ def read_inputs(config: RunConfig, size: Size) -> Texts:
     """Draw a uniform sample of the pool's distinct texts; read the reference's and other domains' documents.
 
     Raises:
-        ConfigError: a set is empty.
+        ConfigError: several reference sets; or a set is empty, or the pool once held-out text is left out.
         InputError: a pattern matches nothing, or a file is unreadable.
     """
-    passages = _distinct_passages(config, size.passage_characters)
-    drawn = heapq.nsmallest(size.documents, passages, key=lambda p: order_key(config.seed, p[0]))
+    if len(config.reference.named_sets()) > 1:
+        raise ConfigError("reference.sets: expected one reference set in an experiment, found several: name one")
     reference, measured, heldout = split_reference(config.reference, config.heldout, config.seed)
-    others: dict[str, list[str]] = {}
+    domains: dict[str, list[str]] = {}
     for document in heldout:
         domain = str(document.metadata["domain"])
         if domain != config.heldout.reference_domain:
-            others.setdefault(domain, []).append(document.text)
+            domains.setdefault(domain, []).append(document.text)
+    measured_texts = [document.text for document in measured[: size.measured_documents]]
+    others = {name: texts[: size.documents_per_domain] for name, texts in sorted(domains.items())}
+    overlapping: list[str] = []
+    documents = _leave_out(_read_pool(config), [*measured_texts, *chain(*others.values())], config, overlapping)
+    passages = _distinct_passages(documents, size.passage_characters)
+    drawn = heapq.nsmallest(size.documents, passages, key=lambda p: order_key(config.seed, p[0]))
+    if overlapping:
+        notice(f"pool.inputs: {len(overlapping)} documents hold held-out text and are left out")
+    if not drawn:
+        raise ConfigError("pool.inputs: expected documents without held-out text, found none (heldout.overlap_words)")
     return Texts(
         [text for _, text, _ in drawn],
         [source for _, _, source in drawn],
-        [d.text for d in reference[: size.reference_documents]],
-        [d.text for d in measured[: size.measured_documents]],
-        {name: texts[: size.documents_per_domain] for name, texts in sorted(others.items())},
+        [document.text for document in reference[: size.reference_documents]],
+        measured_texts,
+        others,
+        len(overlapping),
     )
 
 
-def _distinct_passages(config: RunConfig, characters: int | None) -> Iterator[tuple[str, str, str]]:
-    """Yield name, text and source of the pool's passages, equal texts once."""
-    seen: set[int] = set()
+def _read_pool(config: RunConfig) -> Iterator[Document]:
     fields = Fields(**config.pool.fields.model_dump())
     for uri in expand_inputs(config.pool.inputs):
-        for record in read_documents(uri, fields):
-            if not isinstance(record, Document):
-                continue
-            for number, text in enumerate(cut_passages(record.text, characters)):
-                if (content := hash(text)) not in seen:
-                    seen.add(content)
-                    yield f"{record.id}#{number}" if number else record.id, text, record.source
+        yield from (record for record in read_documents(uri, fields) if isinstance(record, Document))
+
+
+def _leave_out(
+    documents: Iterator[Document], held_out: Sequence[str], config: RunConfig, overlapping: list[str]
+) -> Iterator[Document]:
+    """Yield the documents that hold no held-out text; add the ids of the others to `overlapping`."""
+    words = config.heldout.overlap_words
+    index = index_shingles(held_out if words else [], words or 1)
+    for document in documents:
+        if find_overlap(index, document.text) is None:
+            yield document
+        else:
+            overlapping.append(document.id)
+
+
+def _distinct_passages(documents: Iterator[Document], characters: int | None) -> Iterator[tuple[str, str, str]]:
+    """Yield name, text and source of the documents' passages, equal texts once."""
+    seen: set[int] = set()
+    for document in documents:
+        for number, text in enumerate(cut_passages(document.text, characters)):
+            if (content := hash(text)) not in seen:
+                seen.add(content)
+                yield f"{document.id}#{number}" if number else document.id, text, document.source
 
 
 def cut_passages(text: str, characters: int | None) -> list[str]:

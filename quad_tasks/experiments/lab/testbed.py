@@ -42,6 +42,7 @@ from quad_tasks.core.lm.training import METHOD, count_targets
 from quad_tasks.core.selection.features import FeatureMatrix, document_features
 from quad_tasks.experiments.lab.cache import map_cached
 from quad_tasks.experiments.lab.corpus_sample import (
+    DRAW,
     KINDS,
     Size,
     Texts,
@@ -152,7 +153,7 @@ def _size_body(size: Size) -> SizeBody:
 
 def _write_sample(store: Store, texts: Texts, size: SizeBody) -> str:
     """Write a testbed's texts unless it is built; return its key."""
-    key = f"{FOLDER}/{digest([METHOD, asdict(texts), size])[:16]}"
+    key = f"{FOLDER}/{digest([METHOD, DRAW, asdict(texts), size])[:16]}"
     if not store.exists(f"{key}/manifest.json"):
         write_manifest(store, f"{key}/sample.json", ExperimentRecord(**asdict(texts)))
     return key

@@ -1,6 +1,7 @@
 """A testbed is built once, and holds influence as the core computes it one document at a time."""
 
 import numpy as np
+import pytest
 import torch
 from experiments.conftest import TINY
 
@@ -21,11 +22,12 @@ def test_the_same_inputs_and_size_are_built_once(tiny_testbed, tiny_config):
     assert sorted(store.list(tiny_testbed.key)) == before
 
 
-def test_a_testbed_trained_by_another_method_is_not_used_again(tiny_testbed, monkeypatch):
+@pytest.mark.parametrize("version", ["METHOD", "DRAW"])
+def test_a_testbed_trained_or_drawn_another_way_is_not_used_again(tiny_testbed, monkeypatch, version):
     size = testbed._size_body(TINY)
     store = open_store(tiny_testbed.workspace)
     assert testbed._write_sample(store, tiny_testbed.texts, size) == tiny_testbed.key
-    monkeypatch.setattr(testbed, "METHOD", testbed.METHOD + 1)
+    monkeypatch.setattr(testbed, version, getattr(testbed, version) + 1)
     assert testbed._write_sample(store, tiny_testbed.texts, size) != tiny_testbed.key
 
 
