@@ -2,7 +2,8 @@
 
 Accuracy is the share of the achievable influence (0: a random selection's, 1: the best one's) of a selection of a
 twentieth of the pool's tokens. Cost is time on one core, every part of it measured: embedding, clustering, hidden
-states where they are used, the fit of factors and direction, scoring, and selecting. Four ways spend a share:
+states and the regression's features where they are used, the fit of factors and direction, scoring, and selecting.
+Four ways spend a share:
 
     quad              a run's default, without a general share, which ignores influence
     quad_states       the same with the model's hidden states among the regression's features
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from quad_tasks.config.schema import RunConfig
+from quad_tasks.config.values import Features
 from quad_tasks.core.evaluation import statistics
 from quad_tasks.core.evaluation.statistics import Interval
 from quad_tasks.core.selection.fill_budget import fill_budget
@@ -52,6 +54,8 @@ SHARES = (0.02, 0.05, 0.1, 0.2)
 MAIN_SHARE = 0.1
 WAYS = ("quad", "quad_states", "cluster_sampling", "random_sampling")
 COLOURS = dict(zip(WAYS, (plots.RED, plots.ORANGE, plots.BLUE, plots.GREY), strict=True))
+FEATURES: dict[str, Features] = {"quad_states": "hidden_states", "cluster_sampling": "embedding"}
+"""Features of a way's regression; a run's default unless named. Cluster sampling has no regression."""
 LEAST_SHARE = 0.78
 """Share of the achievable influence that Quad must reach with a tenth scored."""
 
@@ -62,7 +66,7 @@ class Spent:
 
     Attributes:
         influence_share: of the achievable influence.
-        choose_s: seconds of selecting.
+        choose_s: seconds of computing features and selecting.
         rows: the documents.
     """
 
@@ -168,13 +172,11 @@ def _train_selections(testbed: Testbed, quad: Sequence[Spent]) -> dict[str, list
 
 def spend(workspace: str, key: str, way: str, scored_share: float, seed: int) -> Spent:
     """Score a share of a testbed's documents in one way and select, on a worker."""
-    testbed = open_testbed(workspace, key)
-    features = prediction_features(testbed, "hidden_states") if way == "quad_states" else prediction_features(testbed)
-    pool = simulation.pool_of(testbed, features)
-    started = time.process_time()
+    testbed, started = open_testbed(workspace, key), time.process_time()
     if way == "random_sampling":
         rows = _sample_at_random(testbed, scored_share, seed)
     else:
+        pool = simulation.pool_of(testbed, prediction_features(testbed, FEATURES.get(way)))
         rules = simulation.Rules(scored_share=scored_share, general_share=0.0)
         if way == "cluster_sampling":
             policy = replace(rules.policy, documents_per_pull=simulation.PULL.documents_per_pull)

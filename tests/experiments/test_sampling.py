@@ -1,5 +1,7 @@
 """Every way pays for what it sees; what all of it costs adds up."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from quad_tasks.experiments import sampling
@@ -14,6 +16,20 @@ def test_scoring_more_reaches_more_and_all_of_it_everything(tiny_testbed, way):
     if way == "random_sampling":
         assert found.influence_share == pytest.approx(1.0, abs=0.05)
     assert spend(*place, way, 0.2, 1).rows == spend(*place, way, 0.2, 1).rows
+
+
+@pytest.mark.parametrize("way", sampling.WAYS)
+def test_a_way_pays_for_the_features_that_it_uses(tiny_testbed, monkeypatch, way):
+    clock, compute = [0.0], sampling.prediction_features
+
+    def slowly(testbed, features=None):
+        clock[0] += {"embedding": 1, None: 10, "hidden_states": 100}[features]
+        return compute(testbed, features)
+
+    monkeypatch.setattr(sampling, "prediction_features", slowly)
+    monkeypatch.setattr(sampling, "time", SimpleNamespace(process_time=lambda: clock[0]))
+    expected = {"quad": 10, "quad_states": 100, "cluster_sampling": 1, "random_sampling": 0}
+    assert spend(tiny_testbed.workspace, tiny_testbed.key, way, 0.2, 0).choose_s == expected[way]
 
 
 def test_the_experiment_gives_a_curve_and_trains_on_three_selections(tiny_testbed, monkeypatch):
