@@ -252,7 +252,7 @@ def take_next(testbed: Testbed, ranking: simulation.Scores, plan: Plan, taken: I
     budget_tokens = testbed.size.budget_tokens // plan.stages
     if plan.random:
         order = np.random.default_rng([seed, 1]).permutation(len(testbed.documents))
-        return fill_budget(order, testbed.n_tokens, budget_tokens)
+        return fill_budget(order[~np.isin(order, taken)], testbed.n_tokens, budget_tokens)
     pool = replace(_pool(testbed.workspace, testbed.key), budget_tokens=budget_tokens)
     return simulation.select_from_scores(ranking, pool, simulation.Rules(), seed, taken).rows
 

@@ -82,8 +82,9 @@ def test_a_restarted_schedule_trains_otherwise_on_the_same_documents(carried):
     assert carried["random"].reference_loss > carried["once"].reference_loss
 
 
-def test_no_document_is_taken_twice(tiny_testbed):
-    ranking, plan = first_ranking(tiny_testbed, 0), Plan(2)
+@pytest.mark.parametrize("random", [False, True])
+def test_no_document_is_taken_twice(tiny_testbed, random):
+    ranking, plan = first_ranking(tiny_testbed, 0), Plan(2, random=random)
     first = take_next(tiny_testbed, ranking, plan, NONE_TAKEN, 0)
     second = take_next(tiny_testbed, ranking, plan, first, 0)
     assert len(second)
