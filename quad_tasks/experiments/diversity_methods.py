@@ -21,6 +21,7 @@ from quad_tasks.core.clustering.kmeans import arm_gaussians, arm_moments
 from quad_tasks.core.selection.fill_budget import fill_budget
 from quad_tasks.core.wasserstein import neighbour_lists
 from quad_tasks.experiments.lab import baselines, model_baselines, scorer_cost, simulation
+from quad_tasks.experiments.lab.model_baselines import ADAPTED_PASSES
 from quad_tasks.experiments.lab.scorer_cost import EXACT, ScorerCost
 from quad_tasks.experiments.lab.testbed import EMBEDDER_DOCUMENTS, Testbed, open_testbed, prediction_features
 
@@ -60,13 +61,15 @@ class Method:
     Attributes:
         select: seed to what is chosen.
         reads: passes in which a model reads the whole pool forward.
-        fits: whether it needs a direction: EK-FAC factors, or the reference gradient alone.
+        fits: whether it needs EK-FAC factors.
+        reference_passes: over the reference, each at exact scoring's cost: one for its gradient, all that adapt a copy.
         shared_s: seconds of the testbed's measurements that it uses, those of scoring left out.
     """
 
     select: Callable[[int], Chosen]
     reads: int = 0
     fits: bool = False
+    reference_passes: float = 0.0
     shared_s: float = 0.0
 
 
@@ -92,11 +95,16 @@ def _methods_without_influence(testbed: Testbed) -> dict[str, Method]:
     pool, reference, arm_N, seconds = testbed.texts.pool, testbed.texts.reference, testbed.arm, testbed.seconds
     clustered_s = seconds["embed"] + seconds["cluster"]
 
-    def by(order: Callable[[np.random.Generator], Int64], reads: int = 0, shared_s: float = 0.0) -> Method:
+    def by(
+        order: Callable[[np.random.Generator], Int64],
+        reads: int = 0,
+        shared_s: float = 0.0,
+        reference_passes: float = 0.0,
+    ) -> Method:
         def select(seed: int) -> Chosen:
             return Chosen(_fill(testbed, order(np.random.default_rng([seed, 1]))))
 
-        return Method(select, reads=reads, shared_s=shared_s)
+        return Method(select, reads=reads, reference_passes=reference_passes, shared_s=shared_s)
 
     return {
         "random": by(lambda generator: baselines.random_order(len(pool), generator)),
@@ -109,9 +117,16 @@ def _methods_without_influence(testbed: Testbed) -> dict[str, Method]:
         "linear_classifier": by(lambda _: baselines.classifier_order(pool, reference)),
         "bm25": by(lambda _: baselines.bm25_order(pool, reference)),
         "embedding_similarity": by(lambda _: embedding_order(testbed), shared_s=seconds["embed"]),
-        "representation_similarity": by(lambda _: model_baselines.representation_order(testbed), 1, seconds["loss"]),
-        "conditional_loss": by(lambda _: model_baselines.conditional_loss_order(testbed), 2, seconds["loss"]),
-        "loss_drop": by(lambda _: model_baselines.loss_drop_order(testbed), 2, seconds["loss"]),
+        "representation_similarity": by(
+            lambda _: model_baselines.representation_order(testbed),
+            1,
+            seconds["loss"],
+            scorer_cost.reading_cost(testbed),
+        ),
+        "conditional_loss": by(
+            lambda _: model_baselines.conditional_loss_order(testbed), 2, seconds["loss"], ADAPTED_PASSES
+        ),
+        "loss_drop": by(lambda _: model_baselines.loss_drop_order(testbed), 2, seconds["loss"], ADAPTED_PASSES),
     }
 
 
@@ -123,7 +138,7 @@ def embedding_order(testbed: Testbed) -> Int64:
 
 def _methods_of_full_scoring(testbed: Testbed) -> dict[str, Method]:
     def ranked(order: Callable[[], Int64], fits: bool = False, shared_s: float = 0.0) -> Method:
-        return Method(lambda _: Chosen(_fill(testbed, order()), 1.0, 1.0), fits=fits, shared_s=shared_s)
+        return Method(lambda _: Chosen(_fill(testbed, order()), 1.0, 1.0), 0, fits, 1.0, shared_s)
 
     def highest(kind: str) -> Int64:
         return np.argsort(-testbed.per_token(kind), kind="stable")
@@ -154,7 +169,8 @@ def _methods_of_a_share(testbed: Testbed, scorer: ScorerCost) -> dict[str, Metho
             selected = simulation.simulate_selection(influence_N, pool, rules, seed)
             return Chosen(selected.rows, float(selected.scored.mean()), selected.cost_share)
 
-        return Method(select, reads=int(features == "hidden_states"), fits=True, shared_s=before_scores_s)
+        reads = int(features == "hidden_states")
+        return Method(select, reads=reads, fits=True, reference_passes=1.0, shared_s=before_scores_s)
 
     def by_conditional_loss(rules: simulation.Rules) -> Method:
         """Score by the losses of the checkpoint and of its adapted copy, two forward passes, pilot included."""
@@ -166,7 +182,7 @@ def _methods_of_a_share(testbed: Testbed, scorer: ScorerCost) -> dict[str, Metho
             selected = simulation.simulate_selection(scores_N, pool, dearer, seed)
             return Chosen(selected.rows, float(selected.scored.mean()), passes * selected.cost_share)
 
-        return Method(select, shared_s=seconds["embed"] + seconds["cluster"])
+        return Method(select, reference_passes=ADAPTED_PASSES, shared_s=seconds["embed"] + seconds["cluster"])
 
     exact = simulation.Rules(cost_share=COST_SHARE)
     run = replace(exact, scorer_cost=scorer.cost, trial_cost=scorer.trial_cost)
@@ -217,7 +233,11 @@ def cost_share(testbed: Testbed, method: Method, scoring: float) -> float:
 
 
 def estimate_flops(testbed: Testbed, method: Method, scoring: float) -> float:
-    """Estimate what selecting costs in model FLOPs, training left out; documents that are no share count as average."""
-    exact, size, share = scorer_cost.pool_flops(testbed), testbed.size, cost_share(testbed, method, scoring)
-    read = size.reference_documents + (FIT_PASSES * size.factor_documents if method.fits else 0)
-    return exact * (share + (read / len(testbed.documents) if scoring else 0.0))
+    """Estimate what selecting costs in model FLOPs; documents that are no share count as average.
+
+    Training on what is selected is left out, training an adapted copy is not.
+    """
+    exact, share = scorer_cost.pool_flops(testbed), cost_share(testbed, method, scoring)
+    read = method.reference_passes * len(testbed.texts.reference)
+    read += FIT_PASSES * testbed.size.factor_documents if method.fits else 0
+    return exact * (share + read / len(testbed.documents))

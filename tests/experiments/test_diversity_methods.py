@@ -61,10 +61,25 @@ def test_costs_are_shares_of_scoring_the_whole_pool(tiny_testbed):
     assert cost_share(tiny_testbed, methods["conditional_loss"], 0.0) == pytest.approx(2 * forward / exact)
     assert cost_share(tiny_testbed, methods["quad_states"], 0.1) == pytest.approx(0.1 + forward / exact)
     assert estimate_flops(tiny_testbed, methods["perplexity_lowest"], 0.0) == pytest.approx(forward)
-    counted = tiny_testbed.size
-    documents = len(tiny_testbed.documents) + counted.reference_documents + 2 * counted.factor_documents
-    expected = exact / len(tiny_testbed.documents) * documents
-    assert estimate_flops(tiny_testbed, methods["full_influence"], 1.0) == pytest.approx(expected)
+
+
+def test_flops_count_what_is_read_of_the_reference_adapting_a_copy_included(tiny_testbed):
+    methods, model, counted = list_methods(tiny_testbed), tiny_testbed.model, tiny_testbed.size
+    size = flops.model_size(model, find_blocks(model))
+    ways = (flops.forward_flops(size), flops.exact_flops(size))
+    forward, exact = (flops.document_flops(way, tiny_testbed.n_tokens, 10_000).mean() for way in ways)  # of a document
+    n, reference = len(tiny_testbed.documents), len(tiny_testbed.texts.reference)
+    expected = {
+        ("full_influence", 1.0): exact * (n + reference + 2 * counted.factor_documents),
+        ("gradient_similarity", 1.0): exact * (n + reference),
+        ("representation_similarity", 0.0): forward * (n + reference),
+        ("conditional_loss", 0.0): 2 * forward * n + 4 * exact * reference,
+        ("loss_drop", 0.0): 2 * forward * n + 4 * exact * reference,
+        ("quad_conditional_loss", 0.1): exact * (0.1 * n + 4 * reference),
+        ("quad", 0.1): exact * (0.1 * n + reference + 2 * counted.factor_documents),
+    }
+    for (name, scoring), wanted in expected.items():
+        assert estimate_flops(tiny_testbed, methods[name], scoring) == pytest.approx(wanted), name
 
 
 def test_the_published_rules_accept_whole_arms_and_drop_no_near_duplicates(tiny_testbed):
