@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as TooSlow
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -141,7 +142,7 @@ def check_workspace(workspace: str) -> str:
 def check_inputs(patterns: Mapping[str, Sequence[str]]) -> str:
     """Check that inputs elsewhere are there and can be opened; of each pattern, the first file.
 
-    Their stores are asked once before: reading asks again and again, for longer than a check may take.
+    Their stores are asked once before: one that cannot be reached is named at once, without the tries of a reader.
 
     Args:
         patterns: by the key of the configuration they stand under.
@@ -157,8 +158,7 @@ def check_inputs(patterns: Mapping[str, Sequence[str]]) -> str:
             _check_answers(pattern, key)
             asked.add(_store_of(pattern))
         try:
-            with open_input(expand_inputs([pattern])[0]) as file:
-                file.read(1)
+            _within(partial(_read_first, pattern), f"{key}: {redact(pattern)}")
         except (StorageError, OSError) as error:
             raise ConfigError(f"{key}: {redact(str(error))}: {_remedy(pattern)}") from None
     return ", ".join(sorted(asked)) or "on this machine"
@@ -214,6 +214,11 @@ def check_prefect() -> str:
 
 def _is_elsewhere(uri: str) -> bool:
     return "://" in uri and not uri.startswith(LOCAL_SCHEMES)
+
+
+def _read_first(pattern: str) -> None:
+    with open_input(expand_inputs([pattern])[0]) as file:
+        file.read(1)
 
 
 def _store_of(uri: str) -> str:

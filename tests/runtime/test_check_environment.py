@@ -5,7 +5,9 @@ import re
 import socket
 import sys
 import tempfile
+import threading
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
 import pytest
@@ -182,6 +184,47 @@ def test_inputs_in_a_bucket_are_found_or_named_with_their_key_and_what_to_do(s3)
     ):
         with pytest.raises(ConfigError, match=rf"^heldout\.inputs: .*{re.escape(uri)}.*{remedy}"):
             environment.check_inputs({"pool.inputs": there, "heldout.inputs": [uri]})
+
+
+class Overloaded(BaseHTTPRequestHandler):
+    """Finds every bucket and asks to come back later for all that is in it."""
+
+    def do_HEAD(self) -> None:
+        self.answer(200 if self.path.rstrip("/").count("/") == 1 else 503)
+
+    def do_GET(self) -> None:
+        self.answer(503)
+
+    do_PUT = do_DELETE = do_GET
+
+    def answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("key", "check"),
+    [
+        ("pool.inputs", lambda: environment.check_inputs({"pool.inputs": ["s3://bucket/pool/*.jsonl"]})),
+        ("workspace", lambda: environment.check_workspace("s3://bucket/pool")),
+    ],
+)
+def test_a_store_that_only_asks_to_come_back_is_named_in_the_time_of_one_answer(s3, monkeypatch, key, check):
+    """Not in that of a reader's tries, which are waited for elsewhere."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Overloaded) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr("quad_tasks.storage.errors.sleep", lambda _seconds: over.wait())
+        over = threading.Event()
+        monkeypatch.setattr(environment, "ANSWER_S", 2.0)
+        with pytest.raises(ConfigError, match=rf"^{key}: s3://bucket/pool.*: expected an answer within 2 s, got none"):
+            check()
+        over.set()
+        server.shutdown()
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:///a.jsonl", "nothing://a.jsonl"])
