@@ -97,11 +97,12 @@ def gain_over_documents(before_SN: Float64, after_SN: Float64, target_N: Float64
     if n_documents < 2:
         return None
     mean = float(saved_SN.sum() / (n_repeats * target_N.sum()))
-    # what each document adds to the ratio of sums, linearised about the mean: its own mean is 0
-    residual_SN = (saved_SN - mean * target_N) / target_N.mean()
-    # Student's half width over documents; it holds the noise of single measurements too
+    # what each document adds to the ratio of sums, as leaving it out shows (jackknife): a long one pulls the mean to it
+    share_N = target_N / target_N.sum()
+    residual_SN = (saved_SN - mean * target_N) / target_N.mean() * (1 - 1 / n_documents) / (1 - share_N)
+    # Student's half width over documents, of as many as would weigh the same; it holds single measurements' noise too
     level = (1 + CONFIDENCE) / 2
-    half = float(student.ppf(level, n_documents - 1) * sem(residual_SN.mean(axis=0)))
+    half = float(student.ppf(level, max(1.0, 1 / np.sum(share_N**2) - 1)) * sem(residual_SN.mean(axis=0)))
     if n_repeats > 1:
         # what repeats vary beyond that noise: the variance of their means, less the interaction's part of it
         repeat_S, document_N = residual_SN.mean(axis=1, keepdims=True), residual_SN.mean(axis=0)
