@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.core.evaluation import statistics
-from quad_tasks.core.evaluation.diagnosis import ERROR_SHARE, documents_for_error, homogeneity
+from quad_tasks.core.evaluation.diagnosis import ERROR_SHARE
+from quad_tasks.core.evaluation.homogeneity import documents_for_error, homogeneity
 from quad_tasks.core.evaluation.statistics import Interval
 from quad_tasks.experiments.experiment import Experiment, Tables, claims_table, within
 from quad_tasks.experiments.lab import plots

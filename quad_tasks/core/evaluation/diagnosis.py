@@ -2,10 +2,9 @@
 
 Owns one pure function per failure, each returning a `Finding` or None, and `diagnose`, which collects them. A healthy
 run has no findings. Refuses to judge what was not measured, or measured on too few documents.
-Each threshold below states its reason. The homogeneity of arms is the intraclass correlation ICC(1) of a one-way
-random-effects analysis of variance (Shrout and Fleiss 1979), for arms of unequal size (Donner 1986).
+Each threshold below states its reason.
 
-Shape suffixes: N scored documents, M documents scored twice, A arms that have scored documents.
+Shape suffixes: N scored documents, M documents scored twice, P pulls.
 """
 
 import math
@@ -17,8 +16,14 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from quad_tasks.core.evaluation.diversity import effective_arms
+from quad_tasks.core.evaluation.homogeneity import (
+    ArmSpread,
+    Homogeneity,
+    documents_for_error,
+    homogeneity,
+    spread_homogeneity,
+)
 from quad_tasks.core.evaluation.training_findings import gain_not_shown, too_few_steps, training_harmed
-from quad_tasks.core.group_sums import group_means
 from quad_tasks.records import Finding
 
 FloatArray = npt.NDArray[np.floating]
@@ -54,21 +59,6 @@ SHORT_SHARE = 0.99
 """Share of the token budget that counts as reached: documents are taken whole, so a few tokens may stay unspent."""
 FAR_SHORT_SHARE = 0.9
 """Share of the token budget below which the finding is severe."""
-
-
-@dataclass(frozen=True)
-class Homogeneity:
-    """Variance of influence within and between arms.
-
-    Attributes:
-        intraclass_correlation: share of the variance of influence that lies between arms, 0 to 1.
-        between_variance: variance of arms' true means, influence per token squared.
-        within_variance: variance of documents within an arm.
-    """
-
-    intraclass_correlation: float
-    between_variance: float
-    within_variance: float
 
 
 @dataclass(frozen=True)
@@ -157,7 +147,7 @@ def diagnose(run: Measured) -> list[Finding]:
         too_little_diversity(run.selected, run.random, run.reference_change, run.heldout_changes),
         too_much_compute(run.scored_tokens, run.selected_tokens, run.time_s),
         bandit_collapsed(run.pull_arm_P, run.pull_round_P, run.n_arms),
-        arms_not_homogeneous(run.influence_N, run.arm_N, run.pull),
+        arms_not_homogeneous(homogeneity(run.influence_N, run.arm_N), len(run.influence_N), run.pull),
         stale_influence(*run.rescored) if run.rescored is not None else None,
         held_out_overlap(run.overlap),
         training_harmed(run.changes_from_start or {}),
@@ -168,8 +158,7 @@ def diagnose(run: Measured) -> list[Finding]:
 
 
 def diagnose_rounds(
-    influence_N: FloatArray,
-    arm_N: IntArray,
+    spread: ArmSpread,
     pull_arm_P: IntArray,
     pull_round_P: IntArray,
     n_arms: int,
@@ -180,8 +169,7 @@ def diagnose_rounds(
     """Diagnose a stage by its rounds so far, before anything is selected.
 
     Args:
-        influence_N: [N] influence per token of the documents drawn at random so far.
-        arm_N: [N] their arms.
+        spread: influence of the documents drawn at random so far, by arm.
         pull_arm_P: [P] the arm of every pull so far.
         pull_round_P: [P] the pulls' rounds; 0 is the random pilot.
         n_arms: arms that have documents.
@@ -191,7 +179,7 @@ def diagnose_rounds(
     """
     findings = [
         bandit_collapsed(pull_arm_P, pull_round_P, n_arms),
-        arms_not_homogeneous(influence_N, arm_N, pull),
+        arms_not_homogeneous(spread_homogeneity(spread), int(spread.n_K.sum()), pull),
         too_much_compute(scored_tokens, budget_tokens, {}),
     ]
     return [finding for finding in findings if finding is not None]
@@ -279,12 +267,13 @@ def bandit_collapsed(pull_arm_P: IntArray, pull_round_P: IntArray, n_arms: int) 
     """
     halfway = math.ceil(int(pull_round_P.max(initial=0)) / 2)
     early_P = (pull_round_P >= 1) & (pull_round_P <= halfway)
-    # A round pulls an arm once: [2, pulls]
-    pulls = np.unique(np.stack([pull_round_P[early_P], pull_arm_P[early_P]]), axis=1)
-    n_pulls = pulls.shape[1]
+    # A round pulls an arm once; a pull is a round and an arm in one number: [pulls]
+    n = int(pull_arm_P.max(initial=0)) + 1
+    pulls = np.unique(pull_round_P[early_P].astype(np.int64) * n + pull_arm_P[early_P])
+    n_pulls = len(pulls)
     if n_pulls == 0:
         return None
-    effective = effective_arms(np.bincount(pulls[1]))
+    effective = effective_arms(np.bincount(pulls % n))
     reachable = min(n_arms, n_pulls)
     if effective >= COLLAPSED_SHARE * reachable:
         return None
@@ -294,18 +283,17 @@ def bandit_collapsed(pull_arm_P: IntArray, pull_round_P: IntArray, n_arms: int) 
     return Finding("bandit_collapsed", "warning", evidence, remedy)
 
 
-def arms_not_homogeneous(influence_N: FloatArray, arm_N: IntArray, pull: PullSize) -> Finding | None:
+def arms_not_homogeneous(variances: Homogeneity | None, documents: int, pull: PullSize) -> Finding | None:
     """Detect pulls that are too small to tell arms apart by their mean reward.
 
     A pull is judged by the documents it draws at random; the remedy names the whole pull that would draw enough.
 
     Args:
-        influence_N: [N] influence per token of scored documents, drawn at random within their arms.
-        arm_N: [N] their arms.
+        variances: of scored documents, drawn at random within their arms; None where they tell none.
+        documents: how many they are.
         pull: documents of a whole pull.
     """
-    variances = homogeneity(influence_N, arm_N)
-    if variances is None or len(influence_N) < FEWEST_DOCUMENTS:
+    if variances is None or documents < FEWEST_DOCUMENTS:
         return None
     wanted = ERROR_SHARE * math.sqrt(variances.between_variance)
     needed = documents_for_error(variances.within_variance, wanted) if wanted > 0 else None
@@ -362,39 +350,3 @@ def held_out_overlap(found: OverlapCounts) -> Finding | None:
         "heldout.overlap_words sets how long a shared sequence must be."
     )
     return Finding("held_out_overlap", "warning", evidence, remedy)
-
-
-def homogeneity(influence_N: FloatArray, arm_N: IntArray) -> Homogeneity | None:
-    """Estimate the variance of influence within and between arms (one-way analysis of variance).
-
-    Args:
-        influence_N: [N] influence per token of documents drawn at random within their arms.
-        arm_N: [N] their arms; sizes may differ.
-
-    Returns:
-        The variances; None where there are fewer than two arms, or no arm has two documents.
-    """
-    _, group_N, size_A = np.unique(arm_N, return_inverse=True, return_counts=True)
-    n, n_arms = len(arm_N), len(size_A)
-    if n_arms < 2 or n == n_arms:
-        return None
-    # Mean square within arms, from deviations from the arm means: [N], [A]
-    centred_N = np.asarray(influence_N, np.float64) - np.mean(influence_N)
-    mean_A = group_means(centred_N, group_N, n_arms)
-    within = float(np.square(centred_N - mean_A[group_N]).sum() / (n - n_arms))
-    # Mean square between arms; its expectation is within + typical_size * between
-    between_square = float((size_A * np.square(mean_A)).sum() / (n_arms - 1))
-    typical_size = (n - np.square(size_A).sum() / n) / (n_arms - 1)
-    between = max((between_square - within) / float(typical_size), 0.0)
-    total = between + within
-    return Homogeneity(between / total if total > 0 else 0.0, between, within)
-
-
-def documents_for_error(within_variance: float, standard_error: float) -> int:
-    """Compute how many documents a pull needs for a wanted standard error of its mean: variance / error², rounded up.
-
-    Args:
-        within_variance: variance of influence within an arm.
-        standard_error: wanted standard error, in units of influence, > 0.
-    """
-    return max(1, math.ceil(within_variance / standard_error**2))

@@ -16,6 +16,7 @@ import pyarrow as pa
 from quad_tasks.core import bandit, carry_over, wasserstein
 from quad_tasks.core.evaluation import diagnosis
 from quad_tasks.core.evaluation.diversity import effective_arms
+from quad_tasks.core.evaluation.homogeneity import add_pulls
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.manifests.run import Calibration, RoundInfo
 from quad_tasks.records import BanditState, Finding, Pull, Stage
@@ -30,15 +31,16 @@ from quad_tasks.stages.bandit.estimate_left import estimate_left
 from quad_tasks.stages.bandit.ledger import (
     SCORE_SCHEMA,
     SET_COLUMN,
+    SPREAD_COLUMNS,
     LedgerState,
     load_arms,
-    mark_at_random,
     read_ledger,
     stage_scores,
 )
 from quad_tasks.stages.bandit.pilot import choose_threshold, describe_pilot, pilot_advice
 from quad_tasks.stages.bandit.plan_round import Plan
 from quad_tasks.stages.bandit.round_settings import RoundSettings
+from quad_tasks.stages.bandit.score_index import ScoreIndex, add_scores, empty_index, scores_within
 from quad_tasks.storage import rounds
 from quad_tasks.storage.positions import column_vectors
 from quad_tasks.storage.store import Store
@@ -76,22 +78,19 @@ def commit_round(
     first_K = load_arms(store, stage.version)["position"].to_numpy()
     rescored = _compare_rescored(ledger, scores[len(plan.chunks) :])
     before = _carry_over(ledger.state, rescored)
-    ranges = [covered_positions(first_K, draw) for draw in plan.draws]
-    pulled_N = np.concatenate([np.empty(0, dtype=np.int64), *ranges])
+    pulled_N = np.concatenate([np.empty(0, np.int64), *(covered_positions(first_K, draw) for draw in plan.draws)])
     by_set = _label_active(settings.reference_sets, scores[: len(plan.chunks)], pulled_N)
     table = by_set.select(SCORE_SCHEMA.names)
-    known = pa.concat_tables([stage_scores(ledger, stage), table])
-    sample = _pilot_sample(known, pulled_N) if number == 0 else known
+    sample = _pilot_sample(pa.concat_tables([stage_scores(ledger, stage), table]), pulled_N) if number == 0 else table
     threshold = choose_threshold(store, stage, number, settings.bandit, sample)
     policy = bandit.centre_rewards(settings.policy, threshold)
-    pulls = [_pull(draw, own, known) for draw, own in zip(plan.draws, ranges, strict=True)]
+    known = add_scores(ledger.known if ledger.direction == stage.direction else empty_index(), table)
+    pulls = [_pull(draw, int(first_K[draw.arm]), known) for draw in plan.draws]
     after = bandit.update(before, pulls, policy, _neighbours(store, stage.version, policy, settings.seed))
-    staged = pa.concat_tables([*ledger.scores[len(ledger.scores) - number :], table])
-    pulled = [*ledger.pulled, np.array([pull.arm for pull in pulls], dtype=np.int64)]
-    marked = mark_at_random(store, stage.version, staged, after.cursor)
-    findings = _findings(store, stage, settings, marked, pulled, rescored)
+    pull_rows = pa.Table.from_pylist(_pull_rows(pulls, bandit.ucb_scores(before, policy)), PULL_SCHEMA)
+    findings = _findings(store, stage, settings, ledger, pull_rows, table, rescored)
     accepted = table["influence"].to_numpy() > threshold
-    ucb, n_tokens = bandit.ucb_scores(before, policy), scored_tokens(scores)
+    n_tokens = scored_tokens(scores)
     count, total, squares = (float(x) for x in after.reward_moments)
     info = RoundInfo(
         kind="pilot" if number == 0 else "bandit",
@@ -110,10 +109,9 @@ def commit_round(
         cut=plan.cut,
         remaining=estimate_left(store, stage, number, settings, ledger, table, after, plan.cut),
     )
-    pull_rows = [_pull_row(pull, ucb) for pull in pulls]
     written = {
         "arms": _changed_arms(ledger.state, after),
-        "pulls": pa.Table.from_pylist(pull_rows, PULL_SCHEMA),
+        "pulls": pull_rows,
         "scores": by_set.append_column("accepted", pa.array(accepted)),
     }
     if plan.rescored:
@@ -121,7 +119,7 @@ def commit_round(
     rounds.commit_round(store, stage.run, stage.number, number, written, info)
     record_round(store, stage.run, stage.number, number, info)
     _announce(store, stage, number, settings, info)
-    show_round(stage, number, info, pull_rows)
+    show_round(stage, number, info, pull_rows.to_pylist())
 
 
 def _count_scored(table: pa.Table, accepted: npt.NDArray[np.bool_]) -> dict[str, Any]:
@@ -146,21 +144,20 @@ def _findings(
     store: Store,
     stage: Stage,
     settings: RoundSettings,
+    ledger: LedgerState,
+    pulls: pa.Table,
     scores: pa.Table,
-    pulled: list[npt.NDArray[np.int64]],
     rescored: pa.Table,
 ) -> list[Finding]:
-    """Diagnose a stage by its scores, the arms pulled in each of its rounds from round 0 on, and what was rescored."""
-    at_random = scores["at_random"].to_numpy(zero_copy_only=False)
-    arms = load_arms(store, stage.version)
+    """Diagnose a stage by its pulls so far: those before a round and its own, its scores, and what was rescored."""
+    pulled = [*ledger.pulled, pulls["arm"].to_numpy().astype(np.int64)]
     findings = diagnosis.diagnose_rounds(
-        scores["influence"].to_numpy()[at_random],
-        scores["arm"].to_numpy()[at_random],
+        add_pulls(ledger.spread, *(pulls[name].to_numpy() for name in SPREAD_COLUMNS)),
         np.concatenate(pulled),
         np.repeat(np.arange(len(pulled)), [len(arms) for arms in pulled]),
-        int(np.count_nonzero(arms["n_documents"].to_numpy())),
+        int(np.count_nonzero(load_arms(store, stage.version)["n_documents"].to_numpy())),
         diagnosis.PullSize(settings.pull.random_documents, settings.pull.documents_per_pull),
-        int(scores["n_tokens"].to_numpy().sum()),
+        ledger.stage_tokens + int(scores["n_tokens"].to_numpy().sum()),
         settings.stage_tokens,
     )
     stale = diagnosis.stale_influence(rescored["before"].to_numpy(), rescored["influence"].to_numpy())
@@ -219,18 +216,27 @@ def _label_active(names: Sequence[str], scores: list[pa.Table], pulled: npt.NDAr
     return table.append_column("active", pa.array(active)).select(schema.names).cast(schema)
 
 
-def _pull(draw: Draw, own: npt.NDArray[np.int64], known: pa.Table) -> Pull:
-    """Sum up a draw; what was scored of it against another direction says nothing here."""
-    rows = np.flatnonzero(np.isin(known["position"].to_numpy(), own))
-    rewards, targets = known["influence"].to_numpy()[rows], int(known["n_targets"].to_numpy()[rows].sum())
-    mean, variance = (float(rewards.mean()), float(rewards.var())) if len(rows) else (0.0, 0.0)
-    return Pull(*draw, targets, mean, variance, len(rows))
+def _pull(draw: Draw, first: int, known: ScoreIndex) -> Pull:
+    """Sum up a draw of an arm whose documents begin at `first`; what was scored along another direction says nothing.
+
+    Args:
+        draw: of the arm.
+        first: position of the arm's first document.
+        known: what is scored along the stage's direction, the round's scores among them.
+    """
+    start = first + draw.cursor
+    rewards, targets = scores_within(known, start, start + draw.n_documents)
+    mean, variance = (float(rewards.mean()), float(rewards.var())) if len(rewards) else (0.0, 0.0)
+    return Pull(*draw, int(targets.sum()), mean, variance, len(rewards))
 
 
-def _pull_row(pull: Pull, ucb: np.ndarray[Any, Any]) -> dict[str, Any]:
-    score = float(ucb[pull.arm])
-    row = {name: getattr(pull, name) for name in PULL_SCHEMA.names[:-1]}
-    return {**row, "ucb_score": score if np.isfinite(score) else None}
+def _pull_rows(pulls: Sequence[Pull], ucb: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+    scores = [float(ucb[pull.arm]) for pull in pulls]
+    return [
+        {name: getattr(pull, name) for name in PULL_SCHEMA.names[:-1]}
+        | {"ucb_score": score if np.isfinite(score) else None}
+        for pull, score in zip(pulls, scores, strict=True)
+    ]
 
 
 def _changed_arms(before: BanditState, after: BanditState) -> pa.Table:

@@ -4,7 +4,7 @@ Everything that is read of the pool with a model counts: the pilot, rounds, docu
 calibration, hidden states, and an embedding by the model. What full scoring needs as well does not: factors and
 direction. Costs follow from token counts and the model's shape (`core.lm.flops`): they are known before they are spent.
 
-Shape suffixes: N documents, S documents scored, L distinct lengths.
+Shape suffixes: N documents, L distinct lengths, T lengths from 0 tokens on.
 """
 
 import functools
@@ -163,15 +163,17 @@ def length_costs(
 
 
 def cheapest_unscored(
-    store: Store, version: str, reading: Reading, scorer: Mapping[str, Any], scored_tokens_S: Int64
+    store: Store, version: str, reading: Reading, scorer: Mapping[str, Any], scored_T: Int64
 ) -> float:
-    """Count what scoring the cheapest document takes that is none of those scored, of `scored_tokens_S` tokens.
+    """Count what scoring the cheapest document takes that is none of those scored, `scored_T` of each number of tokens.
 
     Infinite where all were scored.
     """
     lengths, documents = count_lengths(store, version)
-    scored = np.searchsorted(lengths, scored_tokens_S)
-    left = lengths[documents > np.bincount(scored, minlength=len(lengths))]
+    scored_L = np.zeros(len(lengths), dtype=np.int64)
+    counted = lengths < len(scored_T)
+    scored_L[counted] = scored_T[lengths[counted]]
+    left = lengths[documents > scored_L]
     return float(length_costs(store, version, reading, scorer, left).min(initial=np.inf))
 
 

@@ -10,6 +10,7 @@ be good.
 Shape suffixes: K arms, C documents that are closed, S documents scored.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,8 +20,10 @@ import numpy.typing as npt
 
 from quad_tasks.records import Stage
 from quad_tasks.stages.bandit.cost import Room
-from quad_tasks.stages.bandit.ledger import LedgerState, load_arms, read_chosen, stage_scores
-from quad_tasks.stages.influence.find_overlap import overlap_positions
+from quad_tasks.stages.bandit.ledger import LedgerState, load_arms, read_choice, read_chosen
+from quad_tasks.stages.bandit.score_index import insert_positions
+from quad_tasks.stages.influence.find_overlap import overlap_positions, read_overlap
+from quad_tasks.storage.keys import choice_key
 from quad_tasks.storage.positions import nth_open
 from quad_tasks.storage.store import Store
 
@@ -59,19 +62,28 @@ class OpenDocuments:
 
 def closed_positions(store: Store, stage: Stage) -> Int64:
     """List what a stage may not select, ascending: documents an earlier stage chose, or that hold held-out text."""
-    chosen = read_chosen(store, stage.run, stage.number)["position"].to_numpy()
-    return np.union1d(chosen, overlap_positions(store, stage.run))
+    choices = [choice_key(stage.run, number, "selected") for number in range(stage.number)]
+    overlap = read_overlap(store, stage.run)
+    digests = (*(read_choice(store, choice).sha256 for choice in choices), overlap.sha256 if overlap else "")
+    return _read_closed(store, stage.run, stage.number, digests)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_closed(store: Store, run: str, stages: int, digests: tuple[str, ...]) -> Int64:
+    """Read them once for what has these digests: the choices of a run's first stages, and the overlap."""
+    chosen = read_chosen(store, run, stages)["position"].to_numpy()
+    return np.union1d(chosen, overlap_positions(store, run))
 
 
 def find_open_documents(store: Store, stage: Stage, ledger: LedgerState) -> OpenDocuments:
     """Find the documents that are open to a stage."""
-    along_another = np.setdiff1d(ledger.scored_S, stage_scores(ledger, stage)["position"].to_numpy())
+    along_another = ledger.along_another_S if ledger.direction == stage.direction else ledger.scored_S
     first_K = load_arms(store, stage.version)["position"].to_numpy()
     return OpenDocuments(
         first_K=first_K,
         cursor_K=ledger.state.cursor,
         end_K=first_K + ledger.state.n_documents,
-        closed_C=np.union1d(along_another, closed_positions(store, stage)),
+        closed_C=insert_positions(closed_positions(store, stage), along_another),
         scored_S=ledger.scored_S,
     )
 

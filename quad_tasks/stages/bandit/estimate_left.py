@@ -69,10 +69,11 @@ def estimate_left(
         The estimate; None where no regression is due after the round or used at all, or too little is known.
     """
     known = pa.concat_tables([stage_scores(ledger, stage), table])
-    due = is_last or len(known) >= REFIT_GROWTH * ledger.fitted_documents
+    if not (settings.predicts and (is_last or len(known) >= REFIT_GROWTH * ledger.fitted_documents)):
+        return None
     scores = mark_at_random(store, stage.version, known, after.cursor)
     at_random = np.flatnonzero(scores["at_random"].to_numpy(zero_copy_only=False))
-    if not (settings.predicts and due) or len(at_random) < LEAST_HELD_OUT:
+    if len(at_random) < LEAST_HELD_OUT:
         return None
     fitted = replace(
         ledger,

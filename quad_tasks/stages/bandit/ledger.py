@@ -13,10 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from quad_tasks.core import bandit, carry_over
+from quad_tasks.core.evaluation.homogeneity import ArmSpread, add_pulls, no_spread
 from quad_tasks.core.random_order import drawn_at_random
 from quad_tasks.core.selection.ranking import arms_at
 from quad_tasks.manifests.run import Choice
 from quad_tasks.records import BanditState, Stage
+from quad_tasks.stages.bandit.score_index import ScoreIndex, add_scores, empty_index, insert_positions, is_among
 from quad_tasks.storage import rounds
 from quad_tasks.storage.keys import (
     arm_index_key,
@@ -48,6 +50,8 @@ SCORE_SCHEMA = pa.schema(
 there are several reference sets, the influence along each."""
 SET_COLUMN = "influence_"
 """Before a reference set's name: the column of the influence along its direction alone."""
+SPREAD_COLUMNS = ("arm", "n_scored", "reward", "reward_variance")
+"""Of a round's pulls, that `add_pulls` takes."""
 REFIT_GROWTH = 1.5
 """A regression is due again once there are this many times the scored documents it was fitted on: the sum of all fits
 then costs three times the last."""
@@ -60,12 +64,16 @@ class LedgerState:
     Attributes:
         state: the arms before the next round.
         scored_S: [S] positions of the documents scored in any round of any stage, ascending.
-        scored_tokens_S: [S] tokens of each.
+        scored_lengths_T: [T] how many of them have this many tokens.
+        known: those scored along the direction.
+        along_another_S: positions of the others, ascending.
         stage: the stage it is in.
         round: the next round to read.
         direction: what the stage's scores were measured against; empty before its first round.
         scores: the stage's score tables in order; earlier stages' too where their direction is the same.
-        accepted_tokens: tokens above τ in the stage's rounds before it.
+        spread: of the documents that the stage's pulls before it covered.
+        stage_tokens: tokens scored in the stage's rounds before it.
+        accepted_tokens: of these, in documents above τ.
         flops: of the model, spent on scoring and calibration in all rounds before it.
         cut: whether the cap on cost cut the last round of the stage.
         left: what scoring everything was last estimated to add in the stage, as a share of full scoring's gain.
@@ -78,11 +86,15 @@ class LedgerState:
 
     state: BanditState
     scored_S: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    scored_tokens_S: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    scored_lengths_T: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    known: ScoreIndex = field(default_factory=empty_index)
+    along_another_S: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     stage: int = 0
     round: int = 0
     direction: str = ""
     scores: list[pa.Table] = field(default_factory=list)
+    spread: ArmSpread = field(default_factory=lambda: no_spread(0))
+    stage_tokens: int = 0
     accepted_tokens: int = 0
     flops: float = 0.0
     cut: bool = False
@@ -116,7 +128,8 @@ def read_ledger(store: Store, stage: Stage, number: int, discount: float) -> Led
         _read_rounds(store, stage.run, ledger, len(list_stage_rounds(store, stage.run, ledger.stage)))
         if ledger.round > 0:
             ledger.state = carry_over.discount(ledger.state, discount)
-        ledger.stage, ledger.round, ledger.accepted_tokens = ledger.stage + 1, 0, 0
+        ledger.stage, ledger.round, ledger.stage_tokens, ledger.accepted_tokens = ledger.stage + 1, 0, 0, 0
+        ledger.spread = no_spread(len(ledger.state.n_documents))
         ledger.fitted_round, ledger.fitted_documents, ledger.pulled, ledger.cut = 0, 0, [], False
         ledger.left = ledger.first_left = None
     _read_rounds(store, stage.run, ledger, number)
@@ -190,7 +203,8 @@ def list_stage_rounds(store: Store, run: str, number: int, wanted: int | None = 
 
 @functools.lru_cache(maxsize=1)
 def _open_ledger(store: Store, run: str, version: str) -> LedgerState:
-    return LedgerState(bandit.initial_state(load_arms(store, version)["n_documents"].to_numpy()))
+    n_documents_K = load_arms(store, version)["n_documents"].to_numpy()
+    return LedgerState(bandit.initial_state(n_documents_K), spread=no_spread(len(n_documents_K)))
 
 
 def _read_rounds(store: Store, run: str, ledger: LedgerState, end: int) -> None:
@@ -200,7 +214,7 @@ def _read_rounds(store: Store, run: str, ledger: LedgerState, end: int) -> None:
     """
     while ledger.round < end:
         manifest = rounds.read_round(store, run, ledger.stage, ledger.round)
-        table, scores = (rounds.read_round_table(store, manifest, name) for name in ("arms", "scores"))
+        table, pulled, scores = (rounds.read_round_table(store, manifest, name) for name in ("arms", "pulls", "scores"))
         state, arm = ledger.state, table["arm"].to_numpy()
         cursor, pulls, reward_sum = state.cursor.copy(), state.pulls.copy(), state.reward_sum.copy()
         cursor[arm], pulls[arm], reward_sum[arm] = table["cursor"], table["pulls"], table["reward_sum"]
@@ -208,6 +222,7 @@ def _read_rounds(store: Store, run: str, ledger: LedgerState, end: int) -> None:
         moments = np.array(manifest.info.reward_moments)
         ledger.state = BanditState(state.n_documents, cursor, pulls, reward_sum, moments, ledger.round + 1)
         _add_scores(ledger, manifest.info.direction, scores)
+        ledger.spread = add_pulls(ledger.spread, *(pulled[name].to_numpy() for name in SPREAD_COLUMNS))
         ledger.accepted_tokens += manifest.info.accepted_tokens
         ledger.cut = manifest.info.cut
         if (remaining := manifest.info.remaining) is not None:
@@ -216,7 +231,7 @@ def _read_rounds(store: Store, run: str, ledger: LedgerState, end: int) -> None:
         if (cost := manifest.info.cost) is not None:
             ledger.flops += cost.scoring + cost.calibration
         ledger.round += 1
-        documents = sum(map(len, ledger.scores))
+        documents = len(ledger.known.position_S)
         if documents >= REFIT_GROWTH * ledger.fitted_documents:
             ledger.fitted_round, ledger.fitted_documents, ledger.fitted_cursor = ledger.round, documents, cursor
 
@@ -224,10 +239,18 @@ def _read_rounds(store: Store, run: str, ledger: LedgerState, end: int) -> None:
 def _add_scores(ledger: LedgerState, direction: str, scores: pa.Table) -> None:
     if direction != ledger.direction:
         ledger.direction, ledger.scores = direction, []
+        ledger.known, ledger.along_another_S = empty_index(), ledger.scored_S
+    positions, n_tokens = scores["position"].to_numpy(), scores["n_tokens"].to_numpy()
+    new = ~is_among(ledger.scored_S, positions)
     ledger.scores.append(scores.select(SCORE_SCHEMA.names))
-    positions = np.concatenate([ledger.scored_S, scores["position"].to_numpy()])
-    ledger.scored_S, first = np.unique(positions, return_index=True)
-    ledger.scored_tokens_S = np.concatenate([ledger.scored_tokens_S, scores["n_tokens"].to_numpy()])[first]
+    ledger.known = add_scores(ledger.known, scores)
+    ledger.scored_S = insert_positions(ledger.scored_S, positions)
+    if not new.all():
+        ledger.along_another_S = ledger.along_another_S[~is_among(np.sort(positions), ledger.along_another_S)]
+    n_lengths = max(len(ledger.scored_lengths_T), int(n_tokens.max(initial=0)) + 1)
+    ledger.scored_lengths_T = np.pad(ledger.scored_lengths_T, (0, n_lengths - len(ledger.scored_lengths_T)))
+    np.add.at(ledger.scored_lengths_T, n_tokens[new], 1)
+    ledger.stage_tokens += int(n_tokens.sum())
 
 
 @functools.lru_cache(maxsize=2)

@@ -11,7 +11,8 @@ import pyarrow as pa
 from quad_tasks.config.schema import BanditConfig
 from quad_tasks.core import calibration
 from quad_tasks.core.calibration import calibrate
-from quad_tasks.core.evaluation import diagnosis
+from quad_tasks.core.evaluation.diagnosis import ERROR_SHARE
+from quad_tasks.core.evaluation.homogeneity import documents_for_error, homogeneity
 from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.flops import ModelSize
 from quad_tasks.core.lm.tokenizer import encode
@@ -146,15 +147,15 @@ def describe_pilot(influence_N: npt.NDArray[np.float64], arm_N: npt.NDArray[np.i
 
     The m given is that of the wanted standard error of an arm's mean.
     """
-    found = diagnosis.homogeneity(influence_N, arm_N)
+    found = homogeneity(influence_N, arm_N)
     between, within = (found.between_variance, found.within_variance) if found else (0.0, 0.0)
-    error = diagnosis.ERROR_SHARE * float(np.sqrt(between))
+    error = ERROR_SHARE * float(np.sqrt(between))
     return PilotSummary(
         influence_deviation=float(influence_N.std()),
         between_arms_deviation=float(np.sqrt(between)) if found else None,
         within_arms_deviation=float(np.sqrt(within)) if found else None,
         wanted_standard_error=error or None,
-        documents_per_pull=diagnosis.documents_for_error(within, error) if error else None,
+        documents_per_pull=documents_for_error(within, error) if error else None,
     )
 
 

@@ -36,7 +36,6 @@ from quad_tasks.stages.bandit.draw_pulls import (
     OpenDocuments,
     closed_positions,
     count_open,
-    covered_positions,
     cut_draws,
     draw_next,
     find_open_documents,
@@ -53,6 +52,7 @@ from quad_tasks.stages.bandit.ledger import (
 from quad_tasks.stages.bandit.pool_prediction import PoolPrediction, draw_nearest, predict_pool
 from quad_tasks.stages.bandit.predict import feature_source, fit_scored
 from quad_tasks.stages.bandit.round_settings import ROUNDING, RoundSettings, scored_limit
+from quad_tasks.stages.bandit.score_index import insert_positions
 from quad_tasks.storage import rounds
 from quad_tasks.storage.keys import prediction_folder, predictions_folder
 from quad_tasks.storage.positions import column_vectors
@@ -122,7 +122,7 @@ def plan_round(store: Store, stage: Stage, number: int, settings: RoundSettings)
     kept, left = cut_draws(documents, draws, room, costs)
     draws = sorted(kept)
     chunks = [unscored_positions(documents, draw) for draw in draws]
-    pulled = np.concatenate([np.empty(0, np.int64), *(covered_positions(documents.first_K, draw) for draw in draws)])
+    pulled = np.concatenate([np.empty(0, np.int64), *chunks])
     n_active = len(chosen) * (settings.pull.documents_per_pull - settings.pull.random_documents)
     n_active = min(n_active, left.documents)
     nearest, n_tokens = _draw_active(store, stage, settings, ledger, pulled, n_active)
@@ -271,7 +271,7 @@ def _draw_active(
     """
     if n_active <= 0:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    excluded = np.union1d(ledger.scored_S, pulled)
+    excluded = insert_positions(ledger.scored_S, pulled)
     return draw_nearest(store, predicted_pool(store, stage, settings, ledger), excluded, NEAREST_TRIED * n_active)
 
 

@@ -20,6 +20,7 @@ from quad_tasks.core.selection import prediction, ranking
 from quad_tasks.core.selection.ranking import Rows
 from quad_tasks.runtime.tasks import map_tasks
 from quad_tasks.stages.bandit.predict import FeatureSource, predict_block
+from quad_tasks.stages.bandit.score_index import is_among
 from quad_tasks.storage import tables
 from quad_tasks.storage.positions import read_positions
 from quad_tasks.storage.store import Store
@@ -73,7 +74,7 @@ class PoolPrediction:
         cut: influence at which a selection by it would end; NaN where no document is open.
         offered: positions nearest the cut, nearest first, of documents that were not excluded when they were asked for.
         offered_tokens: tokens of each.
-        excluded: positions that were.
+        excluded: ascending positions that were.
         complete: whether those offered are all there are.
     """
 
@@ -259,17 +260,17 @@ def draw_nearest(store: Store, predicted: PoolPrediction, excluded: Int64, n_doc
     Args:
         store: the workspace.
         predicted: from `predict_pool`.
-        excluded: [M] positions not to be drawn: those scored before or about to be.
+        excluded: [M] ascending positions not to be drawn: those scored before or about to be.
         n_documents: how many to draw.
 
     Returns:
         Their positions, and the tokens of each.
     """
-    left = np.flatnonzero(~np.isin(predicted.offered, excluded))
-    grown = bool(np.isin(predicted.excluded, excluded).all())  # else what is free again was not offered
+    left = np.flatnonzero(~is_among(excluded, predicted.offered))
+    grown = bool(is_among(excluded, predicted.excluded).all())  # else what is free again was not offered
     if not grown or (len(left) < n_documents and not predicted.complete):
-        n_offered, shut = OFFERED * n_documents, np.sort(excluded)
-        items = [(store, block, predicted.cut, n_offered, within(shut, block)) for block in predicted.blocks]
+        n_offered = OFFERED * n_documents
+        items = [(store, block, predicted.cut, n_offered, within(excluded, block)) for block in predicted.blocks]
         offers = map_blocks(offer_nearest, items, "find documents near the cut")
         positions, distances, tokens = (np.concatenate(column) for column in zip(*offers, strict=True))
         order = np.lexsort((positions, distances))[:n_offered]

@@ -76,5 +76,5 @@ def _can_pay(store: Store, stage: Stage, settings: RoundSettings, ledger: Ledger
     if settings.cost_cap is None:
         return True
     scorer = read_scorer(store, stage, settings)
-    cheapest = cheapest_unscored(store, stage.version, settings.reading, scorer, ledger.scored_tokens_S)
+    cheapest = cheapest_unscored(store, stage.version, settings.reading, scorer, ledger.scored_lengths_T)
     return cheapest <= find_room(store, stage, settings, ledger).flops

@@ -1,4 +1,4 @@
-"""Each failure planted and found, a healthy run left in peace, and the analysis of variance against known truths."""
+"""Each failure planted and found, a healthy run left in peace,."""
 
 import json
 import math
@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from pydantic import BaseModel
-from scipy.stats import f_oneway
 
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.core.evaluation.diagnosis import (
@@ -20,13 +19,12 @@ from quad_tasks.core.evaluation.diagnosis import (
     bandit_collapsed,
     budget_not_reached,
     diagnose,
-    documents_for_error,
     held_out_overlap,
-    homogeneity,
     stale_influence,
     too_little_diversity,
     too_much_compute,
 )
+from quad_tasks.core.evaluation.homogeneity import homogeneity
 from quad_tasks.core.evaluation.training_findings import gain_not_shown, too_few_steps, training_harmed
 
 N_ARMS, ARMS_PER_ROUND, DOCUMENTS_PER_PULL = 100, 8, 16
@@ -144,7 +142,7 @@ def test_remedies_name_configuration_keys_that_exist() -> None:
         too_little_diversity(NARROW, RANDOM, None, {}),
         too_much_compute(100, 1, {}),
         bandit_collapsed(*pulls([np.arange(8)] * 60), N_ARMS),
-        arms_not_homogeneous(flat, rows, PullSize(1, 1)),
+        arms_not_homogeneous(homogeneity(flat, rows), 60, PullSize(1, 1)),
         stale_influence(np.arange(40.0), -np.arange(40.0)),
         held_out_overlap(OverlapCounts(1, 1, 10, 0)),
         training_harmed({"code": 0.04}),
@@ -224,50 +222,9 @@ def test_collapsing_late_is_what_a_bandit_is_for() -> None:
     assert bandit_collapsed(*pulls([*everywhere, *([np.arange(8)] * 30)]), N_ARMS) is None
 
 
-def test_homogeneity_recovers_the_variances_it_was_drawn_from() -> None:
-    generator = np.random.default_rng(0)
-    arm = np.repeat(np.arange(4000), generator.integers(1, 9, 4000))
-    found = homogeneity(influence(arm, between=2, within=3), arm)
-    assert found is not None
-    assert found.between_variance == pytest.approx(4, rel=0.06)
-    assert found.within_variance == pytest.approx(9, rel=0.03)
-    assert found.intraclass_correlation == pytest.approx(4 / 13, rel=0.05)
-
-
-def test_homogeneity_equals_the_f_statistic_of_a_balanced_design() -> None:
-    size, arm = 5, np.repeat(np.arange(12), 5)
-    values = influence(arm, between=1, within=1)
-    f = f_oneway(*values.reshape(12, size)).statistic
-    found = homogeneity(values, arm)
-    assert found is not None
-    assert found.intraclass_correlation == pytest.approx((f - 1) / (f - 1 + size), rel=1e-12)
-
-
-def test_homogeneity_does_not_depend_on_order_shift_or_unit() -> None:
-    arm = np.repeat(np.arange(9), np.arange(1, 10))
-    values = influence(arm, between=1, within=1)
-    order = np.random.default_rng(0).permutation(len(arm))
-    first, second = homogeneity(values, arm), homogeneity(1e-6 * values[order] + 5, arm[order])
-    assert first is not None
-    assert second is not None
-    assert second.intraclass_correlation == pytest.approx(first.intraclass_correlation, rel=1e-6)
-
-
-@pytest.mark.parametrize("arm", [[0, 0, 0], [0, 1, 2], []], ids=["one arm", "one document each", "none"])
-def test_variances_that_cannot_be_split_are_not(arm: list[int]) -> None:
-    assert homogeneity(np.arange(len(arm)), np.array(arm, int)) is None
-
-
-def test_a_pull_of_the_documents_needed_has_the_wanted_error() -> None:
-    m = documents_for_error(within_variance=9.0, standard_error=0.5)
-    assert m == 36
-    means = np.random.default_rng(0).normal(0, 3, (20_000, m)).mean(axis=1)
-    assert means.std() == pytest.approx(0.5, rel=0.02)
-
-
 def test_mixed_arms_are_found_with_the_pull_they_would_need() -> None:
     arm = np.repeat(np.arange(300), 30)
-    finding = present(arms_not_homogeneous(influence(arm, between=1, within=3), arm, PULL))
+    finding = present(arms_not_homogeneous(homogeneity(influence(arm, between=1, within=3), arm), len(arm), PULL))
     needed = finding.evidence["documents_needed"]
     assert finding.severity == "warning"
     assert needed == pytest.approx(4 * 9, rel=0.25)
@@ -278,9 +235,9 @@ def test_mixed_arms_are_found_with_the_pull_they_would_need() -> None:
 def test_a_pull_is_judged_by_the_documents_it_draws_at_random() -> None:
     """Ten documents tell these arms apart: a pull of 16 does if all are random, not if 4 are; 40 would then draw 10."""
     arm = np.repeat(np.arange(300), 30)
-    values = influence(arm, between=1, within=1.6)
-    assert arms_not_homogeneous(values, arm, PullSize(drawn=16, configured=16)) is None
-    finding = present(arms_not_homogeneous(values, arm, PullSize(drawn=4, configured=16)))
+    found = homogeneity(influence(arm, between=1, within=1.6), arm)
+    assert arms_not_homogeneous(found, len(arm), PullSize(drawn=16, configured=16)) is None
+    finding = present(arms_not_homogeneous(found, len(arm), PullSize(drawn=4, configured=16)))
     needed = finding.evidence["documents_needed"]
     assert needed == pytest.approx(1.6**2 / 0.5**2, rel=0.25)
     assert f"raise bandit.documents_per_pull to {4 * int(needed)}" in finding.remedy
@@ -289,7 +246,7 @@ def test_a_pull_is_judged_by_the_documents_it_draws_at_random() -> None:
 def test_arms_that_do_not_differ_need_other_arms_not_more_documents() -> None:
     arm = np.repeat(np.arange(20), 10)
     values = np.tile(np.arange(10.0), 20)
-    finding = present(arms_not_homogeneous(values, arm, PULL))
+    finding = present(arms_not_homogeneous(homogeneity(values, arm), len(arm), PULL))
     assert finding.severity == "severe"
     assert isinstance(finding.evidence["documents_needed"], str)
     assert "documents_per_pull" not in finding.remedy

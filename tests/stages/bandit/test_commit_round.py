@@ -18,12 +18,13 @@ from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.stages.bandit import commit_round as committing
 from quad_tasks.stages.bandit import ledger
 from quad_tasks.stages.bandit import plan_round as planning
-from quad_tasks.stages.bandit.commit_round import ARM_SCHEMA, _pilot_sample, _pull, commit_round
+from quad_tasks.stages.bandit.commit_round import ARM_SCHEMA, PULL_SCHEMA, _pilot_sample, _pull, commit_round
 from quad_tasks.stages.bandit.draw_pulls import Draw
 from quad_tasks.stages.bandit.ledger import SCORE_SCHEMA, load_arms, read_chosen, read_ledger
 from quad_tasks.stages.bandit.pilot import calibrate_scorer, choose_threshold, describe_pilot
 from quad_tasks.stages.bandit.plan_round import Plan, plan_round
 from quad_tasks.stages.bandit.round_settings import pull_sizes, round_settings
+from quad_tasks.stages.bandit.score_index import add_scores, empty_index
 from quad_tasks.stages.bandit.score_round import score_round
 from quad_tasks.stages.bandit.stopping import stop_reason
 from quad_tasks.stages.selection.select_documents import _arm_means
@@ -86,8 +87,9 @@ def test_the_released_presets_rewards_are_counted_less_the_threshold_in_force():
 
 def test_a_pull_counts_the_share_of_it_that_is_scored_along_the_direction():
     """Of documents 10 to 13, 13 alone: a quarter of a pull of four."""
-    known = pa.table({"position": [3, 13], "influence": [9.0, 5.0], "n_targets": [99, 99]})
-    pull = _pull(Draw(0, 10, 4), np.arange(10, 14), known)
+    known = pa.table({"position": [13, 3], "influence": [5.0, 9.0], "n_targets": [98, 99]})
+    pull = _pull(Draw(0, 10, 4), 0, add_scores(empty_index(), known))
+    assert (pull.n_targets, pull.n_scored, pull.reward) == (98, 1, 5.0)
     state = dataclasses.replace(bandit.initial_state([100, 100]), cursor=np.array([10, 0]))
     after = bandit.update(state, [pull], bandit.paper_policy(documents_per_pull=4))
     assert after.pulls.tolist() == [0.25, 0]
@@ -246,6 +248,7 @@ def test_a_state_is_the_last_word_of_the_rounds_before_it_and_reading_them_does_
         row = {"arm": number % arms, "cursor": 1, "pulls": float(number), "reward_sum": -float(number)}
         info = round_info(reward_moments=(number, 0.0, 0.0), accepted_tokens=1, direction="")
         tables = {"arms": pa.Table.from_pylist([row], ARM_SCHEMA), "scores": SCORE_SCHEMA.empty_table()}
+        tables["pulls"] = PULL_SCHEMA.empty_table()
         rounds.commit_round(store, "long", 0, number, tables, info)
     last = np.array([max(n for n in range(n_rounds) if n % arms == arm) for arm in range(arms)])
     state = state_of(config, stage, n_rounds)
