@@ -27,6 +27,16 @@ def hashes_key(pool: str, shard: str) -> str:
     return f"pools/{pool}/hashes/{shard}.npy"
 
 
+def dealt_hashes_folder(pool: str) -> str:
+    """Return the folder of hashes dealt out by partition, deleted once duplicates are found."""
+    return f"pools/{pool}/dealt_hashes"
+
+
+def dealt_hashes_key(pool: str, bundle: int) -> str:
+    """Return the key of what a bundle of shards has of every partition."""
+    return f"{dealt_hashes_folder(pool)}/{bundle:05d}.bin"
+
+
 def set_aside_key(pool: str, shard: str) -> str:
     """Return the key of what a shard set aside."""
     return f"pools/{pool}/set_aside/{shard}.parquet"

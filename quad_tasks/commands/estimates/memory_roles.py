@@ -8,7 +8,7 @@ from quad_tasks.commands.estimates.hardware import worker_memory
 from quad_tasks.commands.estimates.stage_rows import Basis
 from quad_tasks.core.selection.minhash import HASHES
 from quad_tasks.runtime.tasks import CALLS_PER_THREAD, IN_FLIGHT
-from quad_tasks.stages.pool import ingest
+from quad_tasks.stages.pool import find_duplicates
 from quad_tasks.stages.selection.training_memory import PROCESS_BYTES
 
 RANGE_BYTES = 280
@@ -60,5 +60,5 @@ def _task_bytes(basis: Basis) -> float:
     document = volumes.text_bytes / volumes.documents + 4 * shape.document_values
     rows = volumes.documents / min(pieces.sorted, pieces.groups)
     vectors = 2 * 4 * shape.dimension * volumes.documents / pieces.shards
-    hashes = HASH_BYTES * min(volumes.documents, ingest.PARTITION_DOCUMENTS)
+    hashes = HASH_BYTES * min(volumes.documents, find_duplicates.PARTITION_DOCUMENTS)
     return max(COPIES * document * rows, vectors, hashes)

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from quad_tasks.stages.bandit import pool_prediction
-from quad_tasks.stages.pool import ingest, lay_out_arms
+from quad_tasks.stages.pool import find_duplicates, ingest, lay_out_arms
 from quad_tasks.storage import tables
 
 
@@ -69,7 +69,7 @@ def count_pieces(documents: int, text_bytes: int, shards: int, arms: int) -> Pie
         row_groups=parts * math.ceil(documents / parts / row_group_rows),
         blocks=math.ceil(documents / pool_prediction.BLOCK_DOCUMENTS),
         read_blocks=math.ceil(documents / min(pool_prediction.READ_DOCUMENTS, pool_prediction.BLOCK_DOCUMENTS)),
-        partitions=math.ceil(documents / ingest.PARTITION_DOCUMENTS),
+        partitions=math.ceil(documents / find_duplicates.PARTITION_DOCUMENTS),
     )
 
 

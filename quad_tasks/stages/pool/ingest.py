@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from quad_tasks.config.schema import ConfigError, PoolConfig
@@ -36,7 +35,7 @@ from quad_tasks.storage.input_documents import (
     none_kept,
     number_documents,
 )
-from quad_tasks.storage.keys import documents_key, hashes_key, set_aside_key, shard_manifest_key
+from quad_tasks.storage.keys import documents_key, set_aside_key, shard_manifest_key
 from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
 from quad_tasks.storage.positions import read_table
 from quad_tasks.storage.store import Store
@@ -44,11 +43,7 @@ from quad_tasks.storage.store import Store
 BLOCK_ROWS, BLOCK_CHARACTERS = 1024, 2**24
 """Documents, and characters of their texts, that are tokenized at once."""
 MIN_TOKENS = 2  # one target
-PARTITION_DOCUMENTS = 2**22
-"""Documents, on average, whose hashes one worker compares."""
 DROPPED = "field dropped: "
-Duplicates = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
-"""Rows of a shard with a text, and with an id, that the pool has already."""
 SET_ASIDE_RECORDS = 10_000
 """Of one shard: the manifest counts all that is set aside, the table tells of the first this many."""
 ASIDE = "set aside: "
@@ -274,71 +269,3 @@ def tokenize_block(
 
 def _set_aside_row(item: SetAside) -> dict[str, Any]:
     return {"input": item.input, "line": item.line, "reason": item.reason, "detail": item.detail, "id": item.id}
-
-
-def find_duplicates(store: Store, pool: str, names: Sequence[str]) -> list[Duplicates]:
-    """Find documents whose text, or whose id, an earlier document of the pool has already.
-
-    Earlier means: in the order of the shards, then of their rows. Workers hash each shard once, then search the hashes
-    partition by partition: this process holds duplicates, not documents.
-
-    Returns:
-        For each shard the rows with a duplicate text and the rows with a duplicate id, int64, ascending, disjoint.
-    """
-    map_tasks(hash_shard, [(store, pool, name) for name in names], "hash", "shards")
-    starts = np.cumsum([0, *(read_shard(store, pool, name).documents for name in names)])
-    partitions = max(1, -(-int(starts[-1]) // PARTITION_DOCUMENTS))
-    items = [(number, partitions) for number in range(partitions)]
-    found = map_tasks(find_repeats, items, "find duplicates", "partitions", shared=(store, pool, tuple(names)))
-    same_text, same_id = (np.sort(np.concatenate(indices)) for indices in zip(*found, strict=True))
-    same_id = np.setdiff1d(same_id, same_text, assume_unique=True)
-    cuts = [np.searchsorted(indices, starts) for indices in (same_text, same_id)]
-    return [
-        (
-            same_text[cuts[0][i] : cuts[0][i + 1]] - starts[i],
-            same_id[cuts[1][i] : cuts[1][i + 1]] - starts[i],
-        )
-        for i in range(len(names))
-    ]
-
-
-def hash_shard(store: Store, pool: str, name: str) -> None:
-    """Write the hashes of a shard's documents, [N, 3]: two of the text, one of the id; skip it where that is done."""
-    key = hashes_key(pool, name)
-    if store.exists(key):
-        return
-    blocks = [np.empty((0, 3), dtype=np.uint64)]
-    for batch in iter_documents(store, pool, name, ["id", "text_hash"]):
-        texts = np.frombuffer(b"".join(batch["text_hash"].to_pylist()), dtype=np.uint64).reshape(-1, 2)
-        ids = b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in batch["id"].to_pylist())
-        blocks.append(np.column_stack([texts, np.frombuffer(ids, dtype=np.uint64)]))
-    tables.write_array(store, key, np.concatenate(blocks))
-
-
-def find_repeats(
-    store: Store, pool: str, names: Sequence[str], number: int, partitions: int
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Find repeated texts and repeated ids among the hashes of one partition, on a worker.
-
-    Returns:
-        Numbers of documents, counted through all shards: those with an earlier one's text, those with its id.
-    """
-    found = []
-    for columns in (slice(0, 2), slice(2, 3)):
-        hashes, index, start = [], [], 0
-        for name in names:
-            shard = tables.read_array(store, hashes_key(pool, name))[:, columns]
-            own = np.flatnonzero(shard[:, 0] % np.uint64(partitions) == number)
-            hashes.append(shard[own])
-            index.append(own + start)
-            start += len(shard)
-        found.append(np.concatenate(index)[_repeats(np.concatenate(hashes))])
-    return found[0], found[1]
-
-
-def _repeats(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Mark every row of `values` [N, C] that equals an earlier row."""
-    order = np.lexsort(values.T)
-    mask = np.zeros(len(values), dtype=bool)
-    mask[order[1:]] = (values[order[1:]] == values[order[:-1]]).all(axis=1)
-    return mask

@@ -29,7 +29,8 @@ from quad_tasks.manifests.pool import Drift, Part, PoolVersion
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.pool.arm_sums import sum_by_arm
 from quad_tasks.stages.pool.cluster import read_clustering
-from quad_tasks.stages.pool.ingest import Duplicates, find_duplicates, read_shard
+from quad_tasks.stages.pool.find_duplicates import Duplicates, find_duplicates
+from quad_tasks.stages.pool.ingest import read_shard
 from quad_tasks.stages.pool.layout_progress import (
     RECORDS,
     PartSummary,

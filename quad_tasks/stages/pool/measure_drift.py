@@ -17,7 +17,7 @@ from quad_tasks.core.clustering import kmeans
 from quad_tasks.manifests.pool import Drift
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.pool.cluster import read_clustering
-from quad_tasks.stages.pool.ingest import find_duplicates
+from quad_tasks.stages.pool.find_duplicates import find_duplicates
 from quad_tasks.storage.keys import arm_spread_key, assignments_key
 from quad_tasks.storage.positions import read_table
 from quad_tasks.storage.store import Store

@@ -9,72 +9,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from assigned_pool import in_turn
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from small_pool import BAD_LINES, TOPICS, stored, topic_records, write_jsonl
 
 from quad_tasks.config.schema import PoolConfig
 from quad_tasks.core.lm.model import LlamaSize, fresh_llama
 from quad_tasks.core.lm.tokenizer import train_tokenizer
-from quad_tasks.manifests.pool import InputFile, ShardManifest
+from quad_tasks.manifests.pool import ShardManifest
 from quad_tasks.records import Shard
 from quad_tasks.runtime.checkpoints import describe_checkpoint, read_checkpoint_manifest, save_checkpoint
 from quad_tasks.stages.pool import ingest
-from quad_tasks.storage import input_files, tables
+from quad_tasks.storage import input_files
 from quad_tasks.storage.input_documents import Fields, InputError, fingerprint
 from quad_tasks.storage.keys import documents_key, set_aside_key, shard_manifest_key
-from quad_tasks.storage.manifest import digest, write_manifest
+from quad_tasks.storage.manifest import digest
 from quad_tasks.storage.positions import read_table
 from quad_tasks.storage.store import open_store
-
-
-def write_shard(store, name: str, rows: list[tuple[int, int]]) -> str:
-    """Write a shard of documents, each of an id and a text by number."""
-    table = pa.table(
-        {
-            "id": [f"id {i}" for i, _ in rows],
-            "text": [f"text {t}" for _, t in rows],
-            "source": ["s"] * len(rows),
-            "metadata": ["{}"] * len(rows),
-            "n_tokens": [2] * len(rows),
-            "n_bytes": [6] * len(rows),
-            "text_hash": [tables.text_hash(f"text {t}") for _, t in rows],
-            "line": list(range(len(rows))),
-        }
-    ).cast(tables.DOCUMENT_SCHEMA)
-    tables.write_table_stream(store, documents_key("p", name), tables.DOCUMENT_SCHEMA, [table], 7)
-    manifest = ShardManifest(
-        shard=name, input=InputFile(uri=name, sha256="", size_bytes=0), fields={}, tokenizer_sha256="",
-        documents_sha256="", set_aside_sha256=None, documents=len(rows), tokens=0, bytes=0, set_aside={},
-    )  # fmt: skip
-    write_manifest(store, shard_manifest_key("p", name), manifest)
-    return name
-
-
-shards = st.lists(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=12), min_size=1, max_size=4)
-
-
-@settings(max_examples=25)
-@given(shards, st.sampled_from([1, 5, 1000]))
-def test_duplicates_are_those_of_one_pass_over_all_documents(rows_of, partition):
-    store = open_store("memory://duplicates")
-    for key in store.list():
-        store.delete(key)
-    names = [write_shard(store, f"s{number}", rows) for number, rows in enumerate(rows_of)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "map_tasks", in_turn)
-        patch.setattr(ingest, "PARTITION_DOCUMENTS", partition)
-        found = ingest.find_duplicates(store, "p", names)
-    ids, texts, expected = set(), set(), []
-    for rows in rows_of:
-        same_text = [row for row, (_, text) in enumerate(rows) if text in texts or text in [t for _, t in rows[:row]]]
-        same_id = [row for row, (name, _) in enumerate(rows) if name in ids or name in [i for i, _ in rows[:row]]]
-        ids |= {name for name, _ in rows}
-        texts |= {text for _, text in rows}
-        expected.append((same_text, [row for row in same_id if row not in same_text]))
-    assert [(text.tolist(), name.tolist()) for text, name in found] == expected
-
 
 FIELDS = {"id": "id", "text": "text", "source": "source", "metadata": "metadata", "domain": "domain"}
 

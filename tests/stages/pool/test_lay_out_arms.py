@@ -7,7 +7,7 @@ from assigned_pool import CLUSTERING, FEATURES, NO_DRIFT, in_arm_order, in_turn,
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quad_tasks.stages.pool import ingest
+from quad_tasks.stages.pool import find_duplicates
 from quad_tasks.stages.pool import lay_out_arms as layout
 from quad_tasks.storage import tables
 from quad_tasks.storage.errors import StoreFault
@@ -27,7 +27,7 @@ def lay_out(store: Store, names: list[str]) -> tuple[list[pa.Table], pa.Table]:
 @pytest.fixture
 def one_process(monkeypatch):
     """Call tasks one after another in this process."""
-    for module in (layout, ingest):
+    for module in (find_duplicates, layout):
         monkeypatch.setattr(module, "map_tasks", in_turn)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quad_tasks.core.clustering import kmeans
 from quad_tasks.manifests.pool import Drift
-from quad_tasks.stages.pool import ingest
+from quad_tasks.stages.pool import find_duplicates
 from quad_tasks.stages.pool import measure_drift as module
 from quad_tasks.stages.pool.cluster import read_clustering
 from quad_tasks.storage.keys import arm_spread_key, manifest_key
@@ -26,7 +26,7 @@ ARMS = 4
 
 @pytest.fixture
 def one_process(monkeypatch):
-    for each in (module, ingest):
+    for each in (module, find_duplicates):
         monkeypatch.setattr(each, "map_tasks", in_turn)
 
 
@@ -110,7 +110,7 @@ def test_the_process_that_asks_reads_no_assignments_and_is_told_of_arms_alone(mo
         told.extend(len(pickle.dumps(result)) for result in results)
         return results
 
-    for each in (module, ingest):
+    for each in (module, find_duplicates):
         monkeypatch.setattr(each, "map_tasks", on_a_worker)
     monkeypatch.setattr(module, "read_table", lambda *_: pytest.fail("the driving process reads documents"))
     assert module.measure_drift.fn(store, "p", names, CLUSTERING).new_documents == (500 if noted else 0)

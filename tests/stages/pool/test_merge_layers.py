@@ -11,7 +11,7 @@ from small_pool import pool_version, read_column
 
 from quad_tasks.manifests.pool import Layer, PoolVersion
 from quad_tasks.stages.bandit.ledger import arms_of, load_arms
-from quad_tasks.stages.pool import ingest, layout_progress, merge_layers
+from quad_tasks.stages.pool import find_duplicates, layout_progress, merge_layers
 from quad_tasks.stages.pool import lay_out_arms as layout
 from quad_tasks.storage.keys import layer_sums_key
 from quad_tasks.storage.pool_versions import read_version, retire_number
@@ -25,7 +25,7 @@ COLUMNS = ["id", "text", "arm", "shard", "shard_row"]
 @pytest.fixture
 def one_process(monkeypatch):
     """Call tasks one after another in this process."""
-    for module in (layout, ingest, merge_layers):
+    for module in (find_duplicates, layout, merge_layers):
         monkeypatch.setattr(module, "map_tasks", in_turn)
 
 

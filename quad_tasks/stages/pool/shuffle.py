@@ -1,0 +1,78 @@
+"""Deal rows out over ranges: an object holds what one task has of every range, and a range is read by one request.
+
+A step that has something of every range in every task would ask for tasks times ranges objects, or for as many footers
+and row groups. Here an object is a run of frames: a payload's length, its SHA-256, and itself. Where a range begins is
+told to whoever reads it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from quad_tasks.storage.manifest import check_digest
+from quad_tasks.storage.store import Store
+
+LENGTH_BYTES, DIGEST_BYTES = 8, 32
+HEAD_BYTES = LENGTH_BYTES + DIGEST_BYTES
+WINDOW_BYTES = 64 * 2**20
+"""Of a range that one request reads; a longer frame is read by one of its own."""
+
+
+class Dealt(NamedTuple):
+    """An object of frames.
+
+    Attributes:
+        bounds: [R + 1] of its ranges: range r is the bytes [bounds[r], bounds[r + 1]).
+        sha256: of its bytes, in hex.
+    """
+
+    bounds: npt.NDArray[np.int64]
+    sha256: str
+
+
+def write_ranges(store: Store, key: str, ranges: Iterable[Iterable[bytes]]) -> Dealt:
+    """Write the payloads of every range, in order, as one object, holding one payload in memory."""
+    bounds, sha256 = [0], hashlib.sha256()
+    with store.spool(key) as path, path.open("wb") as file:
+        for payloads in ranges:
+            for payload in payloads:
+                head = len(payload).to_bytes(LENGTH_BYTES, "little") + hashlib.sha256(payload).digest()
+                for data in (head, payload):
+                    file.write(data)
+                    sha256.update(data)
+            bounds.append(file.tell())
+    return Dealt(np.array(bounds, dtype=np.int64), sha256.hexdigest())
+
+
+def iter_range(store: Store, key: str, start: int, end: int) -> Iterator[memoryview]:
+    """Read the payloads of the bytes [start, end) of an object of frames, a window or a frame at a time.
+
+    Raises:
+        StoreKeyError: there is no such object.
+        DigestMismatch: a frame's bytes are not those that were written.
+    """
+    while start < end:
+        data = memoryview(store.read_range(key, start, min(end, start + WINDOW_BYTES)))
+        size = _frame_bytes(data)
+        if size > end - start:
+            check_digest(store, key, expected=f"of at most {end - start} bytes", got=f"of {size} bytes")
+        if size > len(data):
+            data = memoryview(store.read_range(key, start, start + size))
+        done = 0
+        while len(data) - done >= HEAD_BYTES and (size := _frame_bytes(data[done:])) <= len(data) - done:
+            payload = data[done + HEAD_BYTES : done + size]
+            expected = bytes(data[done + LENGTH_BYTES : done + HEAD_BYTES]).hex()
+            check_digest(store, key, expected=expected, got=hashlib.sha256(payload).hexdigest())
+            yield payload
+            done += size
+        if not done:  # the object ends before its frame does
+            check_digest(store, key, expected=f"of {size} bytes", got=f"of {len(data)} bytes")
+        start += done
+
+
+def _frame_bytes(data: memoryview) -> int:
+    """Return the bytes of the frame that begins here, its head among them."""
+    return HEAD_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")

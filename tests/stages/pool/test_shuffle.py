@@ -1,0 +1,39 @@
+"""What is dealt out over ranges is read back range by range, and nothing else is taken for it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quad_tasks.stages.pool import shuffle
+from quad_tasks.stages.pool.shuffle import HEAD_BYTES, iter_range, write_ranges
+from quad_tasks.storage.manifest import DigestMismatch, file_sha256
+from quad_tasks.storage.store import open_store
+
+ranges = st.lists(st.lists(st.binary(max_size=60), max_size=4), min_size=1, max_size=5)
+
+
+@given(ranges, st.sampled_from([HEAD_BYTES, 50, 150, 10**6]))
+def test_every_range_is_read_back_whatever_the_window(payloads, window):
+    store = open_store("memory://shuffle")
+    dealt = write_ranges(store, "key", payloads)
+    assert dealt.sha256 == file_sha256(store, "key")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shuffle, "WINDOW_BYTES", window)
+        for number, own in enumerate(payloads):
+            bounds = dealt.bounds[number : number + 2].tolist()
+            assert [bytes(each) for each in iter_range(store, "key", *bounds)] == own
+
+
+@pytest.mark.parametrize("at", [0, 5, 7, 9, 41, 44])
+def test_a_frame_that_is_not_as_it_was_written_is_refused(tmp_path, at):
+    store = open_store(str(tmp_path))
+    dealt = write_ranges(store, "key", [[b"first"], [b"second"]])
+    data = bytearray(store.get("key"))
+    data[at] ^= 1
+    store.put("key", bytes(data))
+    with pytest.raises(DigestMismatch, match="key"):
+        list(iter_range(store, "key", *dealt.bounds[:2].tolist()))
+    assert [bytes(each) for each in iter_range(store, "key", *dealt.bounds[1:].tolist())] == [b"second"]
+    store.put("key", bytes(data[:-2]))
+    with pytest.raises(DigestMismatch, match="key"):
+        list(iter_range(store, "key", *dealt.bounds[1:].tolist()))
