@@ -60,19 +60,20 @@ def init(
     files: Annotated[list[str], typer.Argument(metavar="FILES...", help="The pool's shards: paths, URIs or globs.")],
     reference: Inputs = None,
     heldout: Inputs = None,
+    run: Annotated[str, typer.Option(metavar="NAME", help="The run's name, which other commands ask for.")] = "run",
     out: Annotated[Path, typer.Option(help="Where the configuration goes.")] = Path("config.yaml"),
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Look at a sample of your files and write a commented configuration for them.
 
-    Example: quad init 'shards/*.jsonl.zst' --reference wanted.jsonl --out config.yaml
+    Example: quad init 'shards/*.jsonl.zst' --reference wanted.jsonl --run novels --out config.yaml
     """
     with session(True, debug):
         from flows.cli.printing import print_first_config
         from quad_tasks.commands.init import write_config
 
-        result = write_config(files, out, reference or (), heldout or ())
+        result = write_config(files, out, reference or (), heldout or (), run)
         print_body(result, True) if as_json else print_first_config(result)
 
 

@@ -85,7 +85,7 @@ class Inputs:
 
 
 def write_config(
-    files: Sequence[str], out: Path, reference: Sequence[str] = (), heldout: Sequence[str] = ()
+    files: Sequence[str], out: Path, reference: Sequence[str] = (), heldout: Sequence[str] = (), run: str = "run"
 ) -> dict[str, Any]:
     """Look at files and write a commented configuration for them, and its JSON Schema beside it, for editors.
 
@@ -94,13 +94,14 @@ def write_config(
         out: where the configuration goes.
         reference: the same of the reference set.
         heldout: the same of held-out domains.
+        run: the run's name.
 
     Returns:
         `config` (its path), `pool` (files, documents, tokens, columns), `fields` taken, `undecided`, `broken` files
         and `bad` records by reason.
 
     Raises:
-        ConfigError: the file exists already, or no file can be read.
+        ConfigError: the file exists already, no file can be read, or a run cannot have this name.
         InputError: a pattern matches nothing.
     """
     if out.exists():
@@ -112,7 +113,7 @@ def write_config(
         undecided.append(
             "reference.inputs: what should the model become good at? Put a few hundred such texts in reference.jsonl"
         )
-    text = _render(pool, others, undecided)
+    text = _render(run, pool, others, undecided)
     parse_config(yaml.safe_load(text), str(out))
     out.write_text(f"{write_schema(out.absolute().parent)}\n{text}", encoding="utf-8")
     return {
@@ -246,7 +247,7 @@ def _tokens(inputs: Inputs) -> int:
     return round(sample.record_bytes * share / BYTES_PER_TOKEN)
 
 
-def _render(pool: Inputs, others: dict[str, Inputs], undecided: Sequence[str]) -> str:
+def _render(run: str, pool: Inputs, others: dict[str, Inputs], undecided: Sequence[str]) -> str:
     """Write the configuration with its reasons."""
     documents, tokens = pool.sample.documents, max(1, _tokens(pool))
     files = pool.sample.files - len(pool.sample.broken)
@@ -273,7 +274,7 @@ def _render(pool: Inputs, others: dict[str, Inputs], undecided: Sequence[str]) -
 # Fields seen:
 {seen}
 {open_questions}# `quad keys` explains every key; `quad plan` says what a run takes before anything is spent.
-run: run   # the name that other commands ask for: quad status run
+{yaml.safe_dump({"run": run}).strip()}   # the name that other commands ask for: quad status {run}
 workspace: workspace   # a folder, or s3://bucket/prefix
 pool:
   inputs: {_flow(pool.patterns)}

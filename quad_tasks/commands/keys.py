@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, ByteSize, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from quad_tasks.config.schema import ConfigError, RunConfig
+from quad_tasks.config.values import NAME_PATTERN
 
 HEADER = """\
 # Configuration
@@ -18,6 +19,11 @@ terminal. A file holds only what differs from the defaults; `--set key=value` ov
 YAML. A key that is unknown or out of its range ends the command with one message that names it, before anything runs.
 """
 KINDS = {"integer": "integer", "number": "number", "boolean": "`true`, `false`"}
+PATTERNS = {
+    NAME_PATTERN: "letters, digits, `_`, `.`, `-`; at most 80",
+    TypeAdapter(ByteSize).json_schema()["anyOf"][0]["pattern"]: "a size such as `10GB`",
+}
+"""What a text of each pattern is, in words."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def _range(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
             values = [*schema.get("patternProperties", {}).values(), schema.get("additionalProperties") or {}]
             return f"name: {_range(values[0], definitions)}"
         case "string":
-            return "letters, digits, `_`, `.`, `-`; at most 80" if "pattern" in schema else "text"
+            return PATTERNS[schema["pattern"]] if "pattern" in schema else "text"
         case kind:
             return " ".join(part for part in (KINDS.get(str(kind), "any"), _bounds(schema)) if part)
 

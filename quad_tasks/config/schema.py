@@ -61,7 +61,9 @@ class ReferenceSetConfig(Section):
 class ReferenceConfig(Section):
     """The reference set, or several: what the model should become good at."""
 
-    inputs: tuple[Uri, ...] = Field((), description="Paths, URIs or globs, formats as for the pool.")
+    inputs: tuple[Uri, ...] = Field(
+        (), description="Paths, URIs or globs, formats as for the pool; this or `reference.sets` is required."
+    )
     sets: dict[Name, ReferenceSetConfig] = Field(
         {},
         description="Several reference sets in place of `inputs`: a name to its `inputs` and its `weight` (1 unless "
@@ -100,7 +102,8 @@ class HeldoutConfig(Section):
         5,
         description="Words of the sequences by which held-out text is found elsewhere. A pool document is never drawn, "
         "scored or selected that shares 80 % of them with a measured document (of the shorter one's); a reference "
-        "document that does so with the measured reference gives no direction. None: both are used all the same.",
+        "document that does so with the measured reference gives no direction. None: no search; such documents are "
+        "used.",
     )
     reference_domain: str | None = Field(
         None, description="The held-out domain whose loss is the reference loss; None: a share of the reference."
@@ -213,7 +216,9 @@ class BanditConfig(Section):
 
     preset: PolicyName = Field("paper", description="Arm-choosing policy.")
     alpha: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Weight of the exploration bonus; None: the preset's."
+        None,
+        description="Weight of the exploration bonus, which `thompson` has not; None: the preset's, 1e-4 with "
+        "`released`, else 1.",
     )
     arms_per_round: Positive | None = Field(
         None, description="Arms pulled in a round (k); None: the preset's, 50 with `released`, else 8."
@@ -266,7 +271,9 @@ class BanditConfig(Section):
         2.0, description="Rounds go on until documents above τ hold this multiple of the stage's token budget."
     )
     propagation: Literal["none", "weights", "released"] | None = Field(
-        None, description="What arms near in Wasserstein distance hear of a pull; None: the preset's."
+        None,
+        description="How a pull's reward counts for arms near in Wasserstein distance; `contextual` ignores it. None: "
+        "the preset's, `released` with `released`, else `none`.",
     )
     scorer: ScorerName = Field(
         "auto",
@@ -326,7 +333,11 @@ class TrainingConfig(Section):
     """Continued pretraining on what was selected, beside a random control."""
 
     stages: Annotated[int, Field(ge=1, le=99)] = Field(1, description="Stages the budget is spent in.")
-    seeds: Annotated[int, Field(ge=1, le=99)] = Field(1, description="Training runs per stage, to show an interval.")
+    seeds: Annotated[int, Field(ge=1, le=99)] = Field(
+        1,
+        description="Trainings of the selection, and of the random control, in each stage; more of them narrow the "
+        "gain's interval.",
+    )
     control: bool = Field(True, description="Train a control on random documents of equal tokens.")
     frontier: tuple[Share, ...] = Field(
         (),

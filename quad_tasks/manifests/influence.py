@@ -33,11 +33,12 @@ class Checkpoint(Manifest):
 
     `trained_steps` and `trained_tokens` count what stages have trained it on so far: optimizer steps and targets.
     `training` is the last of these trainings, `optimizer_sha256` the digest of the optimizer state it left.
-    `dequantised` counts the tensors that the source held quantised, by
-    type.
+    `dequantised` counts the tensors that the source held quantised, by type. `bfloat16_sha256` is the digest of a
+    source's weights as they are loaded in bfloat16; it follows from the weights, and earlier versions wrote none.
     """
 
     FORMAT: ClassVar[int] = 3
+    VOLATILE: ClassVar[frozenset[str]] = frozenset({"bfloat16_sha256"})
 
     name: str
     architecture: str
@@ -49,6 +50,7 @@ class Checkpoint(Manifest):
     training: TrainingInfo | None = None
     files: dict[str, str] | None = None
     source: str | None = None
+    bfloat16_sha256: str | None = None
     optimizer_sha256: str | None = None
     dequantised: dict[str, int] | None = None
 

@@ -103,8 +103,9 @@ def read_checkpoint(store: Store, key: str, dtype: str, device: str) -> tuple[Pr
     manifest, device = read_checkpoint_manifest(store, key), pick_device(device)
     if manifest.files is None:
         model = load_model(str(manifest.source), getattr(torch, dtype), device)
-        if model.dtype == torch.float32:  # as it was when it was digested
-            check_digest(store, key, expected=manifest.weights_sha256, got=weights_sha256(model))
+        expected = manifest.weights_sha256 if dtype == "float32" else manifest.bfloat16_sha256
+        if expected is not None:
+            check_digest(store, key, expected=expected, got=weights_sha256(model, getattr(torch, dtype)))
         return model, _source_tokenizer(store, key, manifest)
     with tempfile.TemporaryDirectory() as directory:
         for name, sha256 in manifest.files.items():
@@ -158,10 +159,11 @@ def _source_tokenizer(store: Store, key: str, manifest: Checkpoint) -> FastToken
     return tokenizer
 
 
-def weights_sha256(model: PreTrainedModel) -> str:
-    """Return the sha256 over all parameters and buffers, by name."""
+def weights_sha256(model: PreTrainedModel, dtype: torch.dtype | None = None) -> str:
+    """Return the sha256 over all parameters and buffers, by name; real numbers in `dtype`, None: in their own."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

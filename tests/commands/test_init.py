@@ -44,6 +44,19 @@ def test_fields_are_found_under_other_names_and_the_configuration_loads(shards):
     assert (shards / "quad.schema.json").exists()
 
 
+@pytest.mark.parametrize("run", ["novels", "2026-11-28", "1e3", "null"])
+def test_the_run_has_the_name_that_is_asked_for(shards, run):
+    write_config([f"{shards}/pool/*"], shards / "config.yaml", run=run)
+    assert load_config(shards / "config.yaml").run == run
+    assert f"quad status {run}\n" in (shards / "config.yaml").read_text()
+
+
+def test_a_name_that_no_run_can_have_is_refused_and_nothing_is_written(shards):
+    with pytest.raises(ConfigError, match=r"config.yaml: run: expected"):
+        write_config([f"{shards}/pool/*"], shards / "config.yaml", run="my novels: 2")
+    assert not (shards / "config.yaml").exists()
+
+
 def test_a_shard_that_breaks_off_is_reported_and_left_out(shards):
     lines = b"\n".join(json.dumps(record).encode() for record in renamed("weather", 200))
     (shards / "pool" / "d.jsonl.gz").write_bytes(gzip.compress(lines)[:-20])

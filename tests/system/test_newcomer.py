@@ -43,7 +43,7 @@ def quad(*arguments):
 def test_own_files_under_own_names_become_a_dataset_that_opens(dask_client, folder):
     from datasets import load_dataset
 
-    said = quad("init", "crawl/*", "--reference", "wanted.jsonl", "--heldout", "aside.jsonl")
+    said = quad("init", "crawl/*", "--reference", "wanted.jsonl", "--heldout", "aside.jsonl", "--run", "novels")
     assert "left out" in said
     assert "zz-cut.jsonl.gz" in said
     written = yaml.safe_load((folder / "config.yaml").read_text())
@@ -51,7 +51,6 @@ def test_own_files_under_own_names_become_a_dataset_that_opens(dask_client, fold
     tiny = small_config(folder, "workspace")
     for section in ("model", "embedding", "clustering", "factors", "bandit", "selection", "compute"):
         written[section] = tiny[section]
-    written["run"] = "novels"
     (folder / "config.yaml").write_text(yaml.safe_dump(written))
     assert "money" in quad("plan", "config.yaml", "--price-per-hour", "2.50", "--quiet")
     assert "bandit" in quad("run", "config.yaml", "--dry-run", "--quiet")

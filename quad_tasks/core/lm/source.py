@@ -72,7 +72,7 @@ def describe_gguf(source: str | Path) -> dict[str, int]:
     if missing:
         raise ModelError(
             f"model.source: reading {source} needs the packages {' and '.join(PACKAGES)}, found no "
-            f"{' and no '.join(missing)}: pip install 'quad-data[gguf]'"
+            f"{' and no '.join(missing)}: pip install -c constraints.txt '.[gguf]'"
         )
     if not Path(source).is_file():
         raise ModelError(f"model.source: expected a GGUF file, found none at {source}")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
@@ -18,7 +19,13 @@ from quad_tasks.core.random_order import order_key
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.records import Document, Shard
 from quad_tasks.runtime.check_checkpoint import check_checkpoint, check_values, model_tensors
-from quad_tasks.runtime.checkpoints import describe_checkpoint, keep_steps, resume_steps, save_checkpoint
+from quad_tasks.runtime.checkpoints import (
+    describe_checkpoint,
+    keep_steps,
+    resume_steps,
+    save_checkpoint,
+    weights_sha256,
+)
 from quad_tasks.runtime.contamination import HeldOutText
 from quad_tasks.runtime.progress import notice, progress, working
 from quad_tasks.runtime.tasks import map_tasks, stage_task
@@ -95,7 +102,8 @@ def prepare_model(
             described = described.model_copy(update={"dequantised": dequantised(stored)})
             save_checkpoint(store, key, model, tokenizer, described)
         return key
-    write_manifest(store, manifest_key(key), described.model_copy(update={"source": settings.source}))
+    source = {"source": settings.source, "bfloat16_sha256": weights_sha256(model, torch.bfloat16)}
+    write_manifest(store, manifest_key(key), described.model_copy(update=source))
     return key
 
 

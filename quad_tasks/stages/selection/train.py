@@ -282,6 +282,7 @@ def _train(one: Training, processes: Processes) -> tuple[PreTrainedModel, PreTra
             "trained_tokens": start.trained_tokens + record.target_tokens,
             "weights_sha256": weights_sha256(model),
             "source": None,
+            "bfloat16_sha256": None,
         }
         described = start.model_copy(update=changed)
         save_checkpoint(store, key, model, tokenizer, described, optimizer)

@@ -101,6 +101,7 @@ def train_by_command(
         "trained_tokens": before.trained_tokens + told.target_tokens,
         "weights_sha256": weights_sha256(trained),
         "source": None,
+        "bfloat16_sha256": None,
     }
     save_checkpoint(store, key, trained, tokenizer, before.model_copy(update=changed))
     return key

@@ -22,7 +22,7 @@ from quad_tasks.stages.pool import prepare_model as stage
 from quad_tasks.stages.pool.ingest import scan_input, scan_inputs
 from quad_tasks.stages.pool.prepare_model import fresh_identity, prepare_model, sample_shard
 from quad_tasks.storage.keys import model_folder
-from quad_tasks.storage.manifest import digest
+from quad_tasks.storage.manifest import DigestMismatch, digest
 from quad_tasks.storage.positions import read_positions
 from quad_tasks.storage.store import open_store
 
@@ -39,6 +39,26 @@ def test_a_source_with_too_few_positions_for_the_window_is_refused(corpus, tmp_p
         prepare_model.fn(
             open_store(config.workspace), config.model, config.factors.attention, config.pool.fields, 0, "cpu", []
         )
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_source_that_changes_is_refused_in_either_precision(corpus, tmp_path, stored):
+    source, tokenizer = tmp_path / "gpt2", train_tokenizer(["the ship left the harbour"], 300)
+    shape = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).to(stored)
+    model.save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    config = parse_config(small_config(corpus, str(tmp_path / "workspace"), model__source=str(source)), "changed")
+    store = open_store(config.workspace)
+    key = prepare_model.fn(store, config.model, config.factors.attention, config.pool.fields, 0, "cpu", [])
+    for dtype in ("float32", "bfloat16"):
+        assert read_checkpoint(store, key, dtype, "cpu")[0].dtype == getattr(torch, dtype)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[0, 0] += 1
+    model.save_pretrained(source)
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(DigestMismatch, match=r"models/.*expected digest"):
+            read_checkpoint(store, key, dtype, "cpu")
 
 
 def test_a_gguf_file_becomes_a_checkpoint_of_safetensors_that_says_what_was_dequantised(corpus, tmp_path):
