@@ -16,21 +16,23 @@ import pyarrow.compute as pc
 
 from quad_tasks.config.schema import ConfigError, RunConfig, SelectionConfig
 from quad_tasks.core.clustering.keywords import keywords
-from quad_tasks.core.seeds import Stream, make_generator
+from quad_tasks.core.selection.fill_budget import targeted_budget
 from quad_tasks.core.wasserstein import gaussian_distance
 from quad_tasks.manifests.run import Choice
+from quad_tasks.records import Stage
 from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.stages.bandit.ledger import (
     SET_COLUMN,
+    list_stage_rounds,
     load_arms,
-    mark_at_random,
     read_choice,
     read_choice_table,
-    read_cursors,
+    read_ranking,
 )
-from quad_tasks.stages.bandit.predict import feature_source, fit_scored, predict_block
+from quad_tasks.stages.bandit.predict import predict_block
 from quad_tasks.stages.influence.find_overlap import HELD_OUT_OVERLAP, read_overlap
 from quad_tasks.stages.pool.ingest import read_shard
+from quad_tasks.stages.selection.select_documents import fit_stage_scores, read_stage_scores, stage_selection
 from quad_tasks.storage import rounds, tables
 from quad_tasks.storage.keys import (
     choice_key,
@@ -58,11 +60,10 @@ class UnknownDocument(ConfigError):
 
 @dataclass(frozen=True)
 class _Ledger:
-    """What the rounds of a run say: pulls of one arm, scores of one document, and each stage's τ and direction."""
+    """What the rounds of a run say: pulls of one arm, scores of one document, and each stage's direction."""
 
     pulls: list[dict[str, Any]]
     scores: list[dict[str, Any]]
-    threshold: dict[int, float]
     direction: dict[int, str]
 
 
@@ -114,7 +115,7 @@ def inspect_document(config: RunConfig, document_id: str) -> dict[str, Any]:
     }
     nearest = (story["nearest_documents"] or [None])[0]
     aside = _held_out(store, config.run, position)
-    return story | (aside or _verdict(store, config, version, position, row["arm"], ledger, nearest))
+    return story | (aside or _verdict(store, config, version, row | {"position": position}, ledger, nearest))
 
 
 def _find(store: Store, keys: Sequence[str], column: str, value: str) -> int | None:
@@ -221,17 +222,16 @@ def _nearest_documents(store: Store, version: str, arms: pa.Table, arm: int, pos
 
 
 def _read_ledger(store: Store, config: RunConfig, arm: int, position: int) -> _Ledger:
-    ledger = _Ledger([], [], {}, {})
+    ledger = _Ledger([], [], {})
     for number in range(config.training.stages):
         for committed in rounds.list_rounds(store, config.run, number):
-            ledger.threshold[number] = committed.info.threshold
             ledger.direction[number] = committed.info.direction
             name = {"stage": number, "round": committed.round, "kind": committed.info.kind}
             pulls = rounds.read_round_table(store, committed, "pulls")
             ledger.pulls.extend(name | row for row in pulls.filter(pc.equal(pulls["arm"], arm)).to_pylist())
             scores = rounds.read_round_table(store, committed, "scores")
             own = scores.filter(pc.equal(scores["position"], position)).to_pylist()
-            ledger.scores.extend(name | _score(row, ledger.threshold[number]) for row in own)
+            ledger.scores.extend(name | _score(row, committed.info.threshold) for row in own)
     return ledger
 
 
@@ -243,13 +243,7 @@ def _score(row: dict[str, Any], threshold: float) -> dict[str, Any]:
 
 
 def _verdict(
-    store: Store,
-    config: RunConfig,
-    version: str,
-    position: int,
-    arm: int,
-    ledger: _Ledger,
-    nearest: dict[str, Any] | None,
+    store: Store, config: RunConfig, version: str, row: dict[str, Any], ledger: _Ledger, nearest: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Say what became of a document in the stages that have chosen, the last one deciding why it was left."""
     verdict: dict[str, Any] = {"verdict": "undecided", "reason": "no stage has chosen yet", "predicted_influence": None}
@@ -258,62 +252,64 @@ def _verdict(
         if not store.exists(choice_manifest_key(key)):
             return verdict
         choice, chosen = read_choice(store, key), read_choice_table(store, key)
-        threshold = ledger.threshold[number]
-        rank = pc.index(chosen["position"], position).as_py()
-        predicted = _predicted(store, config, version, position, arm, number, ledger)
+        ranking = read_ranking(store, config.run, number)
+        rank = pc.index(chosen["position"], row["position"]).as_py()
+        predicted = _predicted(store, config, Stage(config.run, number, version, "", ranking.direction), row)
         if rank >= 0:
-            row = chosen.slice(rank, 1).to_pylist()[0]
-            return _taken(row, rank + 1, chosen.num_rows, number, threshold, predicted)
-        verdict = _left(config.selection, position, number, choice, chosen, predicted, ledger, nearest)
+            reason = _why_taken(config.selection.mode, choice, chosen, rank, ranking.threshold)
+            return {
+                "verdict": "selected",
+                "reason": f"stage {number}, rank {rank + 1:,} of {chosen.num_rows:,}: {reason}",
+                "stage": number,
+                "rank": rank + 1,
+                "predicted_influence": predicted,
+            }
+        along = [stage for stage in range(number + 1) if ledger.direction[stage] == ranking.direction]
+        scored = [score["influence"] for score in ledger.scores if score["stage"] in along]
+        near_duplicate = row["position"] in choice.near_duplicates
+        if near_duplicate:
+            reason = _likeness(config.selection, nearest)
+        else:
+            reason = _why_left(config.selection, scored[-1] if scored else None, predicted, ranking.threshold, chosen)
+        # rejected: also where its score is along a direction not used
+        outcome = "rejected" if near_duplicate or ledger.scores else "unpulled"
+        verdict = {"verdict": outcome, "reason": f"stage {number}: {reason}", "predicted_influence": predicted}
     return verdict
 
 
-def _taken(
-    row: dict[str, Any], rank: int, n: int, stage: int, threshold: float, predicted: float | None
-) -> dict[str, Any]:
-    how = "measured" if row["scored"] else "predicted"
-    if row["influence"] is None or row["influence"] <= threshold:
-        reason = "drawn for the general share, whatever its influence"
-    else:
-        reason = f"{how} influence {row['influence']:.4g} above τ = {threshold:.4g}, within the budget"
-    return {
-        "verdict": "selected",
-        "reason": f"stage {stage}, rank {rank:,} of {n:,}: {reason}",
-        "stage": stage,
-        "rank": rank,
-        "predicted_influence": predicted,
-    }
+def _why_taken(mode: str, choice: Choice, chosen: pa.Table, rank: int, threshold: float) -> str:
+    """Say why a stage took a document: what follows the part of the budget for influence was drawn at random."""
+    taken = chosen.slice(rank, 1).to_pylist()[0]
+    influence, tokens = taken["influence"], pc.sum(chosen["n_tokens"].slice(0, rank + 1)).as_py()
+    if tokens <= targeted_budget(choice.budget_tokens, choice.general_share or 0.0):
+        if influence is not None and influence > threshold:
+            how = "measured" if taken["scored"] else "predicted"
+            return f"{how} influence {influence:.4g} above τ = {threshold:.4g}, within the budget"
+        if influence is None and mode == "cluster":
+            return f"not scored: the mean of its arm is above τ = {threshold:.4g}, within the budget"
+    return "drawn for the general share, whatever its influence"
 
 
-def _left(
-    settings: SelectionConfig,
-    position: int,
-    stage: int,
-    choice: Choice,
-    chosen: pa.Table,
-    predicted: float | None,
-    ledger: _Ledger,
-    nearest: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """Say why a stage left a document."""
-    threshold = ledger.threshold[stage]
-    scored = [s for s in ledger.scores if ledger.direction[s["stage"]] == choice.direction and s["stage"] <= stage]
-    influence = scored[-1]["influence"] if scored else predicted
-    how = "influence" if scored else "predicted influence"
-    verdict = "rejected" if ledger.scores else "unpulled"  # also where its score is along a direction not used
-    if position in choice.near_duplicates:
-        verdict, reason = "rejected", _likeness(settings, nearest)
-    elif influence is None and settings.mode == "predicted":
-        reason = "not scored, and not predicted: no scored document of its arm has an influence above τ"
-    elif influence is None:
-        reason = f"never drawn; mode {settings.mode!r} ranks what was scored"
-    elif influence <= threshold:
-        reason = f"{how} {influence:.4g} not above τ = {threshold:.4g}"
-    else:
-        least = pc.min(chosen["influence"].filter(pc.greater(chosen["influence"], threshold))).as_py()
-        reason = f"{how} {influence:.4g} above τ = {threshold:.4g}, but the budget was full"
-        reason += f" (least taken: {least:.4g})" if least is not None else ""
-    return {"verdict": verdict, "reason": f"stage {stage}: {reason}", "predicted_influence": predicted}
+def _why_left(
+    settings: SelectionConfig, measured: float | None, predicted: float | None, threshold: float, chosen: pa.Table
+) -> str:
+    """Say why a stage left a document that is no near-duplicate."""
+    influence, how = (predicted, "predicted influence") if measured is None else (measured, "influence")
+    if influence is None:
+        return {
+            "predicted": "not scored, and not predicted: no scored document of its arm has an influence above τ",
+            "cluster": "not scored: the mean of its arm is not above τ, or arms of a higher one filled the budget",
+            "instance": "never drawn; mode 'instance' ranks what was scored",
+        }[settings.mode]
+    if influence <= threshold:
+        return f"{how} {influence:.4g} not above τ = {threshold:.4g}"
+    above = f"{how} {influence:.4g} above τ = {threshold:.4g}"
+    if settings.redundancy > 0:
+        return f"{above}, but too like better ones (selection.redundancy), or the budget was full"
+    if settings.per_arm_share is not None:
+        return f"{above}, but the budget or its arm's share of it was full (selection.per_arm_share)"
+    least = pc.min(chosen["influence"].filter(pc.greater(chosen["influence"], threshold))).as_py()
+    return f"{above}, but the budget was full" + (f" (least taken: {least:.4g})" if least is not None else "")
 
 
 def _likeness(settings: SelectionConfig, nearest: dict[str, Any] | None) -> str:
@@ -325,25 +321,13 @@ def _likeness(settings: SelectionConfig, nearest: dict[str, Any] | None) -> str:
     return f"near-duplicate: at least {shared:.0%} of its five-word sequences are those of a better one"
 
 
-def _predicted(
-    store: Store, config: RunConfig, version: str, position: int, arm: int, stage: int, ledger: _Ledger
-) -> float | None:
+def _predicted(store: Store, config: RunConfig, stage: Stage, row: dict[str, Any]) -> float | None:
     """Predict the document's influence as the stage's choice did; None where that predicts nothing of its arm."""
     if config.selection.mode != "predicted":
         return None
-    measured = [
-        rounds.read_round_table(store, committed, "scores")
-        for number in range(stage + 1)
-        for committed in rounds.list_rounds(store, config.run, number)
-        if committed.info.direction == ledger.direction[stage]
-    ]
-    cursor = read_cursors(store, config.run, version, stage + 1, ledger.direction[stage])
-    scores = mark_at_random(store, version, pa.concat_tables(measured), cursor)
-    own = scores["influence"].to_numpy()[scores["arm"].to_numpy() == arm]
-    if len(own) and own.max() <= ledger.threshold[stage]:
+    scores, threshold = read_stage_scores(store, stage, list_stage_rounds(store, stage.run, stage.number))
+    own = scores["influence"].to_numpy()[scores["arm"].to_numpy() == row["arm"]]
+    if len(own) and own.max() <= threshold:
         return None
-    generator = make_generator(config.seed, Stream.SELECTION_REGRESSION, stage)
-    n_arms = load_arms(store, version).num_rows
-    features = feature_source(store, version, config.bandit.features, config.model_use())
-    predictor = fit_scored(store, version, scores, n_arms, generator, features)
-    return float(predict_block(predictor, store, version, np.array([position]), features)[0])
+    predictor, features = fit_stage_scores(store, stage, stage_selection(config, stage.number), scores)
+    return float(predict_block(predictor, store, stage.version, np.array([row["position"]]), features)[0])

@@ -1,7 +1,8 @@
 """Summarise what a finished run knows of each arm, and when its rounds pulled which, for the report.
 
-Influence here is what the last stage measured, per token. An arm's quantiles, as its mean reward, are of its documents
-drawn at random; those drawn for their predicted influence are among its texts.
+Influence is per token along the direction that ranked the last stage's documents. An arm's quantiles are of its
+documents drawn at random; those drawn for their predicted influence are among its texts. Its mean reward is along the
+direction that the last stage's rounds scored by.
 """
 
 from collections.abc import Sequence
@@ -39,8 +40,8 @@ def describe_arms(run: FinishedRun, drawn: pa.Table, threshold: float) -> tuple[
 
     Args:
         run: the run.
-        drawn: the last stage's scores of documents drawn at random (`read_random_draws`).
-        threshold: influence per token that a document had to pass in the last stage.
+        drawn: scores of documents drawn at random (`read_random_draws`).
+        threshold: influence per token that a ranked document had to pass in the last stage.
 
     Returns:
         Arms by number; terms only of the most selected `TERM_ARMS`, texts only of those that get a card.
@@ -50,9 +51,8 @@ def describe_arms(run: FinishedRun, drawn: pa.Table, threshold: float) -> tuple[
     selected, sources = sum_tokens(run.chosen, "arm"), _sources(run.amounts)
     scored = dict(zip(*np.unique(run.scores.column("arm").to_numpy(), return_counts=True), strict=True))
     terms = _keywords(run, arms, selected)
-    staged = run.scores.filter(pa.array(run.scores.column("stage").to_numpy() == run.last_stage))
     quantiles = _quantiles(drawn)
-    texts = _texts(run, staged, _carded(selected, quantiles), threshold)
+    texts = _texts(run, run.ranked, _carded(selected, quantiles), threshold)
     sizes = (arms.column(name).to_pylist() for name in ("n_documents", "n_tokens"))
     return tuple(
         Arm(

@@ -17,8 +17,7 @@ import pyarrow as pa
 from quad_tasks import records
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.core.evaluation.diagnosis import Measured, PullSize, diagnose
-from quad_tasks.manifests.run import Losses as MeasuredLosses
-from quad_tasks.manifests.run import ReportManifest, RoundInfo
+from quad_tasks.manifests.run import ReportManifest
 from quad_tasks.report import document_summaries
 from quad_tasks.report.arm_summaries import describe_arms, history_of_pulls
 from quad_tasks.report.finished_run import FinishedRun, read_random_draws, read_run
@@ -27,17 +26,11 @@ from quad_tasks.report.model import (
     Arm,
     Cost,
     Finding,
-    FrontierPoint,
-    Gain,
-    Losses,
     Model,
-    Pilot,
     Pool,
-    Prediction,
     Reference,
     ReferenceSet,
     Report,
-    Round,
     Scored,
     Selected,
     Stage,
@@ -46,31 +39,28 @@ from quad_tasks.report.model import (
 from quad_tasks.report.page import render_page
 from quad_tasks.report.provenance import trace
 from quad_tasks.report.report_json import FORMAT, dump_report, parse_report
+from quad_tasks.report.stage_results import collect_stage
 from quad_tasks.runtime.events import read_peaks, read_times, record_event
 from quad_tasks.runtime.findings import announce_findings
 from quad_tasks.runtime.prefect_ui import show_asset, show_report
 from quad_tasks.runtime.progress import working
 from quad_tasks.runtime.reference_tables import read_reference
 from quad_tasks.runtime.tasks import stage_task
-from quad_tasks.stages.bandit.ledger import SET_COLUMN, read_choice
+from quad_tasks.stages.bandit.ledger import SET_COLUMN
 from quad_tasks.stages.bandit.round_settings import pull_sizes
 from quad_tasks.stages.influence.find_overlap import count_overlap
 from quad_tasks.stages.pool.count_amounts import sum_tokens
-from quad_tasks.stages.selection.paired_gain import check_equal_steps, mean_loss, paired_gain
 from quad_tasks.stages.selection.publish import count_documents
 from quad_tasks.storage import rounds
 from quad_tasks.storage.keys import (
-    choice_key,
-    losses_key,
     manifest_key,
     report_folder,
     report_key,
     report_page_key,
     selection_folder,
     times_folder,
-    trained_key,
 )
-from quad_tasks.storage.manifest import digest, encode_manifest, file_sha256, read_manifest
+from quad_tasks.storage.manifest import digest, encode_manifest, file_sha256
 from quad_tasks.storage.store import Store
 
 
@@ -113,11 +103,10 @@ def collect_report(store: Store, config: RunConfig, version: str, reference: str
         reference: key prefix of the reference.
     """
     run = read_run(store, config, version, reference)
-    stages = tuple(_stage(run, number) for number in range(config.training.stages))
-    threshold = _opening_round(run, run.last_stage).threshold
+    stages = tuple(collect_stage(run, number) for number in range(config.training.stages))
     counts = count_documents(run.store, config.run, config.training.stages, version)
     drawn = read_random_draws(run)
-    arms = describe_arms(run, drawn, threshold)
+    arms = describe_arms(run, drawn, run.ranking.threshold)
     profiles = document_summaries.measure_diversity(run)
     times = read_times(run.store, config.run)
     peak_bytes, gpu_peak_bytes = read_peaks(run.store, config.run)
@@ -142,12 +131,12 @@ def collect_report(store: Store, config: RunConfig, version: str, reference: str
             dequantised=run.model.dequantised,
         ),
         reference=_reference(run),
-        threshold=threshold,
+        threshold=run.ranking.threshold,
         stages=stages,
         arms=arms,
         pulls=history_of_pulls(run.store, config.run, config.training.stages),
         influence=document_summaries.histogram_of_influence(run, drawn),
-        examples=document_summaries.example_documents(run, threshold),
+        examples=document_summaries.example_documents(run, run.ranking.threshold),
         map=document_summaries.map_documents(run),
         diversity=profiles,
         prediction=stages[-1].prediction,
@@ -221,113 +210,10 @@ def _reference(run: FinishedRun) -> Reference:
 
 def _with_influence(run: FinishedRun, one: ReferenceSet) -> ReferenceSet:
     """Add the mean influence along a reference set of what was scored, and of what was selected of it."""
-    influence = run.scores.column(f"{SET_COLUMN}{one.name}").to_numpy()
-    selected = influence[run.is_selected]
+    influence = run.ranked.column(f"{SET_COLUMN}{one.name}").to_numpy()
+    selected = influence[np.isin(run.ranked.column("position").to_numpy(), run.chosen.column("position").to_numpy())]
     mean_selected = float(selected.mean()) if len(selected) else None
     return one.model_copy(update={"mean_influence": float(influence.mean()), "mean_influence_selected": mean_selected})
-
-
-def _stage(run: FinishedRun, number: int) -> Stage:
-    """Collect a stage's losses, mean over seeds with each seed's reference loss, and its rounds."""
-    store, config = run.store, run.config
-    opening = _opening_round(run, number)
-    chosen = read_choice(store, choice_key(config.run, number, "selected"))
-    seeds = tuple(range(config.training.seeds))
-    control = {"random": _losses(run, number, [f"random-{seed}" for seed in seeds])} if config.training.control else {}
-    return Stage(
-        stage=number,
-        direction=opening.direction,
-        threshold=opening.threshold,
-        budget_tokens=chosen.budget_tokens,
-        prediction=Prediction(**chosen.prediction.model_dump()) if chosen.prediction else None,
-        seeds=seeds,
-        before=_losses(run, number, ["before"]),
-        selected=_losses(run, number, [f"selected-{seed}" for seed in seeds]),
-        **control,
-        gain=_gain(run, number, seeds) if control else None,
-        frontier=_frontier(run, number),
-        pilot=Pilot(**opening.pilot.model_dump()) if opening.pilot else None,
-        scored_by=opening.scored_by,
-        findings=tuple(Finding(**asdict(finding)) for finding in chosen.findings),
-        rounds=tuple(
-            _round(committed.round, committed.info) for committed in rounds.list_rounds(store, config.run, number)
-        ),
-    )
-
-
-def _round(number: int, info: RoundInfo) -> Round:
-    found = info.remaining
-    return Round.model_validate(
-        {
-            **info.model_dump(),
-            "round": number,
-            "cost_share": info.cost.share if info.cost else None,
-            "left": found.left if found else None,
-            "left_low": found.low if found else None,
-            "left_high": found.high if found else None,
-        }
-    )
-
-
-def _opening_round(run: FinishedRun, stage: int) -> RoundInfo:
-    """Read what a stage's first round, its pilot, noted."""
-    return rounds.read_round(run.store, run.config.run, stage, 0).info
-
-
-def _losses(run: FinishedRun, stage: int, names: Sequence[str]) -> Losses:
-    """Average what trainings of several seeds were measured at."""
-    measured = [_read_losses(run, stage, name) for name in names]
-    by_seed = tuple(one.reference_loss for one in measured)
-    trained = [one.training for one in measured if one.training]
-    return Losses(
-        steps=trained[0].steps if trained else None,
-        peak_rate=trained[0].peak_rate if trained else None,
-        target_tokens=trained[0].target_tokens if trained else None,
-        reference_loss=float(np.mean(by_seed)),
-        reference_loss_by_seed=by_seed,
-        references={
-            name: float(np.mean([one.references[name] for one in measured])) for name in measured[0].references
-        },
-        domains={name: float(np.mean([one.domains[name] for one in measured])) for name in measured[0].domains},
-    )
-
-
-def _gain(run: FinishedRun, stage: int, seeds: Sequence[int]) -> Gain:
-    """Compare the trainings on selected and on random documents, paired by measured document and by seed.
-
-    Raises:
-        UnequalTrainings: they took numbers of optimizer steps that differ by more than `STEPS_TOLERANCE`.
-    """
-    selected, random = ([_read_losses(run, stage, f"{kind}-{n}") for n in seeds] for kind in ("selected", "random"))
-    check_equal_steps([one.training for one in [*selected, *random] if one.training])
-    weights = {one.name: one.weight for one in read_reference(run.store, run.reference).reference.sets}
-    found = paired_gain([one.documents for one in random], [one.documents for one in selected], weights)
-    n_documents = sum(len(one.nats) for one in selected[0].documents.values())
-    if found is None:
-        after_random, after_selected = (
-            float(np.mean([mean_loss(one.documents, weights) for one in trained])) for trained in (random, selected)
-        )
-        return Gain(mean=after_random - after_selected, low=None, high=None, documents=n_documents, seeds=len(seeds))
-    return Gain(**asdict(found), documents=n_documents, seeds=len(seeds))
-
-
-def _frontier(run: FinishedRun, stage: int) -> tuple[FrontierPoint, ...]:
-    """List what each trained share of the rest of the pool gave, random tokens last; errors as `_gain`."""
-    training = run.config.training
-    names = {run.config.selection.general_share: "selected-0", **({1.0: "random-0"} if training.control else {})}
-    names |= {share: f"general-{share:g}" for share in training.frontier}
-    measured = {share: _read_losses(run, stage, name) for share, name in sorted(names.items())}
-    check_equal_steps([one.training for one in measured.values() if one.training])
-    points = []
-    for share, losses in measured.items():
-        others = [bits for domain, bits in losses.domains.items() if domain != run.config.heldout.reference_domain]
-        mean = float(np.mean(others)) if others else None
-        points.append(FrontierPoint(general_share=share, reference_loss=losses.reference_loss, other_domains=mean))
-    return tuple(points)
-
-
-def _read_losses(run: FinishedRun, stage: int, name: str) -> MeasuredLosses:
-    return read_manifest(MeasuredLosses, run.store, losses_key(trained_key(run.config.run, stage, name)))
 
 
 def _diagnose(
@@ -338,7 +224,7 @@ def _diagnose(
     profiles: dict[str, dict[str, float]],
     times: dict[str, float],
 ) -> tuple[Finding, ...]:
-    """Judge the run by the failure signatures; influence is that of the last stage's random draws."""
+    """Judge the run by the failure signatures; influence is that of the ranked random draws."""
     config, start, before, after = run.config, stages[0].before, stages[-1].before, stages[-1].selected
     pulled, sizes = _pulled_arms(run), pull_sizes(config.bandit)
     others = [domain for domain in before.domains if domain != config.heldout.reference_domain]

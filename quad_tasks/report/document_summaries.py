@@ -1,6 +1,7 @@
 """Summarise what a finished run knows of its documents, for the report: influence, examples, a map, diversity.
 
-Influence is per token; > 0: training on the document lowers the reference loss. Samples are drawn from generators of
+Influence is per token along the direction that ranked the last stage's documents; > 0: training on the document lowers
+the reference loss. Samples are drawn from generators of
 the run's seed, so that a report written again shows the same documents.
 """
 
@@ -40,7 +41,7 @@ def histogram_of_influence(run: FinishedRun, drawn: pa.Table) -> Histogram:
 
 def example_documents(run: FinishedRun, threshold: float) -> Examples:
     """Read the documents of highest influence, nearest the threshold, and of lowest influence."""
-    values = run.scores.column("influence").to_numpy()
+    values = run.ranked.column("influence").to_numpy()
     order = np.argsort(-values, kind="stable")
     border = np.argsort(np.abs(values - threshold), kind="stable")
     best, borderline, worst = (_read_examples(run, rows[:EXAMPLES]) for rows in (order, border, order[::-1]))
@@ -54,7 +55,7 @@ def map_documents(run: FinishedRun) -> DocumentMap:
     positions = np.sort(generator.choice(n, min(n, MAP_DOCUMENTS), replace=False))
     rows = read_positions(run.store, run.version, positions, ["arm", "embedding"])
     plane = PCA(n_components=2, random_state=0).fit_transform(column_vectors(rows.column("embedding")))
-    scored = (run.scores.column(name).to_pylist() for name in ("position", "influence"))
+    scored = (run.ranked.column(name).to_pylist() for name in ("position", "influence"))
     known = dict(zip(*scored, strict=True))
     return DocumentMap(
         x=np.round(plane[:, 0].astype(float), 4).tolist(),
@@ -77,11 +78,11 @@ def measure_diversity(run: FinishedRun) -> dict[str, dict[str, float]]:
     n = min(DIVERSITY_DOCUMENTS, len(selected))
     first_A, _ = find_arms(run.store, run.version)
     size_A = np.diff(first_A, append=run.pool.documents)
-    order = np.argsort(-run.scores.column("influence").to_numpy(), kind="stable")
+    order = np.argsort(-run.ranked.column("influence").to_numpy(), kind="stable")
     samples = {
         "selected": generator.choice(selected, n, replace=False),
         "random": generator.choice(run.pool.documents, n, replace=False),
-        "top_influence": run.scores.column("position").to_numpy()[order][:n],
+        "top_influence": run.ranked.column("position").to_numpy()[order][:n],
         "cluster_uniform": _draw_from_arms(first_A, size_A, n, generator),
     }
     pool_counts = np.trim_zeros(load_arms(run.store, run.version).column("n_documents").to_numpy(), "b")
@@ -89,7 +90,7 @@ def measure_diversity(run: FinishedRun) -> dict[str, dict[str, float]]:
 
 
 def _read_examples(run: FinishedRun, rows: npt.NDArray[np.int64]) -> tuple[Example, ...]:
-    taken: pa.Table = run.scores.take(rows)
+    taken: pa.Table = run.ranked.take(rows)
     read = read_positions(run.store, run.version, taken.column("position").to_numpy(), ["text"])
     facts = taken.select(["id", "source", "arm", "influence", "n_tokens"]).to_pylist()
     texts = read.column("text").to_pylist()

@@ -197,12 +197,14 @@ class Gain(Part):
 class Stage(Part):
     """A stage; `random` is absent where no control was trained, `prediction` in the last stage (the report's own).
 
-    `scored_by` says how documents were scored after the pilot, and why.
+    Its documents are ranked along `direction` and pass `threshold`: an earlier stage's where a gate did not accept the
+    refit (`refit_accepted`; None: no gate). `scored_by` says how documents were scored after the pilot, and why.
     """
 
     stage: int | None = None
     direction: str | None = None
     threshold: float | None = None
+    refit_accepted: bool | None = None
     budget_tokens: int | None = None
     prediction: Prediction | None = None
     seeds: tuple[int, ...] = ()
@@ -260,11 +262,6 @@ class Arm(Part):
     terms: tuple[str, ...] = ()
     texts: ArmTexts | None = None
     sources: Named[int] = {}
-
-    @property
-    def median(self) -> float | None:
-        """Median influence of what was scored of the arm."""
-        return self.quantiles[len(self.quantiles) // 2] if self.quantiles else None
 
 
 class ScoreRange(Part):
@@ -362,7 +359,7 @@ class Report(Part):
     Attributes:
         rejected: documents scored and not selected, by reason.
         unpulled: documents of the pool never scored or selected.
-        threshold: of influence per token, in the last stage.
+        threshold: of influence per token, by which the last stage's documents were selected.
         diversity: by how documents were chosen, each measure.
         time_s: by step, all attempts together.
         peak_memory_bytes: sum of the processes' peak resident sizes when a step ended, the largest of any step.

@@ -19,6 +19,7 @@ ROWS = (
     rows.ends,
     rows.arms_by_reward,
     rows.arms_by_median,
+    rows.median_influence,
     rows.arms_with_texts,
     rows.most_severe_first,
     rows.known,

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from quad_tasks.report.finished_run import FinishedRun
 from quad_tasks.report.model import Identity, Inputs, Machine, Provenance, StageKeys, Weights
 from quad_tasks.runtime.reference_tables import read_reference
+from quad_tasks.stages.bandit.ledger import read_ranking
 from quad_tasks.stages.influence.fit_direction import read_direction
 from quad_tasks.stages.pool.ingest import read_shard
 from quad_tasks.stages.selection.publish import read_selection
@@ -45,14 +46,17 @@ def _inputs(run: FinishedRun) -> Inputs:
 
 
 def _stage(run: FinishedRun, number: int) -> StageKeys:
-    last = rounds.list_rounds(run.store, run.config.run, number)[-1].info
-    made = read_direction(run.store, last.direction)
+    """Name what ranked a stage's documents, an earlier stage's direction among it, and what scored along that."""
+    direction = read_ranking(run.store, run.config.run, number).direction
+    stages = (rounds.list_rounds(run.store, run.config.run, stage) for stage in range(number + 1))
+    along = [one.info for committed in stages for one in committed if one.info.direction == direction]
+    made = read_direction(run.store, direction)
     return StageKeys(
         stage=number,
         checkpoint=made.checkpoint,
         factors=made.factors,
-        direction=last.direction,
-        scorer=last.scorer["scorer"],
+        direction=direction,
+        scorer=along[-1].scorer["scorer"],
     )
 
 

@@ -62,15 +62,20 @@ def arms_by_reward(arms: Sequence[Arm]) -> tuple[Arm, ...]:
     return tuple(sorted(arms, key=lambda arm: -_or_least(arm.mean_reward)))
 
 
+def median_influence(arm: Arm) -> float | None:
+    """Return the median influence of an arm's random draws, along the direction that ranked the last stage."""
+    return arm.quantiles[len(arm.quantiles) // 2] if arm.quantiles else None
+
+
 def arms_by_median(arms: Sequence[Arm]) -> tuple[Arm, ...]:
-    """Order the arms of which something was scored by median influence, highest first."""
-    return tuple(sorted((arm for arm in arms if arm.quantiles), key=lambda arm: -_or_least(arm.median)))
+    """Order the arms of which random draws were scored by their median influence, highest first."""
+    return tuple(sorted((arm for arm in arms if arm.quantiles), key=lambda arm: -_or_least(median_influence(arm))))
 
 
 def arms_with_texts(arms: Sequence[Arm]) -> tuple[Arm, ...]:
     """Order the arms that have texts to show: the most selected first, then by median influence."""
     shown = (arm for arm in arms if arm.texts)
-    return tuple(sorted(shown, key=lambda arm: (-(arm.selected_tokens or 0), -_or_least(arm.median))))
+    return tuple(sorted(shown, key=lambda arm: (-(arm.selected_tokens or 0), -_or_least(median_influence(arm)))))
 
 
 def labelled_arms(arms: Sequence[Arm]) -> tuple[int, ...]:

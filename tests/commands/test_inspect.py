@@ -1,12 +1,16 @@
 """`quad inspect`: a document's verdict, rank, influence and place are those of the ledger and of its shard."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from small_pool import stored
 
-from quad_tasks.commands.inspect import UnknownDocument, inspect_document
+from quad_tasks.commands.inspect import UnknownDocument, _why_left, _why_taken, inspect_document
+from quad_tasks.config.schema import SelectionConfig
+from quad_tasks.manifests.run import Choice
 from quad_tasks.runtime.run import pinned_pool
-from quad_tasks.stages.bandit.ledger import read_chosen, read_scores
+from quad_tasks.stages.bandit.ledger import read_choice_table, read_chosen, read_ranking, read_scores
+from quad_tasks.storage.keys import choice_key
 from quad_tasks.storage.positions import column_vectors, read_positions
 from quad_tasks.storage.rounds import list_rounds
 from quad_tasks.storage.store import open_store
@@ -46,6 +50,61 @@ def test_a_scored_document_tells_its_score_and_the_rounds_of_its_arm(small_run, 
     assert ("not above τ" in story["reason"]) == (row["influence"] <= score["threshold"]) or "near-dup" in story[
         "reason"
     ]
+
+
+def test_after_a_gate_that_kept_the_earlier_ranking_that_one_is_told_of(small_run, store):
+    """What a document was predicted at, and the τ it had to pass, are those of the direction that ranked it."""
+    fitted, used = list_rounds(store, small_run.run, 1)[0].info, read_ranking(store, small_run.run, 1)
+    assert fitted.direction != used.direction, "the small run's gate keeps the earlier ranking"
+    assert used.threshold == list_rounds(store, small_run.run, 0)[0].info.threshold != fitted.threshold
+    taken = read_choice_table(store, choice_key(small_run.run, 1, "selected")).to_pylist()
+    predicted = next(row for row in taken if row["influence"] is not None and not row["scored"])
+    story = inspect_document(small_run, predicted["id"])
+    assert story["predicted_influence"] == pytest.approx(predicted["influence"], rel=1e-9)
+    chosen = set(read_chosen(store, small_run.run, 2)["id"].to_pylist())
+    scores = read_scores(store, small_run.run, 1).to_pylist()
+    between = sorted((fitted.threshold, used.threshold))
+    row = next(row for row in scores if row["id"] not in chosen and not between[0] < row["influence"] <= between[1])
+    story = inspect_document(small_run, row["id"])
+    assert f"τ = {used.threshold:.4g}" in story["reason"] or "near-duplicate" in story["reason"]
+
+
+CHOSEN = pa.table(
+    {"n_tokens": [40, 30, 20, 10], "influence": [3.0, None, 9.0, None], "scored": [True, False, True, False]}
+)
+
+
+@pytest.mark.parametrize(
+    ("mode", "rank", "reason"),
+    [
+        ("cluster", 0, "measured influence 3 above τ = 2, within the budget"),
+        ("cluster", 1, "not scored: the mean of its arm is above τ = 2, within the budget"),
+        ("instance", 1, "drawn for the general share"),
+        ("predicted", 2, "drawn for the general share"),
+        ("cluster", 3, "drawn for the general share"),
+    ],
+)
+def test_what_was_taken_tells_whether_influence_or_the_general_share_took_it(mode, rank, reason):
+    """Of 100 tokens 75 are taken by influence: the third and fourth document, however good, were drawn at random."""
+    choice = Choice(budget_tokens=100, documents=4, tokens=100, sha256="", general_share=0.25)
+    assert _why_taken(mode, choice, CHOSEN, rank, 2.0).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("settings", "measured", "reason"),
+    [
+        ({}, 2.5, "influence 2.5 above τ = 2, but the budget was full (least taken: 3)"),
+        ({"per_arm_share": 0.1}, 4.0, "its arm's share of it was full (selection.per_arm_share)"),
+        ({"redundancy": 1.0}, 4.0, "too like better ones (selection.redundancy)"),
+        ({"mode": "cluster"}, None, "not scored: the mean of its arm is not above τ"),
+        ({"mode": "instance"}, None, "never drawn; mode 'instance' ranks what was scored"),
+        ({}, None, "not scored, and not predicted"),
+        ({}, 1.0, "influence 1 not above τ = 2"),
+    ],
+)
+def test_what_was_left_names_the_cap_that_left_it(settings, measured, reason):
+    selection = SelectionConfig.model_validate({"budget_tokens": 100, **settings})
+    assert reason in _why_left(selection, measured, None, 2.0, CHOSEN)
 
 
 def test_a_place_is_the_line_of_the_users_file(small_run, store, corpus):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from small_pool import stored
 
 from quad_tasks.report.arm_summaries import QUANTILES, history_of_pulls
 from quad_tasks.report.finished_run import read_random_draws, read_run
@@ -23,15 +24,18 @@ def report(small_run, store):
     return json.loads(store.get(f"runs/{small_run.run}/report/report.json"))
 
 
-def last_scores(config, store):
+def ranked_scores(config, store):
+    """Scores of the stages that scored along the direction that ranked the last stage's documents."""
+    used = stored(store, f"runs/{config.run}/stage-{config.training.stages - 1:02d}/selected.json")["direction"]
+    opened = [rounds.list_rounds(store, config.run, n)[0].info.direction for n in range(config.training.stages)]
     scores = read_scores(store, config.run, config.training.stages)
-    return scores.filter(np.asarray(scores["stage"].to_numpy() == config.training.stages - 1))
+    return scores.filter(np.asarray([opened[stage] == used for stage in scores["stage"].to_pylist()]))
 
 
-def test_quantiles_are_those_of_what_the_last_stage_drew_at_random(small_run, store, report):
+def test_quantiles_are_those_of_the_ranked_random_draws(small_run, store, report):
     version, reference = pinned_pool(store, small_run.run), pinned_reference(store, small_run.run)
     scores = read_random_draws(read_run(store, small_run, version, reference))
-    assert scores.num_rows < last_scores(small_run, store).num_rows
+    assert scores.num_rows < ranked_scores(small_run, store).num_rows
     arm, influence = scores["arm"].to_numpy(), scores["influence"].to_numpy()
     known = [row for row in report["arms"] if row["quantiles"]]
     assert {row["arm"] for row in known} == set(arm.tolist())
@@ -40,7 +44,7 @@ def test_quantiles_are_those_of_what_the_last_stage_drew_at_random(small_run, st
 
 
 def test_texts_of_an_arm_are_its_best_its_worst_and_the_nearest_to_the_threshold(small_run, store, report):
-    scores = last_scores(small_run, store)
+    scores = ranked_scores(small_run, store)
     arm, influence = scores["arm"].to_numpy(), scores["influence"].to_numpy()
     carded = [row for row in report["arms"] if row["texts"]]
     assert carded

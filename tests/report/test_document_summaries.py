@@ -28,22 +28,20 @@ def test_the_histogram_counts_what_pulls_drew_at_random_and_nothing_else(run):
 
 
 def drawn_by_pulls(run):
-    """Positions the last stage scored that lie in what its pulls, or those before along its direction, went over."""
+    """Positions in what pulls along the direction that ranked the last stage's documents went over."""
     first = load_arms(run.store, run.version)["position"].to_pylist()
-    last = [committed.info for committed in list_rounds(run.store, run.config.run, run.last_stage)]
     covered = set()
     for number in range(run.last_stage + 1):
         for committed in list_rounds(run.store, run.config.run, number):
-            if committed.info.direction == last[0].direction:
+            if committed.info.direction == run.ranking.direction:
                 for pull in read_round_table(run.store, committed, "pulls").to_pylist():
                     start = first[pull["arm"]] + pull["cursor"]
                     covered |= set(range(start, start + pull["n_documents"]))
-    staged = run.scores.filter(np.asarray(run.scores["stage"].to_numpy() == run.last_stage))
-    return covered & set(staged.column("position").to_pylist())
+    return covered & set(run.ranked["position"].to_pylist())
 
 
 def test_examples_are_the_best_the_worst_and_those_nearest_the_threshold(run):
-    influence = np.sort(run.scores.column("influence").to_numpy())
+    influence = np.sort(run.ranked.column("influence").to_numpy())
     threshold = float(np.median(influence))
     examples = document_summaries.example_documents(run, threshold)
     n = document_summaries.EXAMPLES
@@ -67,7 +65,7 @@ def test_the_map_knows_influence_and_selection_of_each_of_its_documents(run):
     n = run.pool.documents  # fewer than a map shows
     assert len(documents.x) == len(documents.y) == len(documents.arm) == n
     assert sum(documents.selected) == run.chosen.num_rows
-    assert sum(influence is not None for influence in documents.influence) == run.scores.num_rows
+    assert sum(influence is not None for influence in documents.influence) == run.ranked.num_rows
 
 
 def test_diversity_is_measured_of_the_selection_and_of_three_other_choices(run):

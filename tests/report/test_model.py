@@ -1,6 +1,6 @@
 """The report as an object reads what is absent and what is null alike."""
 
-from quad_tasks.report.model import Arm, Report
+from quad_tasks.report.model import Report
 
 
 def test_absent_and_null_read_alike():
@@ -18,8 +18,3 @@ def test_nulls_among_named_values_are_left_out():
     )
     assert report.time_s == {"fit": 1.5}
     assert report.diversity == {"random": {}}
-
-
-def test_the_median_of_an_arm_is_its_middle_quantile():
-    assert Arm(quantiles=(0.0, 1.0, 2.0, 3.0, 4.0)).median == 2.0
-    assert Arm().median is None

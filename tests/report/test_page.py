@@ -143,6 +143,11 @@ def test_several_stages_are_listed_and_the_last_one_leads(no_drawings):
     assert "In the last of 2 stages the selection lowered the reference loss by 0.200" in section(page, "result")
     assert "+0.1550" in section(page, "losses")
     assert "+0.2000" in section(page, "losses")
+    assert "did not pass its gate" not in words(page)
+    report["stages"][1]["refit_accepted"] = False
+    assert "The refitted direction did not pass its gate: an earlier stage's ranked the documents" in words(
+        render(report)
+    )
 
 
 def test_counts_add_up_to_the_documents_in(page):

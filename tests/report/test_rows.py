@@ -47,3 +47,8 @@ def test_findings_of_unknown_severity_come_last():
 
 def test_facts_that_are_not_known_are_left_out():
     assert rows.known({"a": None, "b": 0, "c": {}, "d": (), "e": "", "f": False}) == {"b": 0, "f": False}
+
+
+def test_the_median_of_an_arm_is_its_middle_quantile():
+    assert rows.median_influence(Arm(quantiles=(0.0, 1.0, 2.0, 3.0, 4.0))) == 2.0
+    assert rows.median_influence(Arm()) is None

@@ -7,6 +7,7 @@ stopped, so that a round costs what it committed and not what all rounds did.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -306,6 +307,21 @@ def stage_budget(budget_tokens: int, stages: int, number: int) -> int:
 def read_choice(store: Store, choice: str) -> Choice:
     """Read the manifest of a choice of documents."""
     return read_manifest(Choice, store, choice_manifest_key(choice))
+
+
+class Ranking(NamedTuple):
+    """What ranked a stage's documents: a direction, an earlier stage's where a gate refused its own, and its τ."""
+
+    direction: str
+    threshold: float
+
+
+def read_ranking(store: Store, run: str, stage: int) -> Ranking:
+    """Read what ranked the documents that a stage selected."""
+    choice = read_choice(store, choice_key(run, stage, "selected"))
+    assert choice.direction is not None
+    assert choice.threshold is not None
+    return Ranking(choice.direction, choice.threshold)
 
 
 def read_choice_table(store: Store, choice: str, columns: Sequence[str] | None = None) -> pa.Table:
