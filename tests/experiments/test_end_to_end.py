@@ -1,6 +1,7 @@
 """The experiment is a run: its numbers are the report's, its inputs lie in the workspace."""
 
 import json
+from dataclasses import replace
 
 from experiments.conftest import TINY
 from typer.testing import CliRunner
@@ -10,6 +11,7 @@ from flows.cli.app import app
 from flows.run_experiment import EXPERIMENTS
 from quad_tasks.config.schema import FreshModelConfig, ModelConfig
 from quad_tasks.experiments import end_to_end
+from quad_tasks.experiments.lab.corpus_sample import read_inputs
 from quad_tasks.storage.store import open_store
 
 MODEL = ModelConfig(
@@ -44,3 +46,23 @@ def test_a_configured_pool_is_run_and_reported(tiny_config, dask_client, tmp_pat
     assert (claim["measured"], claim["low"], claim["high"]) == (-gain["mean"], -gain["high"], -gain["low"])
     printed = CliRunner().invoke(app, command).stdout
     assert "What it shows" in printed
+
+
+def test_a_run_is_named_by_all_that_determines_its_result(tiny_config, tmp_path):
+    """A rerun goes on with it; what only says where it computes changes nothing, any other key makes another run."""
+    texts = read_inputs(tiny_config, TINY)
+
+    def name(config, size=TINY):
+        settings = end_to_end._settings(str(tmp_path), config, texts, size)
+        assert settings.pool.name == settings.run
+        return settings.run
+
+    cluster = tiny_config.compute.model_copy(update={"workers": 7})
+    bandit = tiny_config.bandit.model_copy(update={"alpha": 0.5})
+    training = tiny_config.training.model_copy(update={"learning_rate": 0.5})
+    own = name(tiny_config)
+    assert name(tiny_config) == name(tiny_config.model_copy(update={"compute": cluster})) == own
+    changes = [{"bandit": bandit}, {"training": training}, {"seed": 9}, {"model": MODEL}]
+    others = [name(tiny_config.model_copy(update=change)) for change in changes]
+    others.append(name(tiny_config, replace(TINY, budget_tokens=200)))
+    assert len({own, *others}) == 6
