@@ -127,7 +127,7 @@ def play_seed(game: Game, seed: int) -> dict[str, Played]:
         policies[UCB1] = synthetic_arms.ucb1_policy()
     played = {}
     for number, (name, policy) in enumerate(policies.items()):
-        own = np.random.default_rng([seed, game.n_arms, game.smooth, number])
+        own = np.random.default_rng([seed, game.n_arms, game.smooth, number + 1])  # 0 would be the arms' own stream
         history = synthetic_arms.play(policy, arms, game.noise, game.arms_per_round, game.n_rounds, own)
         played[name] = _record(game, history)
         if name == UCB1:

@@ -191,7 +191,7 @@ def carry_out(workspace: str, key: str, plan_body: Mapping[str, Any], seed: int)
                 ranking, rows = fresh, fresh_rows
         # train on it from where the last stage stopped
         learner = restart(learner) if plan.restart else learner
-        generator = np.random.default_rng([seed, stage])
+        generator = np.random.default_rng([seed, stage, 1])  # of its own: [seed, 0] would be the first scores'
         learner, found = train_choice(learner, testbed.token_ids(np.sort(rows)), settings, generator, held_out)
         losses.append(found)
         taken = np.concatenate([taken, rows])
@@ -296,7 +296,7 @@ def _try(testbed: Testbed, learner: Learner, plan: Plan, rows: Int64, seed: Sequ
         copied,
         testbed.token_ids(np.sort(part)),
         replace(settings, targets=common_targets(trial_tokens, settings.step_tokens)),
-        np.random.default_rng(list(seed)),
+        np.random.default_rng([*seed, 2]),
         hold_out_reference(testbed, testbed.texts.reference),
     )
     return losses.reference_loss

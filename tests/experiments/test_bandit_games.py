@@ -25,6 +25,20 @@ def test_recorded_exploitation_is_the_mean_between_recorded_rounds(monkeypatch):
     assert coarse == pytest.approx(np.mean(np.reshape(fine, (10, 5)), axis=1).tolist())
 
 
+def test_no_policy_draws_from_the_stream_that_made_the_arms(monkeypatch):
+    """NumPy drops trailing zeros of a seed: generators are told apart by their states, not by how they were asked."""
+    states, make = [], np.random.default_rng
+
+    def note(seed):
+        generator = make(seed)
+        states.append(generator.bit_generator.state["state"]["state"])
+        return generator
+
+    monkeypatch.setattr(np.random, "default_rng", note)
+    played = play_seed(Game(10, True, "gaussian", 1, 10, 2), 0)
+    assert len(set(states)) == len(states) > len(played)
+
+
 def test_shares_are_of_the_same_seeds_games():
     played = [play_seed(SMOOTH, seed) for seed in range(SMOOTH.seeds)]
     shares = [seed["greedy"].regret[-1] / seed["uniform"].regret[-1] for seed in played]

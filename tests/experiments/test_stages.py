@@ -56,7 +56,7 @@ def test_one_shot_is_training_on_what_the_simulation_selects(tiny_testbed, carri
         size.window_tokens,
         2 * size.batch_tokens,
         size.batch_tokens,
-        np.random.default_rng([0, 0]),
+        np.random.default_rng([0, 0, 1]),
         targets,
     )
     expected = measure_losses(model, hold_out(tiny_testbed))

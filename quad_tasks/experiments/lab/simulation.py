@@ -345,7 +345,7 @@ def select_from_scores(scores: Scores, pool: Pool, rules: Rules, seed: int, take
         pool.budget_tokens,
         SelectionSettings(scores.threshold, rules.mode, general_share=rules.general_share),
         arm_mean_K=_mean_by_arm(np.where(scores.at_random, scores.measured, np.nan), pool.arm),
-        generator=np.random.default_rng([seed, len(taken)]),
+        generator=np.random.default_rng([seed, len(taken), 1]),  # [seed, 0] would be the stream of the scores
         find_near_duplicates=find_near_duplicates,
     )
     return Selection(left[rows], scored_N, estimate_N, scores.threshold, scores.cost_share)

@@ -127,3 +127,16 @@ def test_flops_limit_what_is_scored_after_the_pilot_by_a_cheaper_scorer(influenc
 
 def test_counted_documents_cost_their_share(influence, pool):
     assert simulate_selection(influence, pool).cost_share == pytest.approx(0.1)
+
+
+def test_the_general_share_has_a_stream_of_its_own(influence, pool, monkeypatch):
+    states, make = [], np.random.default_rng
+
+    def note(seed):
+        generator = make(seed)
+        states.append(generator.bit_generator.state["state"]["state"])
+        return generator
+
+    monkeypatch.setattr(np.random, "default_rng", note)
+    simulate_selection(influence, pool, Rules(pilot_documents=20), seed=3)
+    assert len(set(states)) == len(states) > 1
