@@ -69,7 +69,7 @@ AROUND_WORDS = 12
 REFERENCE_DOCUMENTS = 120
 MEASURED_DOCUMENTS = 120
 REPEATS = 4
-"""Permutations of influences, and random controls, each trained on by a seed of its own."""
+"""Permutations of influences, whose selections the first seed trains on, and random controls, each of its own seed."""
 LEAST_SHARE = 0.8
 """Of the selected tokens that the planted domain must have; it has less than a sixth of the pool's."""
 SETTINGS: dict[str, Any] = {

@@ -1,8 +1,11 @@
 """The split of the variance is that of data made with known variances; the m that follows gives the wanted error."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
+from quad_tasks.core.evaluation import statistics
 from quad_tasks.experiments import homogeneity
 
 BETWEEN, WITHIN = 0.5, 1.5
@@ -37,6 +40,20 @@ def test_the_experiment_splits_by_every_number_of_arms(tiny_testbed, monkeypatch
     assert {split.arms for split in result.clusterings} == {2, 4, 8, 16}
     assert all(homogeneity.lay_out(result).values())
     assert set(homogeneity.draw(result)) == {"homogeneity"}
+
+
+def test_the_interval_counts_clusterings_from_other_centroids_once(tiny_testbed, made):
+    found = asdict(homogeneity.split_variance(*made, seed=0)) | {"wanted_error": 1.0}
+    kinds = [("n-grams", 2), ("n-grams", 4), ("hidden states", 4)]
+    ratios = {kind: [number + 0.8, number + 1.2] for number, kind in enumerate(kinds)}
+    splits = [
+        homogeneity.ClusteringSplit(**found | {"real_error": ratio}, embedding=kind[0], arms=kind[1], seed=seed)
+        for kind, each in ratios.items()
+        for seed, ratio in enumerate(each)
+    ]
+    claim = homogeneity._claims(tiny_testbed, splits)[1]
+    expected = statistics.interval([1.0, 2.0, 3.0])
+    assert (claim.measured, claim.low, claim.high) == pytest.approx((expected.mean, expected.low, expected.high))
 
 
 def test_centred_vectors_have_norm_one_and_clipped_values_their_quantiles():
