@@ -21,6 +21,7 @@ from quad_tasks.experiments.lab import simulation
 from quad_tasks.experiments.lab.cache import map_cached
 from quad_tasks.experiments.lab.corpus_sample import QUICK, Size
 from quad_tasks.experiments.lab.evaluation import Outcome, claim_least, claim_most, measured_only
+from quad_tasks.experiments.lab.model_baselines import Adapted, find_adapted
 from quad_tasks.experiments.lab.scorer_cost import ScorerCost, find_scorer
 from quad_tasks.experiments.lab.testbed import Testbed, find_testbeds, open_testbed
 from quad_tasks.experiments.lab.train_choice import Losses, measure_losses
@@ -130,16 +131,21 @@ def _measure_methods(testbed: Testbed, scorer: ScorerCost, seed: int, names: Seq
     if names is not None:
         methods = {name: method for name, method in methods.items() if name in {*names, *COMPARED}}
     items = [(testbed.workspace, testbed.key, scorer, name, seed) for name in methods]
+    adapted = find_adapted(testbed) if any(method.adapts for method in methods.values()) else None
     selected: list[Selected] = map_tasks(select_by, items, "select", "methods")
     trained = train_trials(testbed, [(np.array(one.rows), seed) for one in selected])
     return {
-        name: _measure_method(testbed, method, one, losses)
+        name: _measure_method(testbed, method, one, losses, adapted)
         for (name, method), one, losses in zip(methods.items(), selected, trained, strict=True)
     }
 
 
-def _measure_method(testbed: Testbed, method: Method, selected: Selected, losses: Losses) -> Repeat:
-    rows = np.array(selected.rows)
+def _measure_method(
+    testbed: Testbed, method: Method, selected: Selected, losses: Losses, adapted: Adapted | None
+) -> Repeat:
+    rows, shared_s = np.array(selected.rows), method.shared_s
+    if method.adapts and adapted is not None:  # what the copy reads of a share is among the scores
+        shared_s += adapted.train_s + (adapted.read_s if method.reads else 0.0)
     return Repeat(
         losses=losses,
         influence_share=simulation.share_reached_in(testbed, rows),
@@ -147,7 +153,7 @@ def _measure_method(testbed: Testbed, method: Method, selected: Selected, losses
         by_source=_share_by_source(testbed, rows),
         tokens=int(testbed.n_tokens[rows].sum()),
         scored_share=selected.scored_share,
-        time_s=method.shared_s + selected.scoring * testbed.seconds["score"] + selected.seconds,
+        time_s=shared_s + selected.scoring * testbed.seconds["score"] + selected.seconds,
         flops=estimate_flops(testbed, method, selected.scoring),
         cost_share=cost_share(testbed, method, selected.scoring),
     )

@@ -7,7 +7,6 @@ exactly; time counts scores at the testbed's measured rate. Quad's selection is 
 Shape suffixes: N documents, D features, K arms.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,7 +22,7 @@ from quad_tasks.core.wasserstein import neighbour_lists
 from quad_tasks.experiments.lab import baselines, model_baselines, scorer_cost, simulation
 from quad_tasks.experiments.lab.model_baselines import ADAPTED_PASSES
 from quad_tasks.experiments.lab.scorer_cost import EXACT, ScorerCost
-from quad_tasks.experiments.lab.testbed import EMBEDDER_DOCUMENTS, Testbed, open_testbed, prediction_features
+from quad_tasks.experiments.lab.testbed import EMBEDDER_DOCUMENTS, Testbed, prediction_features
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -62,14 +61,16 @@ class Method:
         select: seed to what is chosen.
         reads: passes in which a model reads the whole pool forward.
         fits: whether it needs EK-FAC factors.
-        reference_passes: over the reference, each at exact scoring's cost: one for its gradient, all that adapt a copy.
-        shared_s: seconds of the testbed's measurements that it uses, those of scoring left out.
+        reference_passes: over the reference, each at exact scoring's cost: one for its gradient.
+        adapts: whether it needs a copy of the checkpoint that is adapted to the reference.
+        shared_s: seconds of the testbed's measurements that it uses, those of scoring and of the copy left out.
     """
 
     select: Callable[[int], Chosen]
     reads: int = 0
     fits: bool = False
     reference_passes: float = 0.0
+    adapts: bool = False
     shared_s: float = 0.0
 
 
@@ -100,11 +101,12 @@ def _methods_without_influence(testbed: Testbed) -> dict[str, Method]:
         reads: int = 0,
         shared_s: float = 0.0,
         reference_passes: float = 0.0,
+        adapts: bool = False,
     ) -> Method:
         def select(seed: int) -> Chosen:
             return Chosen(_fill(testbed, order(np.random.default_rng([seed, 1]))))
 
-        return Method(select, reads=reads, reference_passes=reference_passes, shared_s=shared_s)
+        return Method(select, reads, False, reference_passes, adapts, shared_s)
 
     return {
         "random": by(lambda generator: baselines.random_order(len(pool), generator)),
@@ -124,9 +126,9 @@ def _methods_without_influence(testbed: Testbed) -> dict[str, Method]:
             scorer_cost.reading_cost(testbed),
         ),
         "conditional_loss": by(
-            lambda _: model_baselines.conditional_loss_order(testbed), 2, seconds["loss"], ADAPTED_PASSES
+            lambda _: model_baselines.conditional_loss_order(testbed), 2, seconds["loss"], adapts=True
         ),
-        "loss_drop": by(lambda _: model_baselines.loss_drop_order(testbed), 2, seconds["loss"], ADAPTED_PASSES),
+        "loss_drop": by(lambda _: model_baselines.loss_drop_order(testbed), 2, seconds["loss"], adapts=True),
     }
 
 
@@ -138,7 +140,7 @@ def embedding_order(testbed: Testbed) -> Int64:
 
 def _methods_of_full_scoring(testbed: Testbed) -> dict[str, Method]:
     def ranked(order: Callable[[], Int64], fits: bool = False, shared_s: float = 0.0) -> Method:
-        return Method(lambda _: Chosen(_fill(testbed, order()), 1.0, 1.0), 0, fits, 1.0, shared_s)
+        return Method(lambda _: Chosen(_fill(testbed, order()), 1.0, 1.0), 0, fits, 1.0, shared_s=shared_s)
 
     def highest(kind: str) -> Int64:
         return np.argsort(-testbed.per_token(kind), kind="stable")
@@ -150,10 +152,8 @@ def _methods_of_full_scoring(testbed: Testbed) -> dict[str, Method]:
     }
 
 
-@functools.lru_cache(maxsize=2)
-def _pool(workspace: str, key: str, features: Features | None) -> simulation.Pool:
-    """Compute features once a process and testbed: workers list the methods for every selection."""
-    testbed = open_testbed(workspace, key)
+def _pool(testbed: Testbed, features: Features | None = None) -> simulation.Pool:
+    """Compute the features that a selection uses; each pays for its own."""
     built = prediction_features(testbed, features)
     return simulation.pool_of(testbed, built, cost_N=scorer_cost.document_costs(testbed))
 
@@ -165,7 +165,7 @@ def _methods_of_a_share(testbed: Testbed, scorer: ScorerCost) -> dict[str, Metho
 
     def method(rules: simulation.Rules, features: Features | None = None) -> Method:
         def select(seed: int) -> Chosen:
-            pool = _pool(testbed.workspace, testbed.key, features)
+            pool = _pool(testbed, features)
             selected = simulation.simulate_selection(influence_N, pool, rules, seed)
             return Chosen(selected.rows, float(selected.scored.mean()), selected.cost_share)
 
@@ -177,12 +177,12 @@ def _methods_of_a_share(testbed: Testbed, scorer: ScorerCost) -> dict[str, Metho
         passes = 2 * scorer_cost.reading_cost(testbed)
 
         def select(seed: int) -> Chosen:
-            pool, scores_N = _pool(testbed.workspace, testbed.key, None), model_baselines.conditional_losses(testbed)
+            pool, scores_N = _pool(testbed), model_baselines.conditional_losses(testbed)
             dearer = replace(rules, cost_share=COST_SHARE / passes)
             selected = simulation.simulate_selection(scores_N, pool, dearer, seed)
             return Chosen(selected.rows, float(selected.scored.mean()), passes * selected.cost_share)
 
-        return Method(select, reference_passes=ADAPTED_PASSES, shared_s=seconds["embed"] + seconds["cluster"])
+        return Method(select, adapts=True, shared_s=seconds["embed"] + seconds["cluster"])
 
     exact = simulation.Rules(cost_share=COST_SHARE)
     run = replace(exact, scorer_cost=scorer.cost, trial_cost=scorer.trial_cost)
@@ -238,6 +238,6 @@ def estimate_flops(testbed: Testbed, method: Method, scoring: float) -> float:
     Training on what is selected is left out, training an adapted copy is not.
     """
     exact, share = scorer_cost.pool_flops(testbed), cost_share(testbed, method, scoring)
-    read = method.reference_passes * len(testbed.texts.reference)
+    read = (ADAPTED_PASSES if method.adapts else method.reference_passes) * len(testbed.texts.reference)
     read += FIT_PASSES * testbed.size.factor_documents if method.fits else 0
     return exact * (share + read / len(testbed.documents))

@@ -1,14 +1,20 @@
 """Methods are trained and measured alike in every testbed; what is claimed of them follows from the losses."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from experiments.conftest import TINY
 
-from quad_tasks.experiments import diversity
-from quad_tasks.experiments.diversity import compare_methods, compare_outcomes
+from quad_tasks.experiments import diversity, diversity_methods
+from quad_tasks.experiments.diversity import Selected, compare_methods, compare_outcomes, select_by
 from quad_tasks.experiments.diversity_report import draw, lay_out
 from quad_tasks.experiments.lab.evaluation import Outcome
+from quad_tasks.experiments.lab.model_baselines import Adapted
+from quad_tasks.experiments.lab.scorer_cost import EXACT
 from quad_tasks.experiments.lab.testbed import find_testbeds
+from quad_tasks.experiments.lab.train_choice import measure_losses
+from quad_tasks.experiments.lab.trials import hold_out
 
 
 def test_methods_are_trained_and_measured_alike_in_every_testbed(tiny_testbed, tiny_config):
@@ -31,6 +37,36 @@ def test_methods_are_trained_and_measured_alike_in_every_testbed(tiny_testbed, t
 def test_some_methods_are_measured_beside_those_that_are_compared(tiny_testbed):
     result = compare_methods([tiny_testbed, tiny_testbed], ["dsir"])
     assert set(result.methods) == {"dsir", "quad", "full_influence", "random"}
+
+
+def test_a_methods_time_is_the_same_whatever_its_worker_did_before(tiny_testbed, monkeypatch):
+    """Seconds by hand: a second for each method's features, which it pays itself, in whatever order workers select."""
+    clock, compute = [0.0], diversity_methods.prediction_features
+
+    def slowly(testbed, features=None):
+        clock[0] += 1
+        return compute(testbed, features)
+
+    monkeypatch.setattr(diversity_methods, "prediction_features", slowly)
+    monkeypatch.setattr(diversity, "time", SimpleNamespace(process_time=lambda: clock[0]))
+    for name, seconds in {"quad": 1, "dsir": 0, "quad_conditional_loss": 1, "quad_at_5_percent": 1}.items():
+        assert select_by(tiny_testbed.workspace, tiny_testbed.key, EXACT, name, 0).seconds == seconds, name
+
+
+def test_an_adapted_copy_is_paid_for_once_and_what_it_reads_by_who_reads_the_pool(tiny_testbed):
+    methods, seconds = diversity_methods.list_methods(tiny_testbed), tiny_testbed.seconds
+    losses, selected = measure_losses(tiny_testbed.model, hold_out(tiny_testbed)), Selected([0, 1, 2], 0.1, 0.5, 3.0)
+    adapted = Adapted([], train_s=100.0, read_s=1000.0)
+    arms_s = seconds["embed"] + seconds["cluster"]
+    expected = {
+        "conditional_loss": seconds["loss"] + 1100,
+        "loss_drop": seconds["loss"] + 1100,
+        "quad_conditional_loss": arms_s + 100,
+        "quad": arms_s + seconds["fit_joint"],
+    }
+    for name, shared_s in expected.items():
+        found = diversity._measure_method(tiny_testbed, methods[name], selected, losses, adapted)
+        assert found.time_s == pytest.approx(shared_s + 0.5 * seconds["score"] + 3.0), name
 
 
 def test_claims_follow_from_losses_repeat_by_repeat():

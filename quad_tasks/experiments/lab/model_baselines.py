@@ -13,8 +13,9 @@ Shape suffixes: N documents of the pool, M of the reference, H hidden state.
 """
 
 import copy
-import functools
 import math
+import time
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from quad_tasks.core.lm.conditional_loss import adapt
 from quad_tasks.core.lm.hidden_states import losses_and_states
 from quad_tasks.core.lm.measurement import document_losses
 from quad_tasks.experiments.lab.baselines import similarity_order
+from quad_tasks.experiments.lab.cache import map_cached
 from quad_tasks.experiments.lab.testbed import Testbed, encode_windows, open_testbed
 from quad_tasks.experiments.lab.train_choice import Documents
 
@@ -67,25 +69,44 @@ def conditional_loss_order(testbed: Testbed) -> Int64:
 
 def conditional_losses(testbed: Testbed) -> Float64:
     """Compute the checkpoint's loss per target less the adapted copy's, [N]; > 0: adapting lowered it."""
-    conditional_N: Float64 = testbed.loss - adapted_losses(testbed.workspace, testbed.key)
+    conditional_N: Float64 = testbed.loss - np.array(find_adapted(testbed).loss)
     return conditional_N
 
 
 def loss_drop_order(testbed: Testbed) -> Int64:
     """Order by the share of the checkpoint's loss per target that adapting to the reference takes off."""
-    return np.argsort(adapted_losses(testbed.workspace, testbed.key) / testbed.loss, kind="stable")
+    return np.argsort(np.array(find_adapted(testbed).loss) / testbed.loss, kind="stable")
 
 
-@functools.lru_cache(maxsize=1)
-def adapted_losses(workspace: str, key: str) -> Float64:
-    """Measure every document's loss per target under a copy of the checkpoint that is adapted to the reference, [N]."""
-    testbed = open_testbed(workspace, key)
+@dataclass(frozen=True)
+class Adapted:
+    """What a copy of the checkpoint that is adapted to the reference was measured at.
+
+    Attributes:
+        loss: of every document of the pool, nats per target.
+        train_s: seconds of adapting, on one core.
+        read_s: seconds of reading the pool by the copy.
+    """
+
+    loss: list[float]
+    train_s: float
+    read_s: float
+
+
+def find_adapted(testbed: Testbed) -> Adapted:
+    """Read what the testbed's adapted copy was measured at; adapt one, on a worker, where no experiment has."""
+    return map_cached(adapt_copy, [(testbed.workspace, testbed.key)], "adapt to the reference", "testbeds")[0]
+
+
+def adapt_copy(workspace: str, key: str) -> Adapted:
+    """Adapt a copy of a testbed's checkpoint to the reference; measure it on every document, on a worker."""
+    testbed, started = open_testbed(workspace, key), time.process_time()
     size, copied = testbed.size, copy.deepcopy(testbed.model)
     limits = (size.window_tokens, 2 * size.batch_tokens, size.batch_tokens)
     adapt(copied, _reference(testbed), ADAPTED_PASSES, ADAPTED_RATE, *limits, np.random.default_rng(0))
+    trained = time.process_time()
     nats_N, targets_N = document_losses(copied, testbed.documents, size.window_tokens, size.batch_tokens)
-    loss_N: Float64 = nats_N / targets_N
-    return loss_N
+    return Adapted((nats_N / targets_N).tolist(), trained - started, time.process_time() - trained)
 
 
 def _reference(testbed: Testbed) -> Documents:

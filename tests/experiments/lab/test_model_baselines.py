@@ -35,7 +35,7 @@ def test_no_cosine_exceeds_one(tiny_testbed):
 
 
 def test_adapting_to_the_reference_lowers_the_losses_of_what_is_like_it_most(tiny_testbed):
-    adapted = model_baselines.adapted_losses(tiny_testbed.workspace, tiny_testbed.key)
+    adapted = np.array(model_baselines.find_adapted(tiny_testbed).loss)
     sea = is_sea(tiny_testbed, range(len(tiny_testbed.documents)))
     drop = tiny_testbed.loss - adapted
     assert drop[sea].mean() > max(drop[~sea].mean(), 0)
@@ -43,13 +43,14 @@ def test_adapting_to_the_reference_lowers_the_losses_of_what_is_like_it_most(tin
 
 def test_the_checkpoint_is_left_as_it_was(tiny_testbed):
     before = {name: weight.clone() for name, weight in tiny_testbed.model.state_dict().items()}
-    model_baselines.adapted_losses.cache_clear()
-    model_baselines.adapted_losses(tiny_testbed.workspace, tiny_testbed.key)
+    adapted = model_baselines.adapt_copy(tiny_testbed.workspace, tiny_testbed.key)
+    assert adapted.loss == pytest.approx(model_baselines.find_adapted(tiny_testbed).loss, rel=1e-4)
+    assert adapted.train_s > 0 < adapted.read_s
     assert all(torch.equal(before[name], weight) for name, weight in tiny_testbed.model.state_dict().items())
 
 
 def test_the_loss_drop_is_the_conditional_loss_over_the_checkpoints(tiny_testbed):
-    adapted = model_baselines.adapted_losses(tiny_testbed.workspace, tiny_testbed.key)
+    adapted = np.array(model_baselines.find_adapted(tiny_testbed).loss)
     drop = (tiny_testbed.loss - adapted) / tiny_testbed.loss
     assert (np.diff(drop[model_baselines.loss_drop_order(tiny_testbed)]) <= 1e-12).all()
     assert (np.diff((tiny_testbed.loss - adapted)[model_baselines.conditional_loss_order(tiny_testbed)]) <= 0).all()
