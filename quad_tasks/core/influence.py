@@ -180,7 +180,7 @@ def score_directions(
         UnsupportedLayer: as `find_blocks`.
         NotFinite: a score is not finite.
     """
-    return score_prepared(model, batches, prepare_directions(directions, scorer, energy=energy, step=step))
+    return score_prepared(model, batches, prepare_directions(model, directions, scorer, energy=energy, step=step))
 
 
 @dataclass(frozen=True)
@@ -188,39 +188,43 @@ class Prepared:
     """Directions as a scorer takes them, made once for any number of batches (`prepare_directions`)."""
 
     names: tuple[str, ...]
-    blocks: tuple[str, ...]
-    along: tuple[Any, ...]
+    blocks: Sequence[Block]
+    along: Sequence[Any]
     scorer: Scorer
     settings: Mapping[str, float]
 
 
 def prepare_directions(
+    model: PreTrainedModel,
     directions: Mapping[str, Direction],
     scorer: str = "exact",
     *,
     energy: float = DEFAULT_ENERGY,
     step: float = DEFAULT_STEP,
 ) -> Prepared:
-    """Make of directions what a scorer takes: for ``low_rank`` a decomposition of every block.
+    """Make of directions what a scorer takes.
 
-    Arguments are those of `score_directions`.
+    For ``low_rank`` it is a decomposition of every block, for ``forward_only`` two copies of the tracked weights.
+    Arguments are those of `score_directions`; the model is the one that is to score.
 
     Raises:
-        ValueError: an unknown scorer or setting, or no direction at all.
+        ValueError: an unknown scorer or setting, a direction of other blocks, or no direction at all.
+        UnsupportedLayer: as `find_blocks`.
     """
     named: Scorer = load_plugin("scorers", scorer)
     if not directions:
         raise ValueError("directions: expected at least one, got none")
     settings = {"energy": energy, "step": step}
-    along = tuple(named.prepare(direction, settings) for direction in directions.values())
-    return Prepared(tuple(directions), tuple(next(iter(directions.values()))), along, named, settings)
+    along = list(directions.values())
+    blocks = matching_blocks(model, along[0])
+    return Prepared(tuple(directions), blocks, named.prepare(model, blocks, along, settings), named, settings)
 
 
 def score_prepared(model: PreTrainedModel, batches: Iterable[Batch], prepared: Prepared) -> dict[str, Scores]:
-    """Score documents as `score_directions` does, along directions that were prepared."""
-    blocks = matching_blocks(model, prepared.blocks)
+    """Score documents as `score_directions` does, along directions that were prepared for this model."""
     # Influence along every direction, and targets: [N, K], [N]
-    influence_NK, n_tokens_N = prepared.scorer.score(model, batches, blocks, prepared.along, prepared.settings)
+    scorer, along, settings = prepared.scorer, prepared.along, prepared.settings
+    influence_NK, n_tokens_N = scorer.score(model, batches, prepared.blocks, along, settings)
     check_finite(influence_NK)
     return {name: Scores(influence_NK[:, k].copy(), n_tokens_N) for k, name in enumerate(prepared.names)}
 

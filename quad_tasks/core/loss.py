@@ -23,9 +23,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from quad_tasks.core.blocks import UnsupportedLayer
+from quad_tasks.core.lm.attention import causal_attention
+from quad_tasks.core.lm.device import to_device
 from quad_tasks.core.precision import accumulation_dtype, add_product, lower_precision, product_dtype
 
 Batch = Mapping[str, Tensor]
@@ -76,24 +79,24 @@ def read_batch(batch: Batch, device: torch.device) -> Documents:
     Raises:
         ValueError: a document of fewer than two tokens: it has no target and no influence.
     """
-    mask_NT = batch["attention_mask"].to(device).bool()
-    lengths = mask_NT.sum(dim=1).tolist()
-    for row, length in enumerate(lengths):
+    # On the host, where counts are at hand; a device is asked for nothing
+    mask_NT, seeds = batch["attention_mask"].cpu().bool(), batch.get("seed")
+    lengths_N = mask_NT.sum(dim=1)
+    for row, length in enumerate(lengths_N.tolist()):
         if length < 2:
             raise ValueError(f"row {row} of the batch: expected at least 2 tokens, got {length}")
     # Token ids moved to the left, padding set to 0: [N, T]
-    order_NT = torch.argsort(~mask_NT, dim=1, stable=True)[:, : max(lengths)]
-    columns_T = torch.arange(max(lengths), device=device)
-    ends_N1 = torch.tensor(lengths, device=device)[:, None]
-    ids_NT = batch["input_ids"].to(device).gather(1, order_NT).masked_fill(columns_T >= ends_N1, 0)
+    n_tokens = int(lengths_N.max())
+    order_NT = torch.argsort(~mask_NT, dim=1, stable=True)[:, :n_tokens]
+    columns_T = torch.arange(n_tokens)
+    ids_NT = batch["input_ids"].cpu().gather(1, order_NT).masked_fill(columns_T >= lengths_N[:, None], 0)
     # Positions that have a next token, in the flattened batch: [M]
-    positions_M = (columns_T < ends_N1 - 1).flatten().nonzero().squeeze(1)
-    seeds = batch.get("seed")
+    positions_M = (columns_T < lengths_N[:, None] - 1).flatten().nonzero().squeeze(1)
     return Documents(
-        ids_NT=ids_NT,
-        lengths_N=tuple(lengths),
-        positions_M=positions_M,
-        targets_M=ids_NT.flatten()[positions_M + 1],
+        ids_NT=to_device(ids_NT, device),
+        lengths_N=tuple(lengths_N.tolist()),
+        positions_M=to_device(positions_M, device),
+        targets_M=to_device(ids_NT.flatten()[positions_M + 1], device),
         seeds_N=None if seeds is None else tuple(seeds.tolist()),
     )
 
@@ -123,9 +126,23 @@ def head_weight(model: PreTrainedModel) -> Tensor:
     return _trainable_head(model).detach()
 
 
-def hidden_states(model: PreTrainedModel, documents: Documents) -> Tensor:
-    """Compute the last hidden states, the head's input, [N, T, D]."""
-    states: Tensor = model.base_model(input_ids=documents.ids_NT, use_cache=False).last_hidden_state
+def hidden_states(
+    model: PreTrainedModel, documents: Documents, parameters: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Compute the last hidden states, the head's input, [N, T, D].
+
+    Args:
+        model: a causal language model.
+        documents: the batch.
+        parameters: used in place of the model's own, by their names below the head; None: all are its own.
+    """
+    inputs = {"input_ids": documents.ids_NT, "use_cache": False}
+    with causal_attention(model, documents.ids_NT.shape[1]):
+        if parameters is None:
+            output = model.base_model(**inputs)
+        else:
+            output = functional_call(model.base_model, dict(parameters), (), inputs)
+    states: Tensor = output.last_hidden_state
     return states
 
 
@@ -207,6 +224,14 @@ def loss_difference(plus_NTD: Tensor, minus_NTD: Tensor, weight_VD: Tensor, docu
     return (plus_MD - minus_MD).mul_(delta_MD).sum(dim=1)
 
 
+def sum_by_document(values_M: Tensor, documents: Documents) -> Tensor:
+    """Sum the targets' values of each document, [N] float64, on their device."""
+    n_documents, n_tokens = documents.ids_NT.shape
+    values_P = values_M.new_zeros(n_documents * n_tokens, dtype=torch.float64)
+    values_P[documents.positions_M] = values_M.double()
+    return values_P.view(n_documents, n_tokens).sum(dim=1)
+
+
 def draw_uniforms(documents: Documents, fisher: Fisher, generator: torch.Generator | None) -> Tensor | None:
     """Draw the random numbers of sampled labels: one uniform per target, drawn on the CPU, so equal on every device.
 
@@ -230,10 +255,11 @@ def draw_uniforms(documents: Documents, fisher: Fisher, generator: torch.Generat
             torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
             for n, seed in zip(documents.n_targets_N, documents.seeds_N, strict=True)
         ]
-        return torch.cat(draws).to(documents.ids_NT.device)
+        return to_device(torch.cat(draws), documents.ids_NT.device)
     if generator is None:
         raise ValueError("fisher='true': expected a 'seed' per row of the batch or a generator, got neither")
-    return torch.rand(sum(documents.n_targets_N), generator=generator, dtype=torch.float64).to(documents.ids_NT.device)
+    drawn_M = torch.rand(sum(documents.n_targets_N), generator=generator, dtype=torch.float64)
+    return to_device(drawn_M, documents.ids_NT.device)
 
 
 class _SummedLoss(torch.autograd.Function):

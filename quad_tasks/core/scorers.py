@@ -5,9 +5,8 @@
 
 Here V is a block's slice of the direction v, a_t the block's input and δ_t the loss gradient at its output. q is a sum
 over the document's targets; q > 0: training on z lowers the reference loss. Owns the arithmetic only: names are in
-`plugins`, settings in `influence`, trials against exact scoring in `calibration`. The scorer by losses passes perturbed
-parameters to `torch.func.functional_call`: the model's own weights are never written. Rejected: forward-mode
-differentiation (three products per weight, as many as the backward pass).
+`plugins`, settings in `influence`, trials against exact scoring in `calibration`, θ ± εv in `lm.perturbed_weights`.
+Rejected: forward-mode differentiation (three products per weight, as many as the backward pass).
 
 Shape suffixes: N documents, T tokens, P positions of a batch, N * T, M positions that count, I block inputs (the
 constant one included), O block outputs, R rank, K directions, V vocabulary, D hidden width.
@@ -22,14 +21,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from quad_tasks.core.blocks import Block
 from quad_tasks.core.capture import backward
 from quad_tasks.core.lm.flops import ModelSize, PassFlops, contracted_flops, exact_flops, forward_only_flops
-from quad_tasks.core.loss import Batch, Documents, frozen, head_weight, loss_difference, read_batch
+from quad_tasks.core.lm.perturbed_weights import Perturbed, perturb
+from quad_tasks.core.loss import (
+    Batch,
+    Documents,
+    frozen,
+    head_weight,
+    hidden_states,
+    loss_difference,
+    read_batch,
+    sum_by_document,
+)
 from quad_tasks.core.precision import accumulation_dtype, product_dtype
 
 Direction = Mapping[str, Tensor]
@@ -53,6 +60,7 @@ class LinearMap:
 ScoreAlong = Callable[
     [PreTrainedModel, Iterable[Batch], Sequence[Block], Sequence[Any], Mapping[str, float]], Influences
 ]
+PrepareAlong = Callable[[PreTrainedModel, Sequence[Block], Sequence[Direction], Mapping[str, float]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -62,12 +70,13 @@ class Scorer:
     Attributes:
         score: takes model, batches, blocks, K directions and settings, returns influence and targets.
         flops: takes a model's shape, K and settings, returns what reading a window takes.
-        prepare: takes a direction and settings, returns what `score` takes in its place; once for all batches.
+        prepare: takes model, blocks, K directions and settings, returns what `score` takes in the directions' place;
+            once for all batches.
     """
 
     score: ScoreAlong
     flops: Callable[[ModelSize, int, Mapping[str, float]], PassFlops]
-    prepare: Callable[[Direction, Mapping[str, float]], Any] = lambda direction, _: direction
+    prepare: PrepareAlong = lambda _model, _blocks, directions, _settings: directions
 
 
 def truncate(direction: Direction, energy: float | None) -> dict[str, LinearMap]:
@@ -117,11 +126,11 @@ def score_forward_only(
     model: PreTrainedModel,
     batches: Iterable[Batch],
     blocks: Sequence[Block],
-    directions: Sequence[Direction],
+    perturbed: Sequence[Perturbed],
     settings: Mapping[str, float],
 ) -> Influences:
     """Score by losses at `step` to either side; the scorer `forward_only`. Errors as `score_by_losses`."""
-    return score_by_losses(model, batches, blocks, directions, settings["step"])
+    return score_perturbed(model, batches, perturbed)
 
 
 def score_by_gradient(
@@ -157,7 +166,7 @@ def score_by_gradient(
             documents = read_batch(batch, weight_VD.device)
             sums_KN = torch.zeros(len(maps), len(documents.lengths_N), dtype=torch.float64, device=weight_VD.device)
             backward(model, documents, blocks, partial(_contract, local_maps, sums_KN), weight_VD, rounded=rounded)
-            rows.append(sums_KN.T.cpu())
+            rows.append(sums_KN.T)
             n_targets += documents.n_targets_N
     return _collect(rows, n_targets, len(maps))
 
@@ -171,55 +180,53 @@ def score_by_losses(
 ) -> Influences:
     """Score documents by forward passes alone: central difference of the loss along each direction.
 
-    Holds two perturbed copies of the tracked weights per direction. The difference of losses is taken target by target
-    and summed in float64, since it is small compared with the loss.
-
     Args:
-        model: a causal language model; left as it was found. Of one in bfloat16 all weights are read in float32: a
-            difference of rounded losses would be noise.
+        model: a causal language model; left as it was found.
         batches: as for `influence.score_documents`; read once.
         blocks: the blocks of the directions.
         directions: K directions by block name.
-        step: length of εv in units of the norm of the tracked weights, > 0.
+        step: as for `perturb`.
 
     Returns:
         Influence [N, K] and targets [N].
 
     Raises:
-        ValueError: a step that is not positive, a direction that is zero, or a document without a target.
+        ValueError: as `perturb`, or a document without a target.
+    """
+    return score_perturbed(model, batches, perturb(model, blocks, directions, step))
+
+
+def score_perturbed(model: PreTrainedModel, batches: Iterable[Batch], perturbed: Sequence[Perturbed]) -> Influences:
+    """Score documents as `score_by_losses` does, by weights that `perturb` gave.
+
+    The difference of losses is taken target by target and summed in float64, since it is small compared with the loss.
     """
     weight_VD = head_weight(model)
     weight_VD = weight_VD.to(product_dtype(model.dtype, weight_VD.device, rounded=True))
-    # ε of each direction: [K]
-    epsilons = [_epsilon(model, blocks, direction, step) for direction in directions]
     rows: list[Tensor] = []
     n_targets: list[int] = []
+    # Each batch: [L(θ + εv) - L(θ - εv)] / 2ε per document, one column per direction: [N, K]
     with frozen(model), torch.inference_mode():
-        raised = _raised_parameters(model)
-        perturbed = [
-            [raised | _perturbed_parameters(model, blocks, direction, sign * epsilon) for sign in (1, -1)]
-            for direction, epsilon in zip(directions, epsilons, strict=True)
-        ]
-        # Each batch: [L(θ + εv) - L(θ - εv)] / 2ε per document, one column per direction: [N, K]
         for batch in batches:
             documents = read_batch(batch, weight_VD.device)
-            columns = [
-                _loss_difference(model, documents, weight_VD, pair) / (2 * epsilon)
-                for pair, epsilon in zip(perturbed, epsilons, strict=True)
-            ]
-            rows.append(torch.stack(columns, dim=1).cpu())
+            columns = [_loss_difference(model, documents, weight_VD, one) / (2 * one.epsilon) for one in perturbed]
+            rows.append(torch.stack(columns, dim=1))
             n_targets += documents.n_targets_N
-    return _collect(rows, n_targets, len(directions))
+    return _collect(rows, n_targets, len(perturbed))
 
 
 EXACT = Scorer(score_exactly, lambda size, directions, _: exact_flops(size, directions))
 LOW_RANK = Scorer(
     score_at_low_rank,
     lambda size, directions, settings: contracted_flops(size, settings.get("numbers", directions * size.tracked)),
-    lambda direction, settings: truncate(direction, settings["energy"]),
+    lambda _model, _blocks, directions, settings: [truncate(one, settings["energy"]) for one in directions],
 )
 """`numbers`: that its directions hold as factors, together."""
-FORWARD_ONLY = Scorer(score_forward_only, lambda size, directions, _: forward_only_flops(size, directions))
+FORWARD_ONLY = Scorer(
+    score_forward_only,
+    lambda size, directions, _: forward_only_flops(size, directions),
+    lambda model, blocks, directions, settings: perturb(model, blocks, directions, settings["step"]),
+)
 
 
 def _truncate_block(V_OI: Tensor, energy: float) -> LinearMap:
@@ -271,87 +278,16 @@ def _contract(
             sums_KN[k] += products_P.view(sums_KN.shape[1], -1).sum(dim=1, dtype=torch.float64)
 
 
-def _tracked_slices(
-    model: PreTrainedModel, block: Block, parameters: dict[str, Tensor]
-) -> Iterable[tuple[slice, Tensor, Tensor | None]]:
-    """Iterate over a block's parameters: rows of the block, view of their weights [rows, I], view of their biases."""
-    start = 0
-    for name in block.modules:
-        weight_OI = parameters[f"{name}.weight"]
-        weight_OI = weight_OI.T if isinstance(model.get_submodule(name), Conv1D) else weight_OI
-        for low, high in block.rows or ((0, weight_OI.shape[0]),):
-            bias_O = parameters[f"{name}.bias"][low:high] if block.bias else None
-            yield slice(start, start + high - low), weight_OI[low:high], bias_O
-            start += high - low
-
-
-def _tracked_parameters(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str, Tensor]:
-    names: dict[str, None] = {}
-    for block in blocks:
-        kinds = ("weight", "bias") if block.bias else ("weight",)
-        names.update(dict.fromkeys(f"{module}.{kind}" for module in block.modules for kind in kinds))
-    return {name: model.get_parameter(name).detach() for name in names}
-
-
-def _raised_parameters(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Copy the parameters below the head in float32 where they are of lower precision."""
-    prefix = model.base_model_prefix
-    return {
-        f"{prefix}.{name}": value.detach().float()
-        for name, value in model.base_model.named_parameters()
-        if value.dtype != accumulation_dtype(value.dtype)
-    }
-
-
-def _perturbed_parameters(
-    model: PreTrainedModel, blocks: Sequence[Block], direction: Direction, epsilon: float
-) -> dict[str, Tensor]:
-    """Copy the tracked parameters, perturbed by epsilon times the direction: θ + εv."""
-    perturbed = {
-        name: value.to(accumulation_dtype(value.dtype), copy=True)
-        for name, value in _tracked_parameters(model, blocks).items()
-    }
-    for block in blocks:
-        V_OI = direction[block.name]
-        for rows, weight_OI, bias_O in _tracked_slices(model, block, perturbed):
-            step_OI = V_OI[rows].to(weight_OI)
-            weight_OI.add_(step_OI[:, : weight_OI.shape[1]], alpha=epsilon)
-            if bias_O is not None:
-                bias_O.add_(step_OI[:, -1], alpha=epsilon)
-    return perturbed
-
-
-def _epsilon(model: PreTrainedModel, blocks: Sequence[Block], direction: Direction, step: float) -> float:
-    """Compute ε so that εv has the length of `step` times the norm of the tracked weights."""
-    if not step > 0:
-        raise ValueError(f"step: expected a positive number, got {step}")
-    length = sum(direction[block.name].double().square().sum().item() for block in blocks) ** 0.5
-    if not length > 0:
-        raise ValueError(f"direction: expected one of positive length, got length {length}")
-    norm = sum(value.double().square().sum().item() for value in _tracked_parameters(model, blocks).values()) ** 0.5
-    return float(step * norm / length)
-
-
-def _loss_difference(
-    model: PreTrainedModel, documents: Documents, weight_VD: Tensor, pair: Sequence[dict[str, Tensor]]
-) -> Tensor:
+def _loss_difference(model: PreTrainedModel, documents: Documents, weight_VD: Tensor, perturbed: Perturbed) -> Tensor:
     """Compute L(θ + εv) - L(θ - εv) per document, [N] float64.
 
     Both passes up to the head run in full precision, since their difference is small; the head's products need not.
     """
-    plus_NTD, minus_NTD = (_perturbed_states(model, documents, parameters) for parameters in pair)
-    differences_M = loss_difference(plus_NTD, minus_NTD, weight_VD, documents).double()
-    return torch.stack([piece.sum() for piece in torch.split(differences_M, list(documents.n_targets_N))])
-
-
-def _perturbed_states(model: PreTrainedModel, documents: Documents, parameters: Mapping[str, Tensor]) -> Tensor:
-    """Compute `loss.hidden_states` with some parameters replaced, [N, T, D]."""
-    base = {name.removeprefix(f"{model.base_model_prefix}."): value for name, value in parameters.items()}
-    inputs = {"input_ids": documents.ids_NT, "use_cache": False}
-    states: Tensor = functional_call(model.base_model, base, args=(), kwargs=inputs).last_hidden_state
-    return states
+    plus_NTD, minus_NTD = (hidden_states(model, documents, one) for one in (perturbed.plus, perturbed.minus))
+    return sum_by_document(loss_difference(plus_NTD, minus_NTD, weight_VD, documents), documents)
 
 
 def _collect(rows: list[Tensor], n_targets: list[int], n_directions: int) -> Influences:
-    influence_NK = torch.cat([torch.zeros(0, n_directions, dtype=torch.float64), *rows])
+    """Move the batches' rows to the host, all at once."""
+    influence_NK = torch.cat(rows).cpu() if rows else torch.zeros(0, n_directions, dtype=torch.float64)
     return influence_NK.numpy(), np.asarray(n_targets, dtype=np.int64)

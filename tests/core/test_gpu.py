@@ -1,4 +1,4 @@
-"""The engine on a GPU against itself on the CPU: factors, directions and every scorer."""
+"""The engine on a GPU against itself on the CPU: factors, directions, every scorer, and that no loop waits for it."""
 
 import copy
 
@@ -9,8 +9,10 @@ from scipy.stats import spearmanr
 
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.calibration import calibrate
-from quad_tasks.core.ekfac import apply_inverse, fit_factors
-from quad_tasks.core.influence import reference_gradient, score_documents
+from quad_tasks.core.covariance import accumulate_covariances
+from quad_tasks.core.ekfac import accumulate_eigenvalues, apply_inverse, decompose, fit_factors
+from quad_tasks.core.influence import gradient_sums, reference_gradient, score_documents
+from quad_tasks.core.lm import measurement
 
 pytestmark = [
     pytest.mark.gpu,
@@ -70,6 +72,46 @@ def test_approximate_scorers_are_calibrated_there(tiny, pair, scorer):
     direction = _direction(tiny, pair[0])
     sample = [tiny.pad(tiny.random_documents([8] * 24, seed=3))]
     assert calibrate(pair[1].float(), sample, np.arange(24), {"": direction}, scorer, floor=0.99).accepted
+
+
+def _watched(batches):
+    """Give batches; from the second on the device may not be waited for, until all are read."""
+    yield batches[0]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield from batches[1:]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("scorer", ["exact", "low_rank", "forward_only"])
+def test_scoring_waits_for_the_device_only_after_its_batches(tiny, pair, scorer):
+    direction = _direction(tiny, pair[0])
+    batches = [tiny.pad(tiny.random_documents(LENGTHS, seed=i)) for i in range(3)]
+    assert len(score_documents(pair[1], _watched(batches), direction, scorer).influence) == 3 * len(LENGTHS)
+
+
+def test_the_fit_waits_for_the_device_only_after_its_batches(tiny, pair):
+    model, blocks = pair[1], find_blocks(pair[1])
+    batches = [tiny.pad(tiny.random_documents(LENGTHS, seed=i), seeds=list(range(len(LENGTHS)))) for i in range(3)]
+    covariances = accumulate_covariances(model, _watched(batches), blocks)
+    assert covariances.n_documents == 3 * len(LENGTHS)
+    assert accumulate_eigenvalues(model, _watched(batches), decompose(covariances)).n_documents == 3 * len(LENGTHS)
+    assert gradient_sums(model, _watched(batches), blocks)[1] == 3 * sum(n - 1 for n in LENGTHS)
+
+
+def test_losses_of_documents_are_waited_for_once(tiny, pair, monkeypatch):
+    """What the conditional loss is made of."""
+    real = measurement.make_batches
+
+    def watched(*given):
+        batches, owner_W = real(*given)
+        return _watched(batches), owner_W
+
+    monkeypatch.setattr(measurement, "make_batches", watched)
+    documents = [document.tolist() for document in tiny.random_documents([8] * 6)]
+    _, targets_N = measurement.document_losses(pair[1], documents, 8, 16)
+    assert targets_N.tolist() == [7] * 6
 
 
 def test_logits_of_a_whole_batch_never_exist(tiny):

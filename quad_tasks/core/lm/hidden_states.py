@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from quad_tasks.core.loss import Batch, frozen, head_weight, hidden_states, losses, read_batch
+from quad_tasks.core.lm.device import to_device
+from quad_tasks.core.loss import Batch, frozen, head_weight, hidden_states, losses, read_batch, sum_by_document
 
 
 def losses_and_states(
@@ -32,21 +33,23 @@ def losses_and_states(
         ValueError: a row without a target.
         UnsupportedLayer: the head is not a plain linear map without bias.
     """
-    means, states, head = [np.empty(0)], [torch.empty(0, head_width(model))], head_weight(model)
+    head, n_targets = head_weight(model), list[int]()
+    nats = [torch.zeros(0, dtype=torch.float64, device=head.device)]
+    sums = [torch.zeros(0, head_width(model), dtype=head.dtype, device=head.device)]
     with torch.inference_mode(), frozen(model):
         for batch in batches:
             documents = read_batch(batch, head.device)
             hidden_NTH = hidden_states(model, documents)
-            n, n_targets_N = len(documents.lengths_N), torch.tensor(documents.n_targets_N)
-            row_M = torch.repeat_interleave(torch.arange(n), n_targets_N).to(head.device)
-            loss_N = torch.zeros(n, dtype=torch.float64, device=head.device)
-            loss_N.index_add_(0, row_M, losses(hidden_NTH, head, documents).double())
+            counts_N = torch.tensor(documents.n_targets_N)
+            row_M = to_device(torch.repeat_interleave(torch.arange(len(counts_N)), counts_N), head.device)
             targeted_MH = hidden_NTH.flatten(0, 1)[documents.positions_M].to(head.dtype)
-            sum_NH = torch.zeros(n, targeted_MH.shape[1], dtype=head.dtype, device=head.device)
-            sum_NH.index_add_(0, row_M, targeted_MH)
-            means.append((loss_N.cpu() / n_targets_N).numpy())
-            states.append(sum_NH.cpu().float() / n_targets_N[:, None])
-    return np.concatenate(means), torch.cat(states).numpy()
+            sum_NH = torch.zeros(len(counts_N), targeted_MH.shape[1], dtype=head.dtype, device=head.device)
+            sums.append(sum_NH.index_add_(0, row_M, targeted_MH))
+            nats.append(sum_by_document(losses(hidden_NTH, head, documents), documents))
+            n_targets += documents.n_targets_N
+    n_targets_N = torch.tensor(n_targets)
+    mean_N = torch.cat(nats).cpu() / n_targets_N
+    return mean_N.numpy(), (torch.cat(sums).cpu().float() / n_targets_N[:, None]).numpy()
 
 
 def head_width(model: PreTrainedModel) -> int:

@@ -19,7 +19,7 @@ from quad_tasks.core.group_sums import group_sums
 from quad_tasks.core.lm.batching import Batch, Tokens, make_batches
 from quad_tasks.core.lm.token_bytes import target_bytes
 from quad_tasks.core.lm.tokenizer import encode
-from quad_tasks.core.loss import frozen, head_weight, hidden_states, losses, read_batch
+from quad_tasks.core.loss import frozen, head_weight, hidden_states, losses, read_batch, sum_by_document
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,15 @@ def token_losses(model: PreTrainedModel, batches: Iterable[Batch]) -> tuple[floa
         ValueError: a row without a target.
         UnsupportedLayer: the head is not a plain linear map without bias.
     """
-    total, count, head_VD = 0.0, 0, head_weight(model)
+    count, head_VD = 0, head_weight(model)
+    total = torch.zeros((), dtype=torch.float64, device=head_VD.device)
     with torch.inference_mode(), frozen(model):
         for batch in batches:
             documents = read_batch(batch, head_VD.device)
             losses_M = losses(hidden_states(model, documents), head_VD, documents)
-            total += float(losses_M.double().sum())
+            total = total + losses_M.double().sum()
             count += len(losses_M)
-    return total, count
+    return float(total), count
 
 
 def document_losses(
@@ -82,16 +83,15 @@ def document_losses(
         [N] nats, accumulated in float64, and [N] targets; both 0 for a document of one token.
     """
     batches, owner_W = make_batches(documents, window_tokens, batch_tokens)
-    head_VD, nats_W, targets_W = head_weight(model), [], []
+    head_VD, targets_W = head_weight(model), list[int]()
+    nats = [torch.zeros(0, dtype=torch.float64, device=head_VD.device)]
     with torch.inference_mode(), frozen(model):
         for batch in batches:
             rows = read_batch(batch, head_VD.device)
-            losses_M = losses(hidden_states(model, rows), head_VD, rows).double().cpu().numpy()
-            ends = np.cumsum(rows.n_targets_N)
-            nats_W += [float(part.sum()) for part in np.split(losses_M, ends[:-1])]
-            targets_W += list(rows.n_targets_N)
+            nats.append(sum_by_document(losses(hidden_states(model, rows), head_VD, rows), rows))
+            targets_W += rows.n_targets_N
     owner = owner_W.numpy()
-    nats_N = group_sums(np.array(nats_W), owner, len(documents))
+    nats_N = group_sums(torch.cat(nats).cpu().numpy(), owner, len(documents))
     return nats_N, group_sums(np.array(targets_W), owner, len(documents)).astype(np.int64)
 
 

@@ -92,7 +92,7 @@ def _along_directions(
     model, _ = load_checkpoint(store, direction.checkpoint, use.dtype, use.device)
     batches, owner = make_batches(documents, use.window_tokens, use.batch_tokens)
     try:
-        along = score_prepared(model, batches, direction.prepare(scorer))
+        along = score_prepared(model, batches, direction.prepare(model, scorer))
     except NotFinite as error:
         raise NotFinite(int(owner[error.row])) from None
     n, owner_W = len(documents), owner.numpy()
@@ -133,12 +133,12 @@ class LoadedDirections:
     copies: tuple[PreTrainedModel, ...] = ()
     _prepared: dict[tuple[Any, ...], Prepared] = field(default_factory=dict)
 
-    def prepare(self, scorer: Mapping[str, Any]) -> Prepared:
-        """Return the directions as a scorer takes them, made when they are first asked for."""
+    def prepare(self, model: PreTrainedModel, scorer: Mapping[str, Any]) -> Prepared:
+        """Return the directions as a scorer of this checkpoint takes them, made when they are first asked for."""
         key = tuple(sorted(scorer.items()))
         if key not in self._prepared:
             self._prepared.clear()
-            self._prepared[key] = prepare_directions(self.by_set, **scorer)
+            self._prepared[key] = prepare_directions(model, self.by_set, **scorer)
         return self._prepared[key]
 
 

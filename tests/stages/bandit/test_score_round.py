@@ -60,3 +60,17 @@ def test_a_directions_blocks_are_decomposed_once_for_all_chunks(small_run, monke
         rtol=1e-6,
     )
     assert len(other) == 2
+
+
+def test_copies_of_the_weights_are_made_once_for_all_chunks(small_run, monkeypatch):
+    store = open_store(small_run.workspace)
+    version = pinned_pool(store, small_run.run)
+    stage = Stage(small_run.run, 0, version, "", read_round(store, small_run.run, 0, 0).info.direction)
+    score_round.load_on_device.cache_clear()
+    copies, perturb = [], scorers.perturb
+    monkeypatch.setattr(scorers, "perturb", lambda *given: copies.append(1) or perturb(*given))
+    by_losses = {"scorer": "forward_only", "step": 1e-3}
+    for positions in ((5, 2, 9), (1, 7)):
+        score_round.score_chunk(store, stage, positions, small_run.model_use(), by_losses)
+    assert copies == [1]
+    score_round.load_on_device.cache_clear()
