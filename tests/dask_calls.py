@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import torch
 from distributed import get_worker
 from distributed.comm import connect
 from distributed.security import Security
@@ -49,3 +50,10 @@ def name_of_worker(number: int) -> str:
 def power(exponent: int, number: int) -> float:
     """Raise a number to a power."""
     return number**exponent
+
+
+def fill_device(number: int) -> int:
+    """Fail as torch does on a device that is full."""
+    raise torch.OutOfMemoryError(
+        f"CUDA out of memory. Tried to allocate {number}.00 GiB.\nGPU 0 has none. " + "x" * 500
+    )

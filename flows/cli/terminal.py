@@ -36,6 +36,7 @@ BAD_INPUT_ERRORS = {
     "quad_tasks.config.schema.ConfigError",
     "quad_tasks.core.blocks.UnsupportedLayer",
     "quad_tasks.core.lm.model.ModelError",
+    "quad_tasks.runtime.processes.memory.OutOfDeviceMemory",
     "quad_tasks.storage.errors.InvalidKey",
     "quad_tasks.storage.errors.StoreKeyError",
     "quad_tasks.storage.errors.UnsupportedStore",

@@ -34,6 +34,7 @@ ANCHORS = {
     "other content is committed": "other-content-is-committed",
     "expected digest": _DIGEST,
     "expected the bytes that were written": _DIGEST,
+    "expected work that the memory of the device holds": "expected-work-that-the-memory-of-the-device-holds",
     "interrupted; the same command goes on from the last commit": (
         "interrupted-the-same-command-goes-on-from-the-last-commit"
     ),

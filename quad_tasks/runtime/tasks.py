@@ -19,7 +19,12 @@ from prefect import Task
 from prefect_dask import get_dask_client
 
 from quad_tasks.runtime.prefect_runs import make_task
-from quad_tasks.runtime.processes.memory import release_freed_memory
+from quad_tasks.runtime.processes.memory import (
+    SMALLER_BATCH,
+    explain_out_of_memory,
+    is_out_of_device_memory,
+    release_freed_memory,
+)
 from quad_tasks.runtime.processes.worker_memory import current_client
 from quad_tasks.runtime.progress import notice, progress
 from quad_tasks.storage.errors import StoreUnavailable
@@ -60,6 +65,7 @@ def map_tasks(
     on_gpu: bool = False,
     shared: Sequence[Any] = (),
     at_once: int | None = None,
+    smaller: str = SMALLER_BATCH,
 ) -> list[Any]:
     """Call `function(*shared, *item)` on the Dask cluster for every item; return the results in the items' order.
 
@@ -74,8 +80,10 @@ def map_tasks(
         on_gpu: keep to workers that declare a `GPU`, one item at a time each, where the cluster has any.
         shared: first arguments of every call, sent to each worker once.
         at_once: calls that may run at the same time; None: as many as the cluster has threads.
+        smaller: what to change where the memory of a worker's device is too small for a call.
 
     Raises:
+        OutOfDeviceMemory: it is.
         NoWorkers: the cluster is this process's own and has no worker left; for another one's it waits, and says so.
     """
     if not items:
@@ -97,12 +105,26 @@ def map_tasks(
 
         running = as_completed(submit(at_once or _window(client)))
         for future in _completed(client, running, label):
-            results[number_of.pop(future)] = future.result()
+            results[number_of.pop(future)] = _result(future, label, smaller)
             advance(1)
             for following in submit(1):
                 running.add(following)
         release_freed_memory(DRIVER_KEPT_BYTES)
         return results
+
+
+def _result(future: Future, label: str, smaller: str) -> Any:
+    """Return what a call gave, or raise its error; torch's of a full device says what to change.
+
+    Raises:
+        OutOfDeviceMemory: the memory of the worker's device was too small.
+    """
+    try:
+        return future.result()
+    except RuntimeError as error:
+        if is_out_of_device_memory(error):
+            raise explain_out_of_memory(error, label, smaller) from None
+        raise
 
 
 def _call(function: Callable[..., R], *arguments: Any) -> R:

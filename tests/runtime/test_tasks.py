@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from dask_calls import name_of_worker, power, slow_square, square, square_or_die
+from dask_calls import fill_device, name_of_worker, power, slow_square, square, square_or_die
 from distributed import Client, Future, LocalCluster, default_client
 from prefect import flow
 
 from quad_tasks.runtime import tasks
+from quad_tasks.runtime.processes.memory import OutOfDeviceMemory
 from quad_tasks.runtime.tasks import NoWorkers, map_tasks, stage_task
 
 
@@ -184,3 +185,21 @@ def test_a_step_outlives_its_scheduler(prefect_server, start_process, tmp_path, 
         assert outlive() == [number**2 for number in range(8)]
         default_client().close()
     restarts.join()
+
+
+def test_a_device_that_is_full_is_one_message_that_names_what_to_change(dask_client):
+    with pytest.raises(OutOfDeviceMemory) as failed:
+        map_tasks(fill_device, [(20,)], "fit covariances", "chunks", smaller="set factors.max_factor_width")
+    message = str(failed.value)
+    assert message.startswith(
+        "fit covariances: expected work that the memory of the device holds, found it full (CUDA out of"
+    )
+    assert message.endswith("): set factors.max_factor_width")
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize("key", ["model.batch_tokens", "model.window_tokens", "model.dtype", "compute.device"])
+def test_without_more_to_say_the_keys_of_a_batch_and_a_model_are_named(dask_client, key):
+    with pytest.raises(OutOfDeviceMemory, match=key):
+        map_tasks(fill_device, [(20,)], "measure", "models")

@@ -15,6 +15,21 @@ import psutil
 
 KEPT_BYTES = 2**29
 """Freed memory that a process may keep: the next allocations are faster for it."""
+SMALLER_MODEL = (
+    "lower compute.workers, since those of a machine share its device, use model.dtype bfloat16, or set compute.device "
+    "to cpu"
+)
+SMALLER_BATCH = f"lower model.batch_tokens, or model.window_tokens where one document is too long; {SMALLER_MODEL}"
+SMALLER_TRAINING = (
+    "lower model.window_tokens, the least that a pass reads, or compute.workers, or train by training.command: a "
+    "trainer of yours that computes activations again (gradient checkpointing) or spreads the weights over devices"
+)
+"""What to change where a device's memory is too small for a model, for a batch that it reads, for its training."""
+CAUSE_CHARACTERS = 200
+
+
+class OutOfDeviceMemory(RuntimeError):
+    """Work that the memory of a device does not hold; the message says what to change."""
 
 
 class _AllocatorState(ctypes.Structure):
@@ -40,6 +55,25 @@ def _glibc() -> Any:
     except (OSError, AttributeError):
         return None
     return libc
+
+
+def is_out_of_device_memory(error: BaseException) -> bool:
+    """Tell whether an error is torch's own of a device that is full; torch need not be loaded here."""
+    return any((kind.__module__, kind.__name__) == ("torch", "OutOfMemoryError") for kind in type(error).__mro__)
+
+
+def explain_out_of_memory(error: BaseException, what: str, remedy: str) -> OutOfDeviceMemory:
+    """Make of torch's error of a full device one that says what to change.
+
+    Args:
+        error: torch's.
+        what: the work.
+        remedy: what to change.
+    """
+    said = " ".join(str(error).split())[:CAUSE_CHARACTERS]
+    return OutOfDeviceMemory(
+        f"{what}: expected work that the memory of the device holds, found it full ({said}): {remedy}"
+    )
 
 
 def own_peak_bytes() -> int:

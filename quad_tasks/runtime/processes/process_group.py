@@ -43,6 +43,7 @@ def run_in_group(
 
     Raises:
         ValueError: there are fewer devices than processes.
+        torch.OutOfMemoryError: the memory of a device was too small.
         ChildFailed: one of them ended badly: the message holds its last lines.
     """
     found = pick_device(device)
@@ -56,6 +57,8 @@ def run_in_group(
         try:
             run_child([sys.executable, "-m", __name__, place, str(count), found], None, say)
         except ChildFailed as error:
+            if "torch.OutOfMemoryError: " in str(error):
+                raise torch.OutOfMemoryError(str(error).rpartition("torch.OutOfMemoryError: ")[2]) from None
             raise ChildFailed(f"compute.training_processes, {count} processes on {found}: {error}") from None
 
 

@@ -33,7 +33,7 @@ from quad_tasks.stages.bandit.cost import (
 from quad_tasks.stages.bandit.ledger import read_ledger
 from quad_tasks.stages.bandit.plan_round import EXACT, FEWEST_SCORED, Plan, find_room
 from quad_tasks.stages.bandit.round_settings import RoundSettings
-from quad_tasks.stages.bandit.score_round import load_on_device
+from quad_tasks.stages.bandit.score_round import SMALLER_SCORING, load_on_device
 from quad_tasks.storage import rounds
 from quad_tasks.storage.positions import read_positions
 from quad_tasks.storage.store import Store
@@ -73,9 +73,11 @@ def calibrate_scorer(
     if not _is_worth_trying(bandit.scorer, size, settings.reading, sample_flops, room):
         return _scored_exactly(stage, bandit.scorer, f"trying {bandit.scorer} would cost more than it can save")
     item = (store, stage, sample, settings.use, bandit.scorer, bandit.scorer_floor, TRIED_SHARE * room)
-    found: Calibration = map_tasks(calibrate_chunk, [item], "calibrate", "samples", on_gpu=True)[0]
+    labels = ("calibrate", "samples")
+    [found] = map_tasks(calibrate_chunk, [item], *labels, on_gpu=True, smaller=SMALLER_SCORING)
     notice(f"stage {stage.number}: {found.reason}")
-    return found
+    calibrated: Calibration = found
+    return calibrated
 
 
 def _scored_exactly(stage: Stage, scorer: str, why: str) -> Calibration:

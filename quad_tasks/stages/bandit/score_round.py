@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from quad_tasks.core.lm.tokenizer import encode
 from quad_tasks.core.scorers import Direction
 from quad_tasks.records import ModelUse, Stage
 from quad_tasks.runtime.checkpoints import load_checkpoint, load_checkpoint_tokenizer, read_checkpoint
+from quad_tasks.runtime.processes.memory import SMALLER_BATCH
+from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.bandit.ledger import SET_COLUMN
 from quad_tasks.stages.bandit.plan_round import Plan
@@ -29,6 +31,8 @@ from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import read_positions
 from quad_tasks.storage.store import Store
 
+SMALLER_SCORING = f"set another bandit.scorer or fewer reference.sets, {SMALLER_BATCH}"
+"""What to change where a device's memory is too small for scoring a window."""
 Documents = Sequence[Sequence[int]]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -40,7 +44,7 @@ def score_round(store: Store, stage: Stage, plan: Plan, use: ModelUse) -> list[p
     chunks = [*plan.chunks, plan.rescored] if plan.rescored else plan.chunks
     scorer = {name: value for name, value in plan.scorer.items() if name != "numbers"}
     items = [(store, stage, chunk, use, scorer) for chunk in chunks]
-    return map_tasks(score_chunk, items, "score", "pulls", on_gpu=True)
+    return map_tasks(score_chunk, items, "score", "pulls", on_gpu=True, smaller=SMALLER_SCORING)
 
 
 def score_chunk(
@@ -58,10 +62,7 @@ def score_chunk(
     direction = load_on_device(store, stage.direction, use.device)
     documents = encode(load_checkpoint_tokenizer(store, direction.checkpoint), rows["text"].to_pylist())
     try:
-        if direction.copies:
-            by_set, n_targets = _by_copies(direction, documents, use)
-        else:
-            by_set, n_targets = _along_directions(store, direction, documents, use, scorer)
+        by_set, n_targets = _score(store, direction, documents, use, scorer)
     except NotFinite as error:
         place = describe_document(store, stage.version, positions[error.row])
         raise FloatingPointError(f"{place}: expected a finite influence, got NaN or infinity") from None
@@ -79,6 +80,30 @@ def score_chunk(
     for name, influence in by_set.items() if len(by_set) > 1 else ():
         table = table.append_column(f"{SET_COLUMN}{name}", pa.array(influence))
     return table
+
+
+def _score(
+    store: Store, direction: "LoadedDirections", documents: Documents, use: ModelUse, scorer: Mapping[str, Any]
+) -> tuple[dict[str, Float64], Int64]:
+    """Score documents, in smaller batches where the device's memory is too small; results and errors as below.
+
+    What a batch may hold is remembered with the direction, so that the next documents begin there.
+    """
+    least = min(use.window_tokens, max(map(len, documents), default=1))
+    while True:
+        fitting = replace(use, batch_tokens=direction.fitting.get(use.batch_tokens, use.batch_tokens))
+        try:
+            if direction.copies:
+                return _by_copies(direction, documents, fitting)
+            return _along_directions(store, direction, documents, fitting, scorer)
+        except torch.OutOfMemoryError:
+            if fitting.batch_tokens <= least:
+                raise
+        # Outside the handler, which holds what the batch took
+        torch.cuda.empty_cache()
+        fewer = max(least, fitting.batch_tokens // 2)
+        direction.fitting[use.batch_tokens] = fewer
+        notice(f"scoring: a batch of {fitting.batch_tokens} tokens is too large for the device, {fewer} from here on")
 
 
 def _along_directions(
@@ -124,6 +149,7 @@ class LoadedDirections:
         checkpoint: key of the checkpoint it was fitted at: influence along it is measured there.
         by_set: each reference set's direction, [O, I] float32 by block, on the device.
         shares: each set's share of the weight.
+        fitting: tokens of a batch that the device's memory holds, where they are fewer than were asked for.
         copies: in place of directions the checkpoint itself and its copy adapted to each set, for the conditional loss.
     """
 
@@ -131,6 +157,7 @@ class LoadedDirections:
     by_set: dict[str, Direction]
     shares: dict[str, float]
     copies: tuple[PreTrainedModel, ...] = ()
+    fitting: dict[int, int] = field(default_factory=dict)
     _prepared: dict[tuple[Any, ...], Prepared] = field(default_factory=dict)
 
     def prepare(self, model: PreTrainedModel, scorer: Mapping[str, Any]) -> Prepared:

@@ -21,6 +21,7 @@ from quad_tasks.runtime.checkpoints import (
     read_checkpoint_manifest,
     save_checkpoint,
 )
+from quad_tasks.runtime.processes.memory import SMALLER_TRAINING
 from quad_tasks.runtime.reference_tables import read_reference, read_reference_table
 from quad_tasks.runtime.run import wait_for_lease
 from quad_tasks.runtime.tasks import map_tasks, stage_task
@@ -83,7 +84,7 @@ def _adapt(store: Store, checkpoint: str, reference: str, how: Adaptation, key: 
         rows = (first, one.documents)
         items.append((store, checkpoint, reference, how, one.name, rows, adapted_key(key, number)))
         first += one.documents
-    n_targets = map_tasks(adapt_copy, items, "adapt to the reference", "copies", on_gpu=True)
+    n_targets = map_tasks(adapt_copy, items, "adapt to the reference", "copies", on_gpu=True, smaller=SMALLER_TRAINING)
     total = sum(one.weight for one in sets)
     counted = zip(sets, n_targets, strict=True)
     manifest = DirectionManifest(

@@ -24,10 +24,12 @@ from quad_tasks.manifests.influence import FactorsManifest
 from quad_tasks.records import ModelUse
 from quad_tasks.runtime.checkpoints import load_checkpoint, read_checkpoint_manifest
 from quad_tasks.runtime.prefect_ui import show_asset
+from quad_tasks.runtime.processes.memory import SMALLER_MODEL
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.run import wait_for_lease
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.influence.factor_memory import (
+    SMALLER_FIT,
     check_memory,
     chunk_documents,
     covariance_bytes,
@@ -97,15 +99,18 @@ def _fit(fit: "Fit") -> None:
     store, key = fit.store, fit.key
     version = read_version(store, fit.version)
     first, second = _samples(fit.settings, version.documents, fit.seed, fit.held_out)
-    ((n_groups, size_bytes),) = map_tasks(covariance_sizes, [(fit,)], "load model", "models", on_gpu=True)
+    ((n_groups, size_bytes),) = map_tasks(
+        covariance_sizes, [(fit,)], "load model", "models", on_gpu=True, smaller=SMALLER_MODEL
+    )
     parts = [chunk_key(key, "basis", group) for group in range(n_groups)]
     if not all(store.exists(part) for part in parts):
         chunks = _chunks(fit, first, size_bytes)
-        sums = map_tasks(covariance_chunk, chunks, "fit covariances", "chunks", on_gpu=True)
+        sums = map_tasks(covariance_chunk, chunks, "fit covariances", "chunks", on_gpu=True, smaller=SMALLER_FIT)
         groups = [(fit, [chunk[group] for chunk in sums], group) for group in range(n_groups)]
-        map_tasks(decompose_group, groups, "decompose", "groups of blocks", on_gpu=True)
+        map_tasks(decompose_group, groups, "decompose", "groups of blocks", on_gpu=True, smaller=SMALLER_FIT)
         delete_parts(store, [part for chunk in sums for part in chunk])
-    more = map_tasks(eigenvalue_chunk, _chunks(fit, second, size_bytes), "fit eigenvalues", "chunks", on_gpu=True)
+    chunks = _chunks(fit, second, size_bytes)
+    more = map_tasks(eigenvalue_chunk, chunks, "fit eigenvalues", "chunks", on_gpu=True, smaller=SMALLER_FIT)
     ((sha256, blocks),) = map_tasks(finish_factors, [(fit, n_groups, more)], "join factors", "fits", on_gpu=True)
     cut = describe_cut(blocks, fit.settings.max_factor_width)
     if cut:

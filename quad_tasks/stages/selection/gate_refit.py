@@ -19,7 +19,7 @@ from quad_tasks.core.selection.fill_budget import fill_budget
 from quad_tasks.manifests.run import DocumentLosses, GateTrial
 from quad_tasks.records import Stage
 from quad_tasks.runtime.checkpoints import read_checkpoint_manifest
-from quad_tasks.runtime.processes.memory import release_freed_memory
+from quad_tasks.runtime.processes.memory import SMALLER_TRAINING, release_freed_memory
 from quad_tasks.runtime.processes.worker_memory import renew_workers
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.reference_tables import read_reference
@@ -73,7 +73,8 @@ def _try_both(store: Store, stage: Stage, run: TrainingRun, how: StageSelection,
     targets = min(int((one["n_tokens"].to_numpy() - 1).sum()) for one in tried)
     items = [(store, stage, run, chosen, targets) for chosen in choices.values()]
     renew_workers()
-    fresh, old = map_tasks(train_trial, items, "try both rankings", "models", on_gpu=True)
+    labels = ("try both rankings", "models")
+    fresh, old = map_tasks(train_trial, items, *labels, on_gpu=True, smaller=SMALLER_TRAINING)
     weights = {one.name: one.weight for one in read_reference(store, _reference_of(store, stage)).reference.sets}
     gain = paired_gain([old], [fresh], weights)
     refitted_loss, earlier_loss = (mean_loss(trial, weights) for trial in (fresh, old))

@@ -33,7 +33,7 @@ from quad_tasks.runtime.checkpoints import (
     weights_sha256,
 )
 from quad_tasks.runtime.events import record_event
-from quad_tasks.runtime.processes.memory import release_freed_memory
+from quad_tasks.runtime.processes.memory import SMALLER_TRAINING, release_freed_memory
 from quad_tasks.runtime.processes.process_group import run_in_group
 from quad_tasks.runtime.processes.worker_memory import renew_workers
 from quad_tasks.runtime.progress import notice
@@ -169,7 +169,8 @@ def train_stage(store: Store, stage: Stage, reference: str, run: TrainingRun, ho
     parameters = read_checkpoint_manifest(store, stage.checkpoint).parameters
     at_once = trainings_at_once(run.memory_limit, run.workers, run.processes, parameters)
     items = [(one,) for one in [*trainings, before]]
-    map_tasks(train_and_measure, items, "train and measure", "models", on_gpu=True, at_once=at_once)
+    labels = ("train and measure", "models")
+    map_tasks(train_and_measure, items, *labels, on_gpu=True, at_once=at_once, smaller=SMALLER_TRAINING)
     return trained_key(stage.run, stage.number, FIRST_SELECTED)
 
 

@@ -22,13 +22,14 @@ from flows.cli.terminal import (
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.blocks import UnsupportedLayer
 from quad_tasks.core.lm.model import ModelError
+from quad_tasks.runtime.processes.memory import OutOfDeviceMemory
 from quad_tasks.storage.errors import InvalidKey, StoreKeyError, StoreUnavailable, UnsupportedStore
 from quad_tasks.storage.input_documents import InputError
 from quad_tasks.storage.manifest import DigestMismatch, ManifestMismatch
 
 BLAMED_ON_INPUT = (
     ConfigError, InputError, ModelError, UnsupportedLayer,
-    UnsupportedStore, InvalidKey, StoreKeyError, ManifestMismatch,
+    UnsupportedStore, InvalidKey, StoreKeyError, ManifestMismatch, OutOfDeviceMemory,
 )  # fmt: skip
 BLAMED_ON_THE_RUN = (StoreUnavailable, DigestMismatch, RuntimeError, OSError, MemoryError)
 

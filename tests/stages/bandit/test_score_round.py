@@ -1,10 +1,12 @@
 """A score that is not finite is reported with the document's id and file, never with its place in a chunk."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from quad_tasks.core import scorers
 from quad_tasks.core.influence import NotFinite
@@ -60,6 +62,53 @@ def test_a_directions_blocks_are_decomposed_once_for_all_chunks(small_run, monke
         rtol=1e-6,
     )
     assert len(other) == 2
+
+
+class _Device:
+    """Stands in for a device whose memory holds batches of so many tokens."""
+
+    def __init__(self, most_tokens, monkeypatch):
+        self.most_tokens, self.asked, score = most_tokens, [], score_round.score_prepared
+
+        def score_or_fail(model, batches, prepared):
+            batches = list(batches)
+            self.asked.append(max(batch["input_ids"].numel() for batch in batches))
+            if self.asked[-1] > self.most_tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return score(model, batches, prepared)
+
+        monkeypatch.setattr(score_round, "score_prepared", score_or_fail)
+
+
+def test_a_batch_too_large_for_the_device_is_halved_and_scores_stay(small_run, monkeypatch):
+    store = open_store(small_run.workspace)
+    version = pinned_pool(store, small_run.run)
+    stage = Stage(small_run.run, 0, version, "", read_round(store, small_run.run, 0, 0).info.direction)
+    positions, use = tuple(range(40)), replace(small_run.model_use(), batch_tokens=2048)
+    score_round.load_on_device.cache_clear()
+    expected = score_round.score_chunk(store, stage, positions, use, {"scorer": "exact"})
+    device, said = _Device(300, monkeypatch), []
+    monkeypatch.setattr(score_round, "notice", said.append)
+    found = score_round.score_chunk(store, stage, positions, use, {"scorer": "exact"})
+    np.testing.assert_allclose(found["influence"], expected["influence"], rtol=1e-3)
+    assert len(device.asked) > 1
+    assert said[0].startswith("scoring: a batch of 2048 tokens is too large for the device, 1024 from here on")
+    assert len(said) == len(device.asked) - 1
+    asked = len(device.asked)
+    score_round.score_chunk(store, stage, positions, use, {"scorer": "exact"})
+    assert len(device.asked) == asked + 1  # the next documents begin where these ended
+
+
+def test_a_document_too_large_for_the_device_is_not_tried_for_ever(small_run, monkeypatch):
+    store = open_store(small_run.workspace)
+    version = pinned_pool(store, small_run.run)
+    stage = Stage(small_run.run, 0, version, "", read_round(store, small_run.run, 0, 0).info.direction)
+    score_round.load_on_device.cache_clear()
+    device = _Device(1, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        score_round.score_chunk(store, stage, (5, 2, 9), small_run.model_use(), {"scorer": "exact"})
+    assert len(device.asked) < 12
+    score_round.load_on_device.cache_clear()
 
 
 def test_copies_of_the_weights_are_made_once_for_all_chunks(small_run, monkeypatch):
