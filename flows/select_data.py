@@ -26,6 +26,7 @@ from quad_tasks.runtime.run import (
 from quad_tasks.runtime.status import current_stage
 from quad_tasks.stages.influence.find_overlap import find_overlap
 from quad_tasks.stages.influence.prepare_reference import prepare_reference
+from quad_tasks.stages.influence.settle_batch import settle_batch
 from quad_tasks.stages.selection.publish import publish_selection, published
 from quad_tasks.storage.store import Store, open_store
 
@@ -50,19 +51,20 @@ def select_data(config: RunConfig, until: Literal["fit", "bandit", "train"] | No
             found = find_overlap(store, run, version, reference, config.heldout.overlap_words)
         refuse_unwanted(run, found, config.diagnosis.stop_on)
         checkpoint = starting_checkpoint(store, version)
+        settled = settle_batch(store, config, checkpoint)
         ends_in = current_stage(store, run, config.training) if until else None
         direction = ""
         for number in range(config.training.stages):
             if number == 0 or config.training.refit != "never":
-                direction = fit_influence(config, version, checkpoint, reference)
+                direction = fit_influence(settled, version, checkpoint, reference)
             if until == "fit" and number == ends_in:
                 return direction
             stage = Stage(run, number, version, checkpoint, direction)
-            chosen = run_bandit(config, stage)
+            chosen = run_bandit(settled, stage)
             if until == "bandit" and number == ends_in:
                 return chosen
             check_run_lease(store, run)
-            checkpoint = train_model(config, stage, reference)
+            checkpoint = train_model(settled, stage, reference)
             if until == "train" and number == ends_in:
                 return checkpoint
         check_run_lease(store, run)

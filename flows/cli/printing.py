@@ -76,7 +76,9 @@ def _stage_table(plan: Mapping[str, Any]) -> Table:
 
 def _print_machine(console: Console, plan: Mapping[str, Any]) -> None:
     """Print the memory that is needed, and what the times are of: a GPU of the table, this machine, its workers."""
-    memory, machine = plan["memory"], plan["machine"]
+    memory, machine, batch = plan["memory"], plan["machine"], plan["model"]["batch_tokens"]
+    if batch["basis"] != "configured":
+        console.print(f"model.batch_tokens: auto, {batch['value']:,} ({batch['basis']})")
     needed = ", ".join(f"{name} {_short(memory[name])}B" for name in ("fit", "bandit", "train"))
     here = "" if machine["elsewhere"] else f"; this machine has {_short(memory['machine'])}B"
     console.print(f"memory at most, all processes: {needed}{here}")

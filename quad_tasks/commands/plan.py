@@ -15,7 +15,7 @@ from typing import Any
 import zstandard
 
 from quad_tasks.commands.estimates.advice import advise
-from quad_tasks.commands.estimates.hardware import describe_device, plan_memory, rates_on
+from quad_tasks.commands.estimates.hardware import describe_device, plan_memory, planned_batch, rates_on
 from quad_tasks.commands.estimates.memory_roles import role_memory
 from quad_tasks.commands.estimates.pieces import count_pieces
 from quad_tasks.commands.estimates.probe import Shape, is_slow_dtype, probe, usable_cores
@@ -85,6 +85,7 @@ def plan_run(
     planned = _describe(basis, pool, stages, device)
     planned["pool"]["sample_documents"] = None if documents is None else sample.documents
     planned["machine"]["elsewhere"] = workers is not None
+    planned["model"]["batch_tokens"] = planned_batch(config, basis.shape, device)[1]
     return planned
 
 
@@ -96,6 +97,7 @@ def _measure(
     with working("measure this machine"):
         rates, shape = probe(config if workers is None else _with_workers(config, min(workers, usable_cores())), texts)
     config = config if workers is None else _with_workers(config, workers)
+    config, _ = planned_batch(config, shape, device)
     if device is not None:
         rates = rates_on(device, config, rates, shape)
     volumes = _volumes(config, pool, texts, shape)

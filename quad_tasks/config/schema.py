@@ -12,6 +12,8 @@ from quad_tasks.config.command import Command
 from quad_tasks.config.compute import ComputeConfig, DiagnosisConfig
 from quad_tasks.config.uris import Uri
 from quad_tasks.config.values import (
+    UNMEASURED_BATCH_TOKENS,
+    BatchTokens,
     EmbedderName,
     Features,
     LearningRate,
@@ -142,8 +144,10 @@ class ModelConfig(Section):
         256, description="Longest sequence scored or trained on; a longer document is split into windows."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of forward and backward.")
-    batch_tokens: Positive = Field(
-        2048, description="Tokens, padding included, of a batch that is fitted, scored or measured."
+    batch_tokens: BatchTokens = Field(
+        UNMEASURED_BATCH_TOKENS,
+        description="Tokens, padding included, of a batch that is fitted, scored or measured. `auto`: as many as a "
+        "GPU's memory holds, measured when the run begins and kept to; 2,048 on a CPU.",
     )
 
 
@@ -389,7 +393,13 @@ class RunConfig(Section):
 
     def model_use(self) -> ModelUse:
         """Return how the model reads documents."""
-        return ModelUse(self.model.window_tokens, self.model.batch_tokens, self.model.dtype, self.compute.device)
+        tokens = self.model.batch_tokens
+        batch_tokens = UNMEASURED_BATCH_TOKENS if isinstance(tokens, str) else tokens
+        return ModelUse(self.model.window_tokens, batch_tokens, self.model.dtype, self.compute.device)
+
+    def with_batch_tokens(self, tokens: int) -> "RunConfig":
+        """Return the configuration with this number of tokens of a batch in place of `auto`."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"batch_tokens": tokens})})
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the result: all but where it runs and where it is kept."""

@@ -21,6 +21,10 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+AUTO = "auto"
+BatchTokens = Positive | Literal["auto"]
+UNMEASURED_BATCH_TOKENS = 2048
+"""Tokens of a batch where `auto` has no device's memory to measure: a CPU is busy with as many."""
 LearningRate = Annotated[float, Field(ge=1e-8, le=1)]
 """Of AdamW, whose steps are about as large: below, float32 weights stay as they are; above, none of them survives."""
 Signature = Literal[

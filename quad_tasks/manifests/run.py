@@ -43,6 +43,13 @@ class PinnedReference(Manifest):
     digest_of_tables: str
 
 
+class PinnedBatch(Manifest):
+    """Tokens of a batch that a run keeps to where `model.batch_tokens` is `auto`, and the device they were found on."""
+
+    batch_tokens: int
+    device: str
+
+
 class OverlapManifest(Manifest):
     """Pool documents that hold held-out text, found by sequences of `words` words.
 

@@ -243,6 +243,11 @@ def pinned_reference_key(run: str) -> str:
     return f"runs/{run}/reference.json"
 
 
+def batch_key(run: str) -> str:
+    """Return the key of the record of how many tokens a batch of the run has."""
+    return f"runs/{run}/batch.json"
+
+
 def overlap_manifest_key(run: str) -> str:
     """Return the key of the manifest that commits the pool documents which hold held-out text."""
     return f"runs/{run}/overlap.json"

@@ -25,6 +25,7 @@ from quad_tasks.manifests.run import (
     GateTrial,
     Losses,
     OverlapManifest,
+    PinnedBatch,
     PinnedPool,
     PinnedReference,
     ReportManifest,
@@ -62,6 +63,7 @@ Links = dict[str, type[Manifest]]
 Files = dict[str, str | None]
 OF_A_RUN: tuple[tuple[str, type[Manifest]], ...] = (
     (r"config\.json", RunRecord),
+    (r"batch\.json", PinnedBatch),
     (r"pool\.json", PinnedPool),
     (r"reference\.json", PinnedReference),
     (r"overlap\.json", OverlapManifest),

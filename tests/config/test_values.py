@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from quad_tasks.config.values import EmbedderName, LearningRate, Name, PolicyName, Positive, Share
+from quad_tasks.config.values import BatchTokens, EmbedderName, LearningRate, Name, PolicyName, Positive, Share
 from quad_tasks.plugins import plugin_names
 
 
@@ -16,6 +16,7 @@ from quad_tasks.plugins import plugin_names
         (Share, [0.0, 1.0], [-0.1, 1.1]),
         (Positive, [1], [0, -1]),
         (LearningRate, [1e-8, 1.0], [0.0, 1e-9, 1.1]),
+        (BatchTokens, [1, "auto"], [0, "most"]),
         (EmbedderName, ["ngrams"], ["word2vec"]),
     ],
 )
@@ -23,7 +24,7 @@ def test_values_outside_their_range_are_refused(kind: Any, taken: list[Any], ref
     adapter = TypeAdapter(kind)
     assert [adapter.validate_python(value) for value in taken] == taken
     for value in refused:
-        with pytest.raises(ValidationError, match="1 validation error"):
+        with pytest.raises(ValidationError, match="validation error"):
             adapter.validate_python(value)
 
 

@@ -10,12 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from quad_tasks.commands.estimates.probe import Rates, Shape
 from quad_tasks.config.schema import ConfigError, RunConfig
+from quad_tasks.config.values import AUTO
+from quad_tasks.core.lm.batch_memory import fitting_tokens
+from quad_tasks.core.lm.model import pick_device
 from quad_tasks.core.lm.training import ACCELERATOR_PASS_BYTES, PASS_BYTES
 from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
 from quad_tasks.stages.influence.factor_memory import machine_memory_bytes
+from quad_tasks.stages.influence.settle_batch import kept_bytes
 from quad_tasks.stages.selection.training_memory import PROCESS_BYTES, training_bytes, trainings_at_once
 
 FLOAT_BYTES = 4
@@ -95,6 +100,36 @@ def plan_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
     return {**stages, "most": max(stages.values()), "machine": machine_memory_bytes()}
 
 
+def planned_batch(config: RunConfig, shape: Shape, device: str | None) -> tuple[RunConfig, dict[str, object]]:
+    """Choose the tokens of a batch that a plan counts with, where the run is to measure them.
+
+    Args:
+        config: the run's.
+        shape: of the model.
+        device: a name in `DEVICES`; None: this machine.
+
+    Returns:
+        The configuration with a number, and that number with what it rests on.
+
+    Raises:
+        ConfigError: no such device.
+    """
+    use = config.model_use()
+    if config.model.batch_tokens != AUTO:
+        return config, {"value": use.batch_tokens, "basis": "configured"}
+    if device is not None:
+        memory = find_device(device).memory_bytes
+    elif pick_device(use.device) == "cuda":
+        memory = torch.cuda.get_device_properties(0).total_memory
+    else:
+        return config.with_batch_tokens(use.batch_tokens), {"value": use.batch_tokens, "basis": "a CPU's"}
+    weights, direction = _weight_bytes(config, shape), FLOAT_BYTES * shape.tracked
+    kept = kept_bytes(shape.covariance_bytes, direction, len(config.reference.named_sets()))
+    token_bytes = shape.activation_bytes * weights / (FLOAT_BYTES * shape.parameters)
+    tokens = fitting_tokens(memory - weights, kept, token_bytes, use.window_tokens)
+    return config.with_batch_tokens(tokens), {"value": tokens, "basis": "estimated; measured when the run begins"}
+
+
 def _refuse_above_limit(config: RunConfig, stages: Mapping[str, int]) -> None:
     memory_limit = config.compute.memory_limit
     remedies = {
@@ -122,7 +157,7 @@ def worker_memory(config: RunConfig, shape: Shape, pass_bytes: int = PASS_BYTES)
         pass_bytes: of activations that a training's pass is cut to, by the kind of device.
     """
     direction, weights = FLOAT_BYTES * shape.tracked, _weight_bytes(config, shape)
-    window, batch = config.model.window_tokens, config.model.batch_tokens
+    window, batch = config.model.window_tokens, config.model_use().batch_tokens
     trained = shape.activation_bytes * max(window, min(batch, pass_bytes // shape.activation_bytes))
     training = training_bytes(shape.parameters, trained)
     read = shape.activation_bytes * max(window, batch)
@@ -136,9 +171,20 @@ def worker_memory(config: RunConfig, shape: Shape, pass_bytes: int = PASS_BYTES)
     read = read * weights // (FLOAT_BYTES * shape.parameters)
     return {
         "fit": weights + shape.covariance_bytes + direction + read,  # the eigenbasis, and squares in it
-        "bandit": weights + direction * len(config.reference.named_sets()) + read,
+        "bandit": weights + direction * len(config.reference.named_sets()) + read + _copied_bytes(config, shape),
         "train": training,
     }
+
+
+def _copied_bytes(config: RunConfig, shape: Shape) -> int:
+    """Return what `forward_only` copies: tracked weights twice a direction, and a bfloat16 model's others in float32.
+
+    Under `auto` it is left out: copies are then made only where half of the free memory holds them.
+    """
+    if config.bandit.scorer != "forward_only":
+        return 0
+    others = shape.parameters - shape.tracked if config.model.dtype == "bfloat16" else 0
+    return FLOAT_BYTES * (2 * len(config.reference.named_sets()) * shape.tracked + others)
 
 
 def _weight_bytes(config: RunConfig, shape: Shape) -> int:

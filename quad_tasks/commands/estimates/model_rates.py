@@ -106,10 +106,10 @@ def train_rate(
 def _batch_tokens(config: RunConfig, model: PreTrainedModel) -> int:
     """Return the run's tokens of a batch; for a large model on a CPU those of `PROBED_FLOPS`, a window at least."""
     if model.device.type != "cpu":
-        return config.model.batch_tokens
+        return config.model_use().batch_tokens
     parameters = sum(p.numel() for p in model.parameters())
     few = max(config.model.window_tokens, int(PROBED_FLOPS / (6 * parameters)))
-    return min(config.model.batch_tokens, few)
+    return min(config.model_use().batch_tokens, few)
 
 
 def _per_token(call: Callable[[Iterator[Batch]], object], batches: Sequence[Batch], least_s: float) -> float:

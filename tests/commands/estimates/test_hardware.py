@@ -6,7 +6,14 @@ import pytest
 from small_pool import small_config
 
 from quad_tasks.commands.estimates import hardware
-from quad_tasks.commands.estimates.hardware import Device, check_device_memory, describe_device, plan_memory, rates_on
+from quad_tasks.commands.estimates.hardware import (
+    Device,
+    check_device_memory,
+    describe_device,
+    plan_memory,
+    planned_batch,
+    rates_on,
+)
 from quad_tasks.commands.estimates.probe import Rates, Shape, WorkerRates
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError
@@ -77,6 +84,28 @@ def test_no_remedy_of_the_conditional_loss_is_a_key_that_changes_nothing_there(t
     messages.append(refusal(check_device_memory, "l40s", config_of(tmp_path, **settings), large))
     assert ["a fit" in text for text in messages] == [True, False, True]
     assert not [text for text in messages if "factors." in text or "bfloat16" in text]
+
+
+def test_copies_of_the_weights_for_scoring_by_losses_are_planned(tmp_path):
+    exact, copied = (
+        planned(tmp_path, compute__workers=2, bandit__scorer=scorer)["bandit"] for scorer in ("exact", "forward_only")
+    )
+    tracked, parameters = SMOLLM2_135M.tracked, SMOLLM2_135M.parameters
+    assert copied - exact == 2 * 4 * (2 * tracked + parameters - tracked)
+
+
+def test_a_batch_that_is_to_be_measured_is_planned_from_the_devices_memory(tmp_path):
+    settings = {"model__dtype": "bfloat16", "model__window_tokens": 1024, "compute__device": "cpu"}
+    of = {n: config_of(tmp_path, model__batch_tokens=n, **settings) for n in (512, "auto")}
+    assert planned_batch(of[512], SMOLLM2_135M, "h100") == (of[512], {"value": 512, "basis": "configured"})
+    config, said = planned_batch(of["auto"], SMOLLM2_135M, None)
+    assert (config.model.batch_tokens, said["basis"]) == (2048, "a CPU's")
+    for device, memory in (("l40s", 48e9), ("h200", 141e9)):
+        config, said = planned_batch(of["auto"], SMOLLM2_135M, device)
+        room = 0.8 * (memory - 2 * SMOLLM2_135M.parameters) - 1_159_000_000 - 4 * SMOLLM2_135M.tracked
+        tokens = int(min(room / (SMOLLM2_135M.activation_bytes / 2), 65_536) // 1024 * 1024)
+        assert config.model.batch_tokens == said["value"] == tokens
+        assert said["basis"] == "estimated; measured when the run begins"
 
 
 def refusal(function, *arguments, **settings):

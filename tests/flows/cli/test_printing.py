@@ -44,7 +44,12 @@ def plan(money):
             "sample_documents": None,
             "set_aside": {"empty_text": 3, "invalid_json": 1200},
         },
-        "model": {"source": "fresh", "parameters": 135_000, "slow_dtype": False},
+        "model": {
+            "source": "fresh",
+            "parameters": 135_000,
+            "slow_dtype": False,
+            "batch_tokens": {"value": 2048, "basis": "configured"},
+        },
         "training": {"learning_rate": 1e-3, "configured": False},
         "scored": {"tokens": 1000, "rounds": 4, "tokens_at_most": 2000},
         "memory": {
