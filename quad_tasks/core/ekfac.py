@@ -213,7 +213,7 @@ def fit_factors(
     # First pass: covariances A [I, I] and S [O, O], then their eigenvectors
     blocks = find_blocks(model, attention)
     covariances = accumulate_covariances(model, batches, blocks, fisher, generator, max_width, rounded)
-    basis = decompose(covariances)
+    basis = decompose(covariances, str(model.device))
     # Second pass: corrected eigenvalues [O, I]
     sums = accumulate_eigenvalues(model, batches, basis, fisher, generator, rounded)
     if sums.n_documents != covariances.n_documents:

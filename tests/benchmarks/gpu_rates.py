@@ -18,7 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from quad_tasks.core.blocks import Block, find_blocks
 from quad_tasks.core.covariance import accumulate_covariances, select_blocks
 from quad_tasks.core.ekfac import Eigenbasis, accumulate_eigenvalues, decompose, join_bases
-from quad_tasks.core.scorers import LinearMap, score_by_gradient, score_by_losses
+from quad_tasks.core.lm.perturbed_weights import perturb
+from quad_tasks.core.scorers import LinearMap, score_by_gradient, score_perturbed
 
 REPEATS = 1
 RANK = 16
@@ -135,7 +136,8 @@ def _measure_size(
     rows = [_measure(name, *work, ids_NT, device, tiny, matmul, common, left_s) for name, work in works.items()]
     model = model.float()
     direction = {name: linear.right_RI for name, linear in whole.items()}
-    forward = (lambda batches: score_by_losses(model, batches, blocks, [direction], 3e-3), by_loss, "float32")
+    perturbed = perturb(model, blocks, [direction], 3e-3)  # once a direction, as a run does
+    forward = (lambda batches: score_perturbed(model, batches, perturbed), by_loss, "float32")
     return [*rows, _measure("forward_only", *forward, ids_NT, device, tiny, matmul, common, left_s)]
 
 
