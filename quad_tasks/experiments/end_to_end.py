@@ -15,11 +15,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from pydantic import BaseModel
 
+from quad_tasks.config.model import FreshModelConfig, ModelConfig
 from quad_tasks.config.schema import (
     FieldNames,
-    FreshModelConfig,
     HeldoutConfig,
-    ModelConfig,
     ReferenceConfig,
     RunConfig,
 )

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from flows.cli.app import EXPERIMENTS as NAMED
 from flows.cli.app import app
 from flows.run_experiment import EXPERIMENTS
-from quad_tasks.config.schema import FreshModelConfig, ModelConfig
+from quad_tasks.config.model import FreshModelConfig, ModelConfig
 from quad_tasks.experiments import end_to_end
 from quad_tasks.experiments.lab.corpus_sample import read_inputs
 from quad_tasks.storage.store import open_store

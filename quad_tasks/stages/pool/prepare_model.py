@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from quad_tasks.config.schema import FieldNames, ModelConfig
+from quad_tasks.config.model import ModelConfig
+from quad_tasks.config.schema import FieldNames
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.lm import training
 from quad_tasks.core.lm.model import LlamaSize, check_model, fresh_llama, pick_device

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from quad_tasks.config.schema import ClusteringConfig, EmbeddingConfig, FieldNames, ModelConfig
+from quad_tasks.config.model import ModelConfig
+from quad_tasks.config.schema import ClusteringConfig, EmbeddingConfig, FieldNames
 from quad_tasks.manifests.pool import PoolVersion
 from quad_tasks.runtime.run import wait_for_lease
 from quad_tasks.stages.pool.prepare_model import FRESH, fresh_identity
