@@ -4,7 +4,7 @@ from uuid import uuid4
 
 from flows.select_data import select_data
 from quad_tasks.config.compute import ComputeConfig
-from quad_tasks.config.schema import RunConfig
+from quad_tasks.config.schema import ConfigError, RunConfig
 from quad_tasks.experiments.experiment import Experiment
 from quad_tasks.experiments.selfcheck import Result, describe, draw, find_failures, lay_out, prepare, shuffle_influence
 from quad_tasks.records import Stage
@@ -17,13 +17,18 @@ from quad_tasks.storage.store import open_store
 
 
 def measure_selfcheck(workspace: str, config: RunConfig | None, quick: bool) -> Result:
-    """Make every run anew; return what was found of what was planted. There is one size.
+    """Make every run anew; return what was found of what was planted.
 
     Args:
         workspace: path or URI the runs are kept under.
         config: says where they compute; the pools are planted, whatever it names.
-        quick: changes nothing.
+        quick: refused: there is one size.
+
+    Raises:
+        ConfigError: a small size is asked for.
     """
+    if quick:
+        raise ConfigError("--quick: expected it with another experiment, found selfcheck, of which there is one size")
     compute = config.compute if config else ComputeConfig()
     runs = prepare(workspace, compute, f"selfcheck-{uuid4().hex[:8]}")
     select_data(runs.planted)

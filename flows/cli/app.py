@@ -20,6 +20,7 @@ from flows.cli.options import (
     Quiet,
     RunName,
     Workspace,
+    given_config,
     loading,
     run_flow,
     run_selection,
@@ -183,9 +184,8 @@ def doctor(
     """
     with session(True, debug):
         from quad_tasks.commands.doctor import examine
-        from quad_tasks.config.load import load_config
 
-        rows = examine(load_config(config, overrides or ()) if config else None)
+        rows = examine(given_config(config, overrides))
         if as_json:
             print_body({"checks": rows}, as_json)
         else:
@@ -260,10 +260,9 @@ def experiment(
         with loading():
             from flows.cli.printing import print_experiment
             from flows.run_experiment import find_experiment, run_experiment
-            from quad_tasks.config.load import load_config
 
         find_experiment(name)
-        given = load_config(config, overrides or ()) if config else None
+        given = given_config(config, overrides)
         where = workspace or (given.workspace if given else "workspace")
         if print_experiment(where, run_flow(run_experiment, name, given, where, quick), as_json):
             raise typer.Exit(FAILED)

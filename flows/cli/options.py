@@ -36,6 +36,20 @@ def complete_run(context: typer.Context, incomplete: str) -> list[str]:
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.", autocompletion=complete_run)]
 
 
+def given_config(path: Path | str | None, overrides: list[str] | None) -> Any:
+    """Load a configuration that need not be given; None without one.
+
+    Raises:
+        ConfigError: it cannot be read, or there is none for the overrides.
+    """
+    from quad_tasks.config.load import load_config
+    from quad_tasks.config.schema import ConfigError
+
+    if path is None and overrides:
+        raise ConfigError(f"--set {overrides[0]}: expected a configuration whose key it overrides, found none given")
+    return None if path is None else load_config(path, overrides or ())
+
+
 def loading() -> AbstractContextManager[None]:
     """Say that a command loads what it computes with, which takes seconds, while it does."""
     from quad_tasks.runtime.progress import working

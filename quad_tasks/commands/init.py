@@ -259,13 +259,14 @@ def _render(run: str, pool: Inputs, others: dict[str, Inputs], undecided: Sequen
     lengths = sorted(len(str(value_at(r, pool.fields["text"]))) / BYTES_PER_TOKEN for r in pool.sample.records)
     window = int(np.clip(2 ** math.ceil(math.log2(max(2, lengths[len(lengths) * 3 // 4]))), 64, LONGEST_WINDOW))
     seen = "\n".join(
-        f"#   {c.name}: {'/'.join(sorted(c.kinds))}, in {c.present:.0%} of the records, {c.characters:,.0f} characters"
+        f"#   {_printable(c.name)}: {'/'.join(sorted(c.kinds))}, in {c.present:.0%} of the records, "
+        f"{c.characters:,.0f} characters"
         for c in pool.columns
     )
     notes = [*undecided, *(f"left out, cannot be read: {why}" for why in pool.sample.broken.values())]
     if pool.sample.bad:
         notes.append(f"bad records, which a run sets aside: {dict(pool.sample.bad)}")
-    open_questions = "".join(f"# To decide: {note}\n" for note in notes)
+    open_questions = "".join(f"# To decide: {_printable(note)}\n" for note in notes)
     reference = others.get("reference")
     heldout = others.get("heldout")
     inputs = reference.patterns if reference else ["reference.jsonl"]
@@ -315,7 +316,12 @@ def _heldout(heldout: Inputs | None) -> str:
 
 def _flow(value: Any) -> str:
     """Write a list or a mapping on one line; JSON is YAML."""
-    return json.dumps(value, ensure_ascii=False)
+    return _printable(json.dumps(value, ensure_ascii=False))
+
+
+def _printable(text: str) -> str:
+    """Escape, as YAML does within quotes, what it takes for a line's end or refuses in a file."""
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
 
 
 def _round(n: int) -> int:

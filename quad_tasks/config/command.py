@@ -9,6 +9,8 @@ from pydantic import AfterValidator
 
 FIELDS = ("selection", "checkpoint", "output", "tokens", "seed")
 REQUIRED = FIELDS[:3]
+TRIED = {"selection": "", "checkpoint": "", "output": "", "tokens": 1, "seed": 1}
+"""Values of the kinds that a run fills in: three paths, two whole numbers."""
 
 
 def check_command(template: str) -> str:
@@ -27,6 +29,12 @@ def check_command(template: str) -> str:
         raise ValueError(f"fields among {known}, found {{{unknown[0]}}} (braces of its own are doubled)")
     if missing := [name for name in REQUIRED if name not in fields]:
         raise ValueError(f"a command with {{{missing[0]}}} in it, found none")
+    try:
+        fill_command(template, TRIED)
+    except (ValueError, LookupError) as error:
+        raise ValueError(
+            f"fields that can be filled in, found one that cannot ({error}): write plain {{seed}}"
+        ) from None
     return template
 
 

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from pydantic import ByteSize, Field
+from pydantic import Field
 
 from quad_tasks.config.uris import Uri
-from quad_tasks.config.values import Positive, Section, Signature
+from quad_tasks.config.values import Positive, Section, Signature, SizeBytes
 
 
 class ComputeConfig(Section):
@@ -22,7 +22,7 @@ class ComputeConfig(Section):
     training_processes: Positive = Field(
         1, description="Processes of one machine that share each training; with GPUs a device each."
     )
-    memory_limit: ByteSize | None = Field(
+    memory_limit: SizeBytes | None = Field(
         None,
         description="Most memory that all processes may hold together, in bytes or as `10GB`. Fewer models are trained "
         "at once to keep to it; a plan that cannot keep to it, and a fit whose sums alone are more, are refused. null: "

@@ -48,10 +48,16 @@ def parse_config(body: dict[str, Any], origin: str, overrides: Sequence[str] = (
         _assign(body, override)
     body = _read_old_keys(body)
     try:
-        return RunConfig.model_validate(body)
+        config = RunConfig.model_validate(body)
     except ValidationError as error:
         errors = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
         raise ConfigError("\n".join(_explain(origin, e) for e in errors)) from None
+    share = f"{config.selection.general_share:g}"
+    if share in [f"{other:g}" for other in config.training.frontier]:
+        raise ConfigError(
+            f"{origin}: training.frontier: expected other shares than selection.general_share, found {share} there too"
+        )
+    return config
 
 
 def _read_old_keys(body: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +78,8 @@ def _assign(body: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: expected key=value, as in bandit.alpha=0.5")
     *parents, last = key.split(".")
     for parent in parents:
-        body = body.setdefault(parent, {})
+        body[parent] = {} if body.get(parent) is None else body[parent]
+        body = body[parent]
         if not isinstance(body, dict):
             raise ConfigError(f"--set {override}: {parent} holds a value, not keys")
     try:

@@ -23,6 +23,7 @@ from quad_tasks.config.values import (
     ScorerName,
     Section,
     Share,
+    Shares,
 )
 from quad_tasks.records import ModelUse
 
@@ -304,7 +305,7 @@ class TrainingConfig(Section):
         "gain's interval.",
     )
     control: bool = Field(True, description="Train a control on random documents of equal tokens.")
-    frontier: tuple[Share, ...] = Field(
+    frontier: Shares = Field(
         (),
         description="Other values of `selection.general_share` to train at as well, for the report's frontier of the "
         "reference's gain against the other domains' loss.",

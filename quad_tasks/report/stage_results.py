@@ -101,12 +101,13 @@ def _gain(run: FinishedRun, stage: int, seeds: Sequence[int]) -> Gain:
 def _frontier(run: FinishedRun, stage: int) -> tuple[FrontierPoint, ...]:
     """List what each trained share of the rest of the pool gave, random tokens last; errors as `_gain`."""
     training = run.config.training
-    names = {run.config.selection.general_share: "selected-0", **({1.0: "random-0"} if training.control else {})}
-    names |= {share: f"general-{share:g}" for share in training.frontier}
-    measured = {share: _read_losses(run, stage, name) for share, name in sorted(names.items())}
-    check_equal_steps([one.training for one in measured.values() if one.training])
+    trained = [(run.config.selection.general_share, "selected-0")]
+    trained += [(share, f"general-{share:g}") for share in training.frontier]
+    named = [*sorted(trained), *([(1.0, "random-0")] if training.control else [])]
+    measured = [(share, _read_losses(run, stage, name)) for share, name in named]
+    check_equal_steps([losses.training for _, losses in measured if losses.training])
     points = []
-    for share, losses in measured.items():
+    for share, losses in measured:
         others = [bits for domain, bits in losses.domains.items() if domain != run.config.heldout.reference_domain]
         mean = float(np.mean(others)) if others else None
         points.append(FrontierPoint(general_share=share, reference_loss=losses.reference_loss, other_domains=mean))

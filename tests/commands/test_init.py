@@ -108,3 +108,13 @@ def test_an_id_is_known_by_the_end_of_its_name_however_long_it_is(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", records)
     result = write_config([str(tmp_path / "a.jsonl")], tmp_path / "config.yaml")
     assert (result["fields"]["id"], result["fields"]["text"]) == ("doc_uid", "body")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\u2028", "\x85", "\x1b[2J", "\ufeff", "\U000e0001"])
+def test_a_fields_name_that_breaks_a_line_breaks_no_configuration(tmp_path, end):
+    body, kind = f"body{end}- evil: x", f"kind{end}"
+    records = [{body: r["text"], kind: f"name{end}{i}", "n": i} for i, r in enumerate(topic_records("harbour", 30, 6))]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    result = write_config([str(tmp_path / "a.jsonl")], tmp_path / "config.yaml")
+    assert result["fields"]["text"] == body
+    assert load_config(tmp_path / "config.yaml").pool.fields.text == body

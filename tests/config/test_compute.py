@@ -11,7 +11,7 @@ def test_a_memory_limit_is_bytes_or_a_size_with_its_unit(given, expected):
     assert ComputeConfig(memory_limit=given).memory_limit == expected
 
 
-@pytest.mark.parametrize("given", ["plenty", "10 apples"])
+@pytest.mark.parametrize("given", ["plenty", "10 apples", 0, "0GB"])
 def test_a_memory_limit_that_is_no_size_is_refused(given):
     with pytest.raises(ValidationError, match="memory_limit"):
         ComputeConfig(memory_limit=given)

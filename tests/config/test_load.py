@@ -3,6 +3,7 @@
 import pytest
 
 from quad_tasks.config.load import parse_config
+from quad_tasks.config.schema import ConfigError
 
 BODY = {
     "pool": {"inputs": ["pool.jsonl"]},
@@ -35,3 +36,31 @@ def test_the_older_key_for_hidden_states_says_what_influence_is_predicted_from(s
 def test_a_fits_products_are_rounded_as_set_or_else_where_the_models_numbers_are(chosen, dtype, rounded):
     config = parse_config({**BODY, "factors": {"rounded_products": chosen}}, "config.yaml")
     assert config.factors.rounds_products(dtype) is rounded
+
+
+@pytest.mark.parametrize("overrides", [[], ["bandit.alpha=1"], ["pool.fields.id=uid"], ["model.fresh.width=64"]])
+def test_a_section_whose_keys_are_all_left_out_is_an_empty_one(overrides):
+    body = {**BODY, "bandit": None, "model": None, "pool": {**BODY["pool"], "fields": None}}
+    written = {**BODY, "bandit": {}, "model": {"fresh": {}}, "pool": {**BODY["pool"], "fields": {}}}
+    assert parse_config(body, "config.yaml", overrides) == parse_config(written, "config.yaml", overrides)
+
+
+def test_a_required_section_without_keys_names_what_it_lacks():
+    with pytest.raises(ConfigError, match=r"config\.yaml: selection\.budget_tokens: expected a value, found none"):
+        parse_config({**BODY, "selection": None}, "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("frontier", "message"),
+    [
+        ([0.1, 0.1], r"training\.frontier: expected shares that differ in their first six digits, found 0\.1 twice"),
+        ([0.1, 0.1000000001], r"training\.frontier: .*found 0\.1 twice"),
+        (
+            [0.3, 0.05],
+            r"training\.frontier: expected other shares than selection\.general_share, found 0\.05 there too",
+        ),
+    ],
+)
+def test_a_frontier_trains_nothing_twice(frontier, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config({**BODY, "training": {"frontier": frontier}}, "config.yaml")

@@ -5,7 +5,17 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from quad_tasks.config.values import BatchTokens, EmbedderName, LearningRate, Name, PolicyName, Positive, Share
+from quad_tasks.config.values import (
+    BatchTokens,
+    EmbedderName,
+    LearningRate,
+    Name,
+    PolicyName,
+    Positive,
+    Share,
+    Shares,
+    SizeBytes,
+)
 from quad_tasks.plugins import plugin_names
 
 
@@ -15,6 +25,8 @@ from quad_tasks.plugins import plugin_names
         (Name, ["a", "lambada-2", "x" * 80], ["", "../up", ".hidden", "a/b", "x" * 81]),
         (Share, [0.0, 1.0], [-0.1, 1.1]),
         (Positive, [1], [0, -1]),
+        (Shares, [(), (0.0, 0.1, 1.0)], [(0.1, 0.1), (0.1, 0.1000000001), (2.0,)]),
+        (SizeBytes, [1], [0, "0GB", "plenty"]),
         (LearningRate, [1e-8, 1.0], [0.0, 1e-9, 1.1]),
         (BatchTokens, [1, "auto"], [0, "most"]),
         (EmbedderName, ["ngrams"], ["word2vec"]),

@@ -6,6 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.app import app
+from flows.selfcheck import measure_selfcheck
+from quad_tasks.config.schema import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +28,9 @@ def test_all_four_verdicts_hold(found):
     assert found["short"]["selected"] != pytest.approx(found["short"]["pool"], abs=0.05)
     assert found["gain"]["planted"]["low"] > found["gain"]["shuffled"]["high"]
     assert found["leaks"] == {"planted": 60, "set_aside": 60, "others_set_aside": 0}
+
+
+def test_a_small_size_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"--quick: expected it with another experiment, found selfcheck"):
+        measure_selfcheck(str(tmp_path), None, quick=True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,11 +1,14 @@
 """What the report says of a stage is what it was ranked by, trained on and measured at."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small_pool import stored
+from small_pool import small_config, stored
 
+from quad_tasks.config.load import parse_config
+from quad_tasks.report import stage_results
 from quad_tasks.report.report_json import parse_report
 from quad_tasks.storage.store import open_store
 
@@ -51,3 +54,16 @@ def test_losses_are_means_over_seeds_of_what_was_measured(small_run, body):
             assert losses.domains == pytest.approx(measured[0]["domains"])
         assert [point.general_share for point in stage.frontier] == [0.05, 0.5, 1.0]
         assert stage.frontier[-1].reference_loss == stage.random.reference_loss_by_seed[0]
+
+
+def test_a_selection_of_the_general_share_alone_is_a_point_beside_the_random_control(tmp_path, monkeypatch):
+    changes = {"selection__general_share": 1.0, "training__frontier": [0.5, 0.0]}
+    run = SimpleNamespace(config=parse_config(small_config(tmp_path, str(tmp_path), **changes), "test"))
+    losses = {"general-0": 1.0, "general-0.5": 2.0, "selected-0": 3.0, "random-0": 4.0}
+
+    def read(_run, _stage, name):
+        return SimpleNamespace(training=None, domains={}, reference_loss=losses[name])
+
+    monkeypatch.setattr(stage_results, "_read_losses", read)
+    points = [(point.general_share, point.reference_loss) for point in stage_results._frontier(run, 0)]
+    assert points == [(0.0, 1.0), (0.5, 2.0), (1.0, 3.0), (1.0, 4.0)]

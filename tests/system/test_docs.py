@@ -97,7 +97,7 @@ def test_every_range_is_said_and_a_list_of_choices_is_whole():
     assert [name for name, key in keys.items() if not key.range or "any" in key.range.split()] == []
     assert keys["selection.general_share"].range == "number ≥ 0, ≤ 1"
     assert keys["bandit.alpha"].range == "number ≥ 0 or null"
-    assert keys["compute.memory_limit"].range == "a size such as `10GB` or integer ≥ 0 or null"
+    assert keys["compute.memory_limit"].range == "a size such as `10GB` or integer > 0 or null"
     assert keys["factors.attention"].range == "`joint`, `split`, `none`"
     assert keys["selection.budget_tokens"].default == "required"
 

@@ -134,6 +134,13 @@ def test_a_resume_takes_other_workers_but_no_other_configuration(small_run):
     assert load_run(small_run.workspace, "small", ["compute.workers=5"]).compute.workers == 5
 
 
+@pytest.mark.parametrize("command", [["doctor"], ["experiment", "bandit"]])
+def test_what_a_command_would_ignore_is_refused(command):
+    result = invoke(*command, "--set", "seed=1")
+    assert result.exit_code == 2
+    assert "--set seed=1: expected a configuration whose key it overrides" in result.stderr
+
+
 def test_a_dry_run_prints_the_plan_and_spends_nothing(config_file, tmp_path, one_process):
     result = invoke("run", config_file(), "--dry-run", "--json")
     assert result.exit_code == 0, result.stderr

@@ -6,7 +6,8 @@ import pytest
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.cli import options, printing
-from flows.cli.options import complete_run, run_flow, run_selection, run_until
+from flows.cli.options import complete_run, given_config, run_flow, run_selection, run_until
+from quad_tasks.config.schema import ConfigError
 from quad_tasks.storage.errors import StoreForbidden
 
 
@@ -65,3 +66,9 @@ def test_a_workspace_that_refuses_completes_to_nothing(monkeypatch):
 
     monkeypatch.setattr("quad_tasks.runtime.run.list_runs", refuse)
     assert complete_run(SimpleNamespace(params={}), "") == []
+
+
+def test_overrides_without_a_configuration_are_refused():
+    assert given_config(None, None) is None
+    with pytest.raises(ConfigError, match=r"--set seed=1: expected a configuration whose key it overrides, found none"):
+        given_config(None, ["seed=1"])
