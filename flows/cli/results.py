@@ -88,13 +88,15 @@ def report(run: RunName, workspace: Workspace = "workspace", as_json: AsJson = F
 
 
 def export(
+    context: typer.Context,
     run: RunName,
     out: Annotated[str, typer.Option(help="Folder, a path or URI, the export is written to.")],
     format: Annotated[str, typer.Option(help="parquet, jsonl.zst, hf, mds, megatron, or an extension's.")] = "parquet",
     tokenize: Annotated[
         bool, typer.Option("--tokenize", help="Write token ids too; megatron has them always.")
     ] = False,
-    shard_size: Annotated[int, typer.Option(metavar="BYTES", help="Text bytes after which a file ends.")] = 256 * 2**20,
+    shard_size: Annotated[int, typer.Option(metavar="BYTES", min=1, help="Text bytes after which a file ends.")] = 256
+    * 2**20,
     license: Annotated[str, typer.Option(help="Licence identifier of the dataset card.")] = "other",
     influence: Annotated[
         bool, typer.Option("--influence", help="Write influence.parquet instead: every pool document's influence.")
@@ -113,6 +115,7 @@ def export(
         from quad_tasks.runtime.run import load_run
 
         if influence:
+            _refuse_given(context, "format", "tokenize", "shard_size", "license")
             print_body(export_influence(load_run(workspace, run), out), as_json)
             return
         written = export_selection(load_run(workspace, run), out, format, shard_size, license, tokenize)
@@ -120,6 +123,22 @@ def export(
             key: written[key] for key in ("run", "format", "rows", "tokens", "token_ids") if key in written
         }
         print_body(written if as_json else {**summary, "files": len(written["files"]), "folder": out}, as_json)
+
+
+def _refuse_given(context: typer.Context, *names: str) -> None:
+    """Refuse options that only a selection is written by.
+
+    Raises:
+        ConfigError: one of them was given.
+    """
+    from quad_tasks.config.schema import ConfigError
+
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: expected --influence without it, which writes one Parquet file"
+            )
 
 
 def compare(
@@ -140,10 +159,19 @@ def compare(
         if as_json:
             print_body(compared, as_json)
             return
-        print_body(compared["overlap"], as_json)
+        print_body({name: count for name, count in compared["overlap"].items() if count is not None}, as_json)
+        if compared["overlap"]["jaccard"] is None:
+            print("their pools have other names (pool.name): ids do not tell which documents both chose")
         for name in ("outcome", "mixture", "config"):
             rows = [row for row in compared[name] if row.get("shift") != 0]
             if rows:
-                more = f", the {SHIFTS_SHOWN} largest shifts of {len(rows)}" if len(rows) > SHIFTS_SHOWN else ""
-                Console().print(f"\n{name}{more if name == 'mixture' else ''}")
-                print_rows(rows[:SHIFTS_SHOWN] if name == "mixture" else rows)
+                shown = largest_shifts(rows) if name == "mixture" else rows
+                more = f", the {len(shown)} largest shifts of {len(rows)}" if len(shown) < len(rows) else ""
+                Console().print(f"\n{name}{more}")
+                print_rows(shown)
+
+
+def largest_shifts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a mixture that shifted most, in their order: by source, then by arm."""
+    largest = sorted(range(len(rows)), key=lambda i: -abs(rows[i]["shift"]))[:SHIFTS_SHOWN]
+    return [rows[i] for i in sorted(largest)]

@@ -13,10 +13,11 @@ def compare_runs(workspace: str, run_a: str, run_b: str) -> dict[str, Any]:
     """Compare two reported runs of one workspace.
 
     Returns:
-        `overlap`: documents and tokens of each, of both, and the Jaccard index of documents; `mixture`: by source the
-        share of tokens in each and its shift, largest first, and by arm where both chose from the same pool version;
-        `outcome`: reference loss (nats per token) and bits per byte of each domain after the last stage, lower is
-        better; `config`: the keys that differ.
+        `overlap`: documents and tokens of each, of both, and the Jaccard index of documents, the last two None where
+        the runs' pools have other names, whose ids are other documents'; `mixture`: by source the share of tokens in
+        each and its shift, largest first, and by arm where both chose from the same pool version; `outcome`: reference
+        loss (nats per token) and bits per byte of each domain after the last stage, lower is better; `config`: the keys
+        that differ.
 
     Raises:
         StoreKeyError: a run has no report.
@@ -25,14 +26,15 @@ def compare_runs(workspace: str, run_a: str, run_b: str) -> dict[str, Any]:
     a, b = (_read_report(store, run) for run in (run_a, run_b))
     tokens_a, tokens_b = (_read_chosen(store, run) for run in (run_a, run_b))
     both = tokens_a.keys() & tokens_b.keys()
+    one_pool = a["config"]["pool"]["name"] == b["config"]["pool"]["name"]
     overlap = {
         "documents_a": len(tokens_a),
         "documents_b": len(tokens_b),
-        "documents_in_both": len(both),
+        "documents_in_both": len(both) if one_pool else None,
         "tokens_a": sum(tokens_a.values()),
         "tokens_b": sum(tokens_b.values()),
-        "tokens_in_both": sum(tokens_a[name] for name in both),
-        "jaccard": round(len(both) / max(len(tokens_a.keys() | tokens_b.keys()), 1), 4),
+        "tokens_in_both": sum(tokens_a[name] for name in both) if one_pool else None,
+        "jaccard": round(len(both) / max(len(tokens_a.keys() | tokens_b.keys()), 1), 4) if one_pool else None,
     }
     return {
         "runs": [run_a, run_b],

@@ -30,3 +30,14 @@ def test_what_differs_between_two_reports_is_listed(small_run, monkeypatch):
     assert compared["config"] == [{"key": "bandit.alpha", "a": None, "b": 0.5}]
     weather = next(row for row in compared["mixture"] if row["name"] == "weather")
     assert weather["b"] == 1
+
+
+def test_ids_of_pools_of_other_names_are_not_compared(small_run, monkeypatch):
+    reports = {name: json.loads(open_store(small_run.workspace).get("runs/small/report/report.json")) for name in "ab"}
+    reports["b"]["config"]["pool"]["name"] = "another"
+    chosen = {"a": {"0": 10, "1": 30}, "b": {"1": 30}}
+    monkeypatch.setattr("quad_tasks.commands.compare._read_report", lambda _store, run: reports[run])
+    monkeypatch.setattr("quad_tasks.commands.compare._read_chosen", lambda _store, run: chosen[run])
+    overlap = compare_runs(small_run.workspace, "a", "b")["overlap"]
+    assert [overlap[name] for name in ("documents_in_both", "tokens_in_both", "jaccard")] == [None] * 3
+    assert (overlap["documents_a"], overlap["tokens_b"]) == (2, 30)

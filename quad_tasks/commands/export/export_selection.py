@@ -29,6 +29,8 @@ from quad_tasks.storage.store import Store, StoreKeyError, open_store
 UNFINISHED = "export.unfinished.json"
 """Stands in a folder from an export's first moment to its last, and tells whose the files there are."""
 SHARD_BYTES = 256 * 2**20
+UNSTATED = "other"
+"""The licence of a card where none is given, by the Hub's identifiers."""
 BATCH_ROWS = 256
 PIECES_PER_SHARD = 16
 """A file passes the size asked for by one of this many pieces of it, or by one document."""
@@ -39,7 +41,7 @@ def export_selection(
     out: str,
     format: str = "parquet",
     shard_bytes: int = SHARD_BYTES,
-    license: str = "other",
+    license: str = UNSTATED,
     tokenize: bool = False,
 ) -> dict[str, Any]:
     """Write a run's published selection somewhere else, ready to train on.
@@ -65,13 +67,15 @@ def export_selection(
     Raises:
         StoreKeyError: the run has no published selection.
         ConfigError: there is no such format; the folder holds another export or files of somebody else's, or `data/` in
-            it other files, which a reader would read too; the format holds no token ids; the tokenizer has no
-            end-of-document token.
+            it other files, which a reader would read too; the format holds no token ids or no licence; the tokenizer
+            has no end-of-document token.
         DigestMismatch: a part's bytes are not those published.
     """
     exporter = _find_exporter(format)
     source, target = open_store(config.workspace), open_store(out)
     manifest = _published(source, config.run)
+    if license != UNSTATED and not exporter.licensed:
+        raise ConfigError(f"--license: expected a format that writes it, as hf does, found {format!r}")
     tokenizer = _tokenizer(source, manifest, format) if tokenize or exporter.tokens == "always" else None
     body = _describe(manifest, format, shard_bytes, license if exporter.licensed else None, tokenizer)
     if target.exists("export.json"):
@@ -79,7 +83,8 @@ def export_selection(
     _claim_folder(target, out, body)
     tables = _shards(source, selection_folder(config.run), manifest, shard_bytes)
     form = ExportForm(config.pool.fields, manifest.created, tokenizer)
-    files, token_ids = _write_files(target, exporter, tables, form, ExportedRun(config, manifest, license))
+    run = ExportedRun(config, manifest, license, tokenizer is not None)
+    files, token_ids = _write_files(target, exporter, tables, form, run)
     _refuse_strays(target, out, files)
     target.put("mixture.json", json_bytes({source: entry.model_dump() for source, entry in manifest.mixture.items()}))
     body |= {"token_ids": token_ids} if tokenizer else {}

@@ -33,6 +33,7 @@ TOKEN_IDS, MDS_TOKENS = "input_ids", "tokens"
 MDS_INDEX = "data/index.json"
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 LARGER_CATEGORIES = ((10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))
+LARGEST_CATEGORIES = ((10**10, "1B<n<10B"), (10**11, "10B<n<100B"), (10**12, "100B<n<1T"))
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,12 @@ class Written:
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """The run whose selection was exported, for what stands beside its shards."""
+    """The run whose selection was exported, for what stands beside its shards; `token_ids`: whether these have any."""
 
     config: RunConfig
     manifest: SelectionManifest
     license: str
+    token_ids: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,20 @@ def _rename(table: pa.Table, fields: FieldNames) -> pa.Table:
 
 def _short_names(fields: FieldNames) -> dict[str, str]:
     """Name a document's own columns: a dotted path gives its last part, or all of it where two end alike."""
-    paths = [getattr(fields, name) for name in OWN_COLUMNS]
-    short = [path.rsplit(".", 1)[-1] for path in paths]
-    return dict(zip(OWN_COLUMNS, short if len(set(short)) == len(short) else paths, strict=True))
+    paths = _own_paths(fields)
+    short = {name: path.rsplit(".", 1)[-1] for name, path in paths.items()}
+    return short if len(set(short.values())) == len(short) else paths
+
+
+def _own_paths(fields: FieldNames) -> dict[str, str]:
+    """Return the paths of a document's own columns; Quad's names for them where one is another's, or stands in it.
+
+    Any may stand in the metadata.
+    """
+    paths = {name: str(getattr(fields, name)) for name in OWN_COLUMNS}
+    holders = [f"{path}." for name, path in paths.items() if name != "metadata"]
+    alike = len(set(paths.values())) < len(paths) or any(path.startswith(tuple(holders)) for path in paths.values())
+    return dict(zip(OWN_COLUMNS, OWN_COLUMNS, strict=True)) if alike else paths
 
 
 def _write_lines(store: Store, stem: str, tables: Iterable[pa.Table], form: ExportForm) -> Written:
@@ -130,17 +143,23 @@ def _line(row: dict[str, Any], form: ExportForm) -> dict[str, Any]:
         line["created"] = metadata.pop("created")
     metadata = {"token_count": row["n_tokens"]} | metadata
     metadata["quad"] = {key: row[key] for key in QUAD_COLUMNS}
+    paths = _own_paths(form.fields)
+    _set(line, paths["metadata"], metadata)  # the others may stand in it
     for key in ("id", "text", "source"):
-        _set(line, getattr(form.fields, key), row[key])
-    _set(line, form.fields.metadata, metadata)
+        _set(line, paths[key], row[key])
     return line
 
 
 def _set(record: dict[str, Any], path: str, value: Any) -> None:
+    """Set a value at a dotted path, or under that very name where something on the way holds no fields."""
     *parents, last = path.split(".")
+    holder: Any = record
     for parent in parents:
-        record = record.setdefault(parent, {})
-    record[last] = value
+        holder = holder.setdefault(parent, {}) if isinstance(holder, dict) else None
+    if isinstance(holder, dict):
+        holder[last] = value
+    else:
+        record[path] = value
 
 
 def _write_mds(store: Store, stem: str, tables: Iterable[pa.Table], form: ExportForm) -> Written:
@@ -189,7 +208,13 @@ def _write_card(store: Store, _entries: Sequence[Any], run: ExportedRun) -> list
     manifest = run.manifest
     taken = {name: row for name, row in manifest.mixture.items() if row.tokens}
     card = environment.get_template("dataset_card.md.j2").render(
-        config=run.config, manifest=manifest, license=run.license, size=_size_category(manifest.rows), taken=taken
+        config=run.config,
+        manifest=manifest,
+        license=run.license,
+        size=_size_category(manifest.rows),
+        taken=taken,
+        names=_short_names(run.config.pool.fields),
+        token_ids=TOKEN_IDS if run.token_ids else None,
     )
     store.put("README.md", card.encode())
     return []
@@ -211,7 +236,8 @@ def _yaml(text: str) -> str:
 
 
 def _size_category(rows: int) -> str:
-    return next((name for limit, name in (*SIZE_CATEGORIES, *LARGER_CATEGORIES) if rows < limit), "n>1T")
+    categories = (*SIZE_CATEGORIES, *LARGER_CATEGORIES, *LARGEST_CATEGORIES)
+    return next((name for limit, name in categories if rows < limit), "n>1T")
 
 
 def json_bytes(body: Any) -> bytes:

@@ -180,3 +180,17 @@ def test_of_two_exports_that_begin_at_once_in_one_folder_the_second_is_refused(t
     with pytest.raises(ConfigError, match="expected an empty folder, found another export"):
         _claim_folder(two, str(tmp_path), {"format": "parquet"})
     assert json.loads(one.get(UNFINISHED)) == {"format": "hf"}
+
+
+def test_a_licence_that_no_file_would_say_is_refused(small_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"--license: expected a format that writes it, as hf does, found 'parquet'"):
+        export_selection(small_run, str(tmp_path), license="mit")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tokenize", [False, True])
+def test_a_card_lists_every_column(small_run, tmp_path, tokenize):
+    summary = export_selection(small_run, str(tmp_path), "hf", tokenize=tokenize)
+    rows = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in row.split("|")[1].replace("`", "").replace(" ", "").split(",")}
+    assert listed == set(pq.read_schema(tmp_path / summary["files"][0]["name"]).names)

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from flows.cli.app import app
+from flows.cli.results import SHIFTS_SHOWN, largest_shifts
 
 
 def invoke(*arguments: str):
@@ -44,3 +46,31 @@ def test_a_story_is_told_on_a_terminal_and_as_json(small_run):
     missing = invoke("inspect", "small", "nobody", "--workspace", small_run.workspace)
     assert missing.exit_code == 2
     assert "'nobody'" in missing.stderr
+
+
+def test_the_largest_shifts_are_shown_wherever_they_stand():
+    sources = [{"of": "source", "name": str(i), "shift": 0.001 * (i % 3 - 1)} for i in range(30)]
+    arms = [{"of": "arm", "name": str(i), "shift": sign * 0.5} for i, sign in enumerate((1, -1))]
+    shown = largest_shifts([*sources, *arms])
+    assert len(shown) == SHIFTS_SHOWN
+    assert shown[-2:] == arms
+    least = min(abs(row["shift"]) for row in shown)
+    assert all(abs(row["shift"]) <= least for row in sources if row not in shown)
+    assert largest_shifts(sources[:5]) == sources[:5]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["--format", "hf"], ["--tokenize"], ["--shard-size", "1000"], ["--license", "mit"], ["--format", "parquet"]],
+)
+def test_options_that_an_export_of_influence_would_ignore_are_refused(tmp_path, given):
+    result = CliRunner().invoke(app, ["export", "x", "--out", str(tmp_path / "out"), "--influence", *given])
+    assert result.exit_code == 2
+    assert f"{given[0]}: expected --influence without it" in result.stderr
+
+
+@pytest.mark.parametrize("size", ["0", "-5"])
+def test_a_shard_holds_at_least_a_byte(tmp_path, size):
+    result = CliRunner().invoke(app, ["export", "x", "--out", str(tmp_path / "out"), "--shard-size", size])
+    assert result.exit_code == 2
+    assert "'--shard-size'" in result.stderr
