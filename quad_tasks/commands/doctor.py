@@ -120,10 +120,10 @@ def _checks(config: RunConfig | None) -> Iterable[tuple[str, Check]]:
 
 def _patterns(config: RunConfig) -> dict[str, list[str]]:
     """Return the patterns of a run's inputs by their keys."""
-    reference = [pattern for one in config.reference.named_sets().values() for pattern in one.inputs]
+    sets = config.reference.named_sets()
     return {
         "pool.inputs": list(config.pool.inputs),
-        "reference.inputs": reference,
+        **{config.reference.set_key(name): list(one.inputs) for name, one in sets.items()},
         "heldout.inputs": list(config.heldout.inputs),
     }
 
@@ -151,7 +151,7 @@ def check_reference(config: RunConfig) -> str:
         ConfigError: a set is empty, or a domain has no document with a token to predict.
         InputError: a pattern matches nothing, or a file is unreadable.
     """
-    from quad_tasks.stages.influence.prepare_reference import split_reference
+    from quad_tasks.stages.influence.prepare_reference import split_by_set
 
     sets = config.reference.named_sets()
     patterns = [pattern for one in sets.values() for pattern in one.inputs]
@@ -159,17 +159,19 @@ def check_reference(config: RunConfig) -> str:
     size = sum(map(input_size, uris))
     if size > SMALL_BYTES:
         return f"{len(uris)} files, {size:,} bytes, read when they are needed"
-    direction, measured, heldout = split_reference(config.reference, config.heldout, config.seed)
-    by_domain: dict[str, list[str]] = {"reference": [document.text for document in measured]}
-    for document in heldout:
-        by_domain.setdefault(str(document.metadata["domain"]), []).append(document.text)
-    for name, texts in by_domain.items():
-        if texts and max(count_tokens(config, texts)) < 2:
-            raise ConfigError(f"heldout.inputs: expected a document of two tokens or more in {name!r}, found none")
-    single = f" ({ONE_MEASURED})" if len(measured) == 1 else ""
+    split = split_by_set(config.reference, config.heldout, config.seed)
+    from_sets = config.heldout.reference_domain is None
+    measured = {(config.reference.set_key(name), name): own for name, own in split.measured.items() if from_sets}
+    for (key, name), own in {
+        **measured,
+        **{("heldout.inputs", name): own for name, own in split.domains.items()},
+    }.items():
+        if max(count_tokens(config, [document.text for document in own])) < 2:
+            raise ConfigError(f"{key}: expected a measured document of two tokens or more in {name!r}, found none")
+    n_direction, n_measured = (sum(map(len, part.values())) for part in (split.direction, split.measured))
+    single = f" ({ONE_MEASURED})" if n_measured == 1 else ""
     return (
-        f"{len(direction)} documents for the direction, {len(measured)} measured{single}, "
-        f"{len(by_domain) - 1} other domains"
+        f"{n_direction} documents for the direction, {n_measured} measured{single}, {len(split.domains)} other domains"
     )
 
 
@@ -177,16 +179,18 @@ def check_budget(config: RunConfig, pool: Sample) -> str:
     """Check that the token budget can select something and train with it.
 
     Raises:
-        ConfigError: it is smaller than any document or than an optimizer step, or all documents are alike.
+        ConfigError: it is smaller than an optimizer step, or, where every document was looked at, than any of them; or
+            these are all alike.
     """
     budget, stages = config.selection.budget_tokens, config.training.stages
     texts = sample_texts(pool, config.pool.fields.text)
-    if pool.exact and len(set(texts)) == 1 and len(texts) == len(pool.records):
+    every = pool.exact and len(texts) == pool.documents
+    if every and len(set(texts)) == 1:
         raise ConfigError("pool.inputs: expected documents that differ, found a single text: nothing can be chosen")
     each = budget // stages
     of_stages = f" over training.stages = {stages}" if stages > 1 else ""
     smallest = min(count_tokens(config, texts))
-    if each < smallest:
+    if every and each < smallest:
         raise ConfigError(
             f"selection.budget_tokens: expected at least one document's tokens, found {budget}{of_stages}, and no "
             f"document of fewer than {smallest} tokens"
@@ -210,5 +214,6 @@ def count_tokens(config: RunConfig, texts: list[str]) -> list[int]:
 
 def _describe(pool: Sample) -> str:
     aside = sum(pool.bad.values())
-    how = "" if pool.exact else "about "
-    return f"{how}{pool.documents:,} documents in {pool.files} files" + (f", {aside:,} to set aside" if aside else "")
+    how, of_those = ("", "") if pool.exact else ("about ", " of those looked at")
+    aside_too = f", {aside:,}{of_those} to set aside" if aside else ""
+    return f"{how}{pool.documents:,} documents in {pool.files} files{aside_too}"

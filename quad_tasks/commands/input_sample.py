@@ -5,15 +5,18 @@ their counts are exact and a file that breaks off is found; of larger ones the f
 counts follow from the files' sizes. Refuses nothing: what cannot be read is reported with its reason.
 """
 
+import bz2
 import itertools
 import json
+import lzma
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import zstandard
 
 from quad_tasks.config.schema import ConfigError, RunConfig
@@ -29,6 +32,7 @@ from quad_tasks.storage.input_documents import (
     none_kept,
     read_records,
 )
+from quad_tasks.storage.input_files import open_input, suffix_of
 
 WHOLE_BYTES = 64 * 2**20
 """Inputs up to this size, as stored, are read whole."""
@@ -40,6 +44,15 @@ KEPT_RECORDS = 1000
 """Records kept, at least where there are as many: every second, fourth, ... of those read."""
 MOST_DOCUMENTS = 10**15
 """Beyond any pool: numbers up to it are exact as floating point."""
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": zlib.compress,
+    ".zst": zstandard.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
+"""By the ending of a file's name."""
+VALUES_ALONE = (".csv", ".tsv", ".arrow")
+"""Kinds of files whose records do not each hold their fields' names."""
 LISTED_FILES = 2**16
 """Files, and shards, of a larger pool whose sizes are listed, at most: more keep workers no busier."""
 
@@ -97,18 +110,23 @@ def look_at(uris: Sequence[str], fields: Fields | None = None, whole_bytes: int 
             sample.broken[uri] = str(error)
     sample.sizes = list(sizes.values())
     sample.exact = sum(sample.sizes) <= (WHOLE_BYTES if whole_bytes is None else whole_bytes)
-    chosen = list(sizes)
-    if not sample.exact:
-        chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, SAMPLED_FILES).astype(int))]
+    chosen = list(sizes) if sample.exact else _spread(list(sizes), SAMPLED_FILES)
     seen = sum(_read(uri, sizes[uri], sample, fields) for uri in chosen)
-    sample.files_read = len(chosen)
-    sample.shards = [n for uri in sizes for n in (_shard_sizes(uri, sizes[uri]) if uri in chosen else [sizes[uri]])]
+    sample.files_read, looked_into = len(chosen), set(chosen)
+    sample.shards = [
+        n for uri, size in sizes.items() for n in (_shard_sizes(uri, size) if uri in looked_into else [size])
+    ]
     sample.read_bytes = sample.record_bytes
     sample.kept_bytes = sum(len(_as_json(record)) for record in sample.records)
     if not sample.exact and seen:
         scale = sum(sample.sizes) / seen
         sample.documents, sample.record_bytes = round(sample.documents * scale), round(sample.record_bytes * scale)
     return sample
+
+
+def _spread(uris: list[str], files: int) -> list[str]:
+    """Take this many files at most, from the first to the last at equal distances."""
+    return [uris[i] for i in np.unique(np.linspace(0, len(uris) - 1, files).astype(int))]
 
 
 def _shard_sizes(uri: str, size_bytes: int) -> list[int]:
@@ -125,38 +143,44 @@ def _read(uri: str, size_bytes: int, sample: Sample, fields: Fields | None) -> f
 
     A file that cannot be read to its end adds none: a run refuses it, and records before a cut may repeat others.
     """
-    lines: list[bytes] = []
+    read: list[dict[str, Any]] = []
     bad: list[Rejection] = []
-    before = sample.documents
+    before, n, whole = sample.documents, 0, False
     earlier = replace(sample, records=list(sample.records), names=set(sample.names), bad=Counter(sample.bad))
     try:
-        for record in read_records(uri):
+        for n, record in enumerate(read_records(uri), 1):
             if isinstance(record, dict):
                 sample.names.update(map(str, record))
             usable = _usable(record, fields)
             if isinstance(usable, Rejection):
                 sample.bad[usable.reason] += 1
                 bad.append(usable)
-                if not sample.exact and len(bad) == SAMPLED_RECORDS:
-                    break
-                continue
-            line = _as_json(usable)
-            sample.documents += 1
-            sample.record_bytes += len(line)
-            if sample.documents % sample.every == 0:
-                sample.records.append(usable)
-            if len(sample.records) == 2 * KEPT_RECORDS:
-                sample.records, sample.every = sample.records[1::2], 2 * sample.every
+            else:
+                sample.documents += 1
+                sample.record_bytes += len(_as_json(usable))
+                if sample.documents % sample.every == 0:
+                    sample.records.append(usable)
+                if len(sample.records) == 2 * KEPT_RECORDS:
+                    sample.records, sample.every = sample.records[1::2], 2 * sample.every
             if not sample.exact:
-                lines.append(line)
-                if len(lines) == SAMPLED_RECORDS:
-                    return min(float(size_bytes), _stored(uri, b"\n".join(lines)))
+                read += [record] if isinstance(record, dict) else []
+                if SAMPLED_RECORDS in (len(bad), n - len(bad)):
+                    break
+        else:
+            read, whole = [], True
     except InputError as error:
+        read = []
         vars(sample).update(vars(earlier))
         sample.broken[uri] = str(error)
-    if bad and sample.documents == before and fields is not None:
+    if bad and whole and sample.documents == before and fields is not None:
         sample.broken.setdefault(uri, none_kept(uri, Counter(one.reason for one in bad), bad[0].detail))
-    return float(size_bytes)
+    if not read:
+        return float(size_bytes)
+    if suffix_of(uri)[0] == ".parquet":
+        with open_input(uri) as file:
+            n_rows: int = pq.read_metadata(file).num_rows
+        return size_bytes * n / n_rows
+    return min(float(size_bytes), _stored(uri, read) * n / len(read))  # a record that is no JSON counts as the others
 
 
 def _usable(record: dict[str, Any] | Rejection, fields: Fields | None) -> dict[str, Any] | Rejection:
@@ -171,13 +195,16 @@ def _as_json(record: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False, default=str).encode(errors="replace")
 
 
-def _stored(uri: str, data: bytes) -> float:
-    """Tell about how many bytes the lines take in a file of this name."""
-    if uri.endswith(".gz"):
-        return len(zlib.compress(data))
-    if uri.endswith((".zst", ".parquet")):
-        return len(zstandard.compress(data))
-    return len(data)
+def _stored(uri: str, records: Sequence[dict[str, Any]]) -> float:
+    """Tell about how many bytes records take in a file of this name."""
+    kind, ending = suffix_of(uri)
+    lines = [
+        ",".join(map(str, one.values())).encode(errors="replace") if kind in VALUES_ALONE else _as_json(one)
+        for one in records
+    ]
+    data = b"\n".join([*lines, b""])
+    compress = COMPRESSORS.get(ending)
+    return len(compress(data) if compress else data)
 
 
 def look_at_pool(config: RunConfig, files: int | None = None, whole_bytes: int | None = None) -> Sample:
@@ -185,7 +212,7 @@ def look_at_pool(config: RunConfig, files: int | None = None, whole_bytes: int |
 
     Args:
         config: the run's.
-        files: look at this many of them at most; None: at any number.
+        files: look at this many of them at most, and take the others to be as large; None: at any number.
         whole_bytes: as in `look_at`.
 
     Raises:
@@ -193,9 +220,8 @@ def look_at_pool(config: RunConfig, files: int | None = None, whole_bytes: int |
         InputError: a pattern names no file, or a file cannot be read or holds no document.
     """
     fields = config.pool.fields
-    uris = expand_inputs(config.pool.inputs)
-    if files is not None:
-        uris = [uris[i] for i in np.unique(np.linspace(0, len(uris) - 1, files).astype(int))]
+    every = expand_inputs(config.pool.inputs)
+    uris = every if files is None else _spread(every, files)
     sample = look_at(uris, Fields(**fields.model_dump()), whole_bytes)
     if sample.bad["missing_text"] and not sample.documents:
         known = ", ".join(sorted(sample.names))
@@ -206,6 +232,8 @@ def look_at_pool(config: RunConfig, files: int | None = None, whole_bytes: int |
         raise InputError("\n".join(sample.broken.values()))
     if not sample.records:
         raise ConfigError("pool.inputs: expected records, found none")
+    if len(uris) < len(every):
+        sample = replace(scale_sample(sample, round(sample.documents * len(every) / len(uris))), files=len(every))
     return sample
 
 

@@ -8,7 +8,8 @@ from small_pool import small_config, topic_records, write_jsonl
 from typer.testing import CliRunner
 
 from flows.cli.app import app
-from quad_tasks.commands.doctor import check_reference, examine, refuse_unfit
+from quad_tasks.commands.doctor import _checks, _patterns, check_budget, check_reference, examine, refuse_unfit
+from quad_tasks.commands.input_sample import Sample
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.lm.model import ModelError
@@ -70,10 +71,44 @@ def test_documents_that_are_all_alike_are_refused(config, tmp_path):
         refuse_unfit(config(pool__inputs=[uri]))
 
 
+def test_of_a_part_of_the_files_documents_are_estimated(config, tmp_path):
+    for i in range(60):
+        write_jsonl(tmp_path / "many" / f"{i}.jsonl", topic_records("kitchen", 10, seed=i))
+    many = config(pool__inputs=[f"{tmp_path}/many/*.jsonl"])
+    assert dict(_checks(many))["pool"]() == "about 600 documents in 60 files"
+
+
+def test_a_budget_is_refused_for_its_documents_only_where_all_were_looked_at(config):
+    long = [{"text": "word " * 2000 + str(i)} for i in range(5)]  # of 1,250 tokens and more
+    alike = [{"text": "the same words"}] * 5
+    for records, message in ((long, "at least one document.s tokens"), (alike, "found a single text")):
+        with pytest.raises(ConfigError, match=message):
+            check_budget(config(), Sample(records=records, documents=5))
+        unseen = (Sample(records=records, documents=500, exact=False), Sample(records=records, documents=10, every=2))
+        assert {check_budget(config(), pool) for pool in unseen} == {
+            "1,500 tokens over training.stages = 2, 1 optimizer steps a stage"
+        }
+
+
+def test_what_is_wrong_with_a_reference_set_stands_under_its_own_key(config, corpus, tmp_path):
+    short = str(write_jsonl(tmp_path / "short.jsonl", [{"id": str(i), "text": "a"} for i in range(9)]))
+    sets = {"good": {"inputs": [f"{corpus}/reference/*.jsonl"]}, "short": {"inputs": [short]}}
+    several = config(reference={"sets": sets}, heldout={"overlap_words": None})
+    assert set(_patterns(several)) >= {"reference.sets.good.inputs", "reference.sets.short.inputs"}
+    with pytest.raises(
+        ConfigError, match=r"reference\.sets\.short\.inputs: expected a measured document of two tokens"
+    ):
+        check_reference(several)
+    with pytest.raises(ConfigError, match=r"reference\.inputs: expected a measured document of two tokens or more"):
+        check_reference(config(reference={"inputs": [short]}, heldout={"overlap_words": None}))
+
+
 def test_a_domain_without_a_token_to_predict_is_named(config, corpus, tmp_path):
     short = str(write_jsonl(tmp_path / "short.jsonl", [{"id": "s", "text": "a", "domain": "tiny"}]))
     inputs = [f"{corpus}/heldout/*.jsonl", short]
-    with pytest.raises(ConfigError, match=r"heldout\.inputs: expected a document of two tokens or more in 'tiny'"):
+    with pytest.raises(
+        ConfigError, match=r"heldout\.inputs: expected a measured document of two tokens or more in 'tiny'"
+    ):
         refuse_unfit(config(heldout__inputs=inputs))
 
 

@@ -44,7 +44,7 @@ def prepare_reference(store: Store, reference: ReferenceConfig, heldout: Heldout
     key = reference_folder(digest([uris, contents, settings]))
     if store.exists(manifest_key(key)):
         return key
-    split = _split(reference, heldout, seed)
+    split = split_by_set(reference, heldout, seed)
     own = _write(store, reference_table_key(key, "reference"), split.direction)
     described = [ReferenceSet(name=n, documents=len(split.direction[n]), weight=one.weight) for n, one in sets.items()]
     manifest = ReferenceManifest(
@@ -71,14 +71,14 @@ def split_reference(
     Raises:
         ConfigError, InputError: as `prepare_reference`.
     """
-    split = _split(reference, heldout, seed)
+    split = split_by_set(reference, heldout, seed)
     direction, measured, others = (
         list(chain.from_iterable(part.values())) for part in (split.direction, split.measured, split.domains)
     )
     return direction, measured, others
 
 
-class _Split(NamedTuple):
+class ReferenceSplit(NamedTuple):
     """Documents of the direction, measured ones and held-out ones, by set or domain.
 
     `overlapping` counts what is left out of the direction because it holds measured text.
@@ -90,8 +90,12 @@ class _Split(NamedTuple):
     overlapping: int
 
 
-def _split(reference: ReferenceConfig, heldout: HeldoutConfig, seed: int) -> _Split:
-    """Read and split the inputs; no document of the direction holds measured text."""
+def split_by_set(reference: ReferenceConfig, heldout: HeldoutConfig, seed: int) -> ReferenceSplit:
+    """Read and split the inputs; no document of the direction holds measured text.
+
+    Raises:
+        ConfigError, InputError: as `prepare_reference`.
+    """
     sets = _split_sets(reference, _keeps_all(heldout), seed)
     domains = _by_domain(_read_heldout(heldout, seed))
     measured = _measured(heldout, sets, domains)
@@ -105,7 +109,7 @@ def _split(reference: ReferenceConfig, heldout: HeldoutConfig, seed: int) -> _Sp
             )
         direction[name] = clean[: reference.max_documents]
         overlapping += len(own) - len(clean)
-    return _Split(direction, measured, domains, overlapping)
+    return ReferenceSplit(direction, measured, domains, overlapping)
 
 
 def _without_overlap(
