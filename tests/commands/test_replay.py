@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
@@ -11,7 +12,11 @@ from flows.cli.app import app
 from quad_tasks.commands.replay import replay_run
 from quad_tasks.runtime.run import load_run
 from quad_tasks.storage import rounds
+from quad_tasks.storage.keys import run_folder
+from quad_tasks.storage.lease import LeaseHeld, Owner, claim_lease, release_lease
 from quad_tasks.storage.store import StoreKeyError, open_store
+
+ANOTHER = Owner(host="elsewhere", user="ada", pid=7, started=datetime(2026, 1, 2, tzinfo=UTC))
 
 
 @pytest.fixture
@@ -45,9 +50,29 @@ def test_every_round_of_every_stage_is_reproduced(small_run):
     assert all(r["reproduced"] for r in replayed)
 
 
+def files_of(config):
+    return {key for key in open_store(config.workspace).list() if "/lease/" not in key}
+
+
+def test_a_run_that_another_process_drove_is_replayed_and_nothing_is_left(copied_run):
+    store = open_store(copied_run.workspace)
+    release_lease(store, claim_lease(store, run_folder(copied_run.run), ANOTHER))
+    before, replayed = files_of(copied_run), replay_run(copied_run)
+    active = [rounds.read_round_table(store, one, "scores")["active"] for one in rounds.list_rounds(store, "small", 1)]
+    assert any(any(column.to_pylist()) for column in active)
+    assert all(row["reproduced"] for row in replayed)
+    assert files_of(copied_run) == before
+
+
+def test_a_run_that_another_process_drives_is_not_replayed(copied_run):
+    claim_lease(open_store(copied_run.workspace), run_folder(copied_run.run), ANOTHER)
+    with pytest.raises(LeaseHeld, match="expected no other driver, got process 7 of ada on elsewhere"):
+        replay_run(copied_run)
+
+
 @pytest.mark.parametrize("column", ["arm", "cursor", "n_documents"])
 def test_a_round_with_another_choice_is_told_from_the_others(copied_run, column):
-    recommit(copied_run, 1, 1, lambda t: with_column(t, column, [v + 1 for v in t[column].to_pylist()]))
+    recommit(copied_run, 1, 1, lambda t: with_column(t, column, [abs(v - 1) for v in t[column].to_pylist()]))
     differs = [(r["stage"], r["round"]) for r in replay_run(copied_run) if not r["reproduced"]]
     assert differs == [(1, 1)]
 
@@ -62,7 +87,7 @@ def test_the_command_exits_1_where_a_round_is_not_reproduced(copied_run):
     whole = CliRunner().invoke(app, command)
     assert whole.exit_code == 0, whole.stderr
     assert json.loads(whole.stdout)["reproduced"]
-    recommit(copied_run, 0, 2, lambda t: with_column(t, "arm", [v + 1 for v in t["arm"].to_pylist()]))
+    recommit(copied_run, 0, 2, lambda t: with_column(t, "arm", [abs(v - 1) for v in t["arm"].to_pylist()]))
     assert CliRunner().invoke(app, command).exit_code == 1
     assert "False" in CliRunner().invoke(app, command[:-1]).stdout
 
