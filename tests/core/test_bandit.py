@@ -126,6 +126,11 @@ def test_a_pull_without_targets_moves_only_the_cursor() -> None:
     assert equal(after, dataclasses.replace(before, cursor=np.array([3]), round=1))
 
 
+def test_a_pull_of_a_single_target_counts() -> None:
+    state = update(initial_state([50]), [Pull(0, 0, 1, 1, 5.0, 0.0)], PAPER)
+    assert (state.pulls.tolist(), mean_rewards(state).tolist()) == ([1 / M], [5.0])
+
+
 def test_propagation_by_weight_adds_the_weight_to_both_sums() -> None:
     policy = paper_policy(documents_per_pull=M, propagation="weights")
     state = update(initial_state([50] * 3), [pull(1, 2.0)], policy, CHAIN)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from quad_tasks.storage.store import (
     InvalidKey,
+    Store,
     StoreFault,
     StoreForbidden,
     StoreKeyError,
@@ -200,6 +201,14 @@ def test_a_key_longer_than_s3_takes_is_refused():
         check_key("é" * 513)
 
 
+def test_a_size_is_todays_also_after_a_listing(backend):
+    backend.plant("a/b", b"12")
+    store = open_store(backend.uri)
+    assert store.list() == ["a/b"]
+    backend.plant("a/b", b"1234")
+    assert store.size("a/b") == 4
+
+
 def test_unfinished_local_files_are_not_listed(local_backend):
     local_backend.plant("a/.tmp-0123", b"half")
     store = open_store(local_backend.uri)
@@ -279,6 +288,22 @@ def test_a_store_that_ignores_the_condition_is_refused_and_cleaned_up(faulty_s3)
     with pytest.raises(UnsupportedStore, match=r"s3://bucket/x ignores conditional creation .*a late one"):
         check_conditional_create(open_store("s3://bucket/x"))
     assert faulty_s3.objects == {}
+
+
+@pytest.mark.parametrize(
+    ("answers", "got"),
+    [
+        ([True, True, False], "2 winners of 2 racing writers;"),
+        ([False, False, False], "0 winners of 2 racing writers;"),
+        ([True, False, True], "1 winners of 2 racing writers, and a late one;"),
+    ],
+)
+def test_a_store_with_other_than_one_winner_is_refused(local_backend, monkeypatch, answers, got):
+    """One that looks first and creates then has two of a race, though it refuses who comes late."""
+    left = list(answers)
+    monkeypatch.setattr(Store, "put_if_absent", lambda *_: left.pop(0))
+    with pytest.raises(UnsupportedStore, match=f"expected one winner, got {got}"):
+        check_conditional_create(open_store(local_backend.uri))
 
 
 def test_a_filesystem_without_hard_links_is_refused(local_backend, monkeypatch):
