@@ -92,6 +92,16 @@ def arm_spread_key(clustering: str) -> str:
     return f"{clustering}/spread.safetensors"
 
 
+def dealt_distances_folder(clustering: str) -> str:
+    """Return the folder of distances dealt out by arms, deleted once the arms' radii are found."""
+    return f"{clustering}/dealt"
+
+
+def dealt_distances_key(clustering: str, bundle: int) -> str:
+    """Return the key of what a bundle of shards has of every range of arms."""
+    return f"{dealt_distances_folder(clustering)}/{bundle:05d}.bin"
+
+
 def assignments_key(clustering: str, shard: str) -> str:
     """Return the key of a shard's assignments under one clustering."""
     return f"{clustering}/assignments/{shard}.parquet"
@@ -123,18 +133,18 @@ def merged_block_key(tables: str, block: int) -> str:
 
 
 def shuffle_folder(tables: str) -> str:
-    """Return the folder of pieces of shards in arm order, which are gathered into parts."""
+    """Return the folder of what a layout passes on the way to its parts."""
     return f"{tables}/shuffle"
 
 
-def shuffled_piece_key(tables: str, shard: str, piece: int) -> str:
-    """Return the key of a piece of a shard in arm order."""
-    return f"{shuffle_folder(tables)}/{shard}-{piece:05d}.parquet"
+def sorted_bundle_key(tables: str, bundle: int) -> str:
+    """Return the key of a bundle of shards in arm order."""
+    return f"{shuffle_folder(tables)}/bundles/{bundle:05d}.bin"
 
 
-def piece_record_key(tables: str, shard: str, piece: int) -> str:
-    """Return the key of the record that a piece is finished."""
-    return f"{shuffle_folder(tables)}/{shard}-{piece:05d}.safetensors"
+def bundle_record_key(tables: str, bundle: int) -> str:
+    """Return the key of the record that a bundle is finished."""
+    return f"{shuffle_folder(tables)}/bundles/{bundle:05d}.safetensors"
 
 
 def group_record_key(tables: str, group: int) -> str:
@@ -142,9 +152,9 @@ def group_record_key(tables: str, group: int) -> str:
     return f"{shuffle_folder(tables)}/groups/{group:05d}.safetensors"
 
 
-def layout_groups_key(tables: str) -> str:
-    """Return the key of where each group of parts begins."""
-    return f"{shuffle_folder(tables)}/groups.npy"
+def layout_ranges_key(tables: str) -> str:
+    """Return the key of where each range of groups begins."""
+    return f"{shuffle_folder(tables)}/ranges.npy"
 
 
 def version_key(pool: str, number: int) -> str:

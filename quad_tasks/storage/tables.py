@@ -38,7 +38,7 @@ PART_ROWS, PART_BYTES = 8192, 128 * 2**20
 ROW_GROUP_ROWS = 64
 """Documents of a part that are read together: a few pulls, so that a pull reads one or two row groups."""
 ROW_GROUP_BYTES = 64 * 2**20
-SHUFFLE_GROUP_ROWS, SHUFFLE_GROUP_BYTES = 512, 4 * 2**20
+"""Most bytes of texts in a row group, by the column `n_bytes` where there is one."""
 TRAILER_BYTES = 8
 """A Parquet file ends with its footer's length, 4 bytes little-endian, and a magic word of 4."""
 FOOTER_BYTES = 64 * 2**10
@@ -119,7 +119,6 @@ def write_table_stream(
     schema: pa.Schema,
     batches: Iterable[pa.RecordBatch | pa.Table],
     row_group_rows: int,
-    row_group_bytes: int | None = None,
 ) -> Written:
     """Write rows as one Parquet object, holding no more than a row group and a batch in memory.
 
@@ -132,7 +131,6 @@ def write_table_stream(
         row_group_rows: rows per row group, the last one excepted: the least that a reader must fetch. Each group adds
             650 bytes to the footer, which every read fetches too: of 16,000 documents with 128-dimensional embeddings,
             10 were read in 3-4 ms with groups of 32 to 1,024 rows, in 24 ms with groups of 10.
-        row_group_bytes: text per row group, by the column `n_bytes` where there is one; `ROW_GROUP_BYTES` by default.
 
     Returns:
         The number of rows and the digest of the object's bytes.
@@ -151,7 +149,7 @@ def write_table_stream(
             write_statistics=False,
             write_page_checksum=True,
         ) as writer:
-            for group in cut_row_groups(batches, row_group_rows, row_group_bytes or ROW_GROUP_BYTES):
+            for group in cut_row_groups(batches, row_group_rows, ROW_GROUP_BYTES):
                 writer.write_table(group.cast(schema), row_group_size=row_group_rows)
                 rows += group.num_rows
         _seal_footer(path)

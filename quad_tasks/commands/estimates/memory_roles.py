@@ -8,11 +8,11 @@ from quad_tasks.commands.estimates.hardware import worker_memory
 from quad_tasks.commands.estimates.stage_rows import Basis
 from quad_tasks.core.selection.minhash import HASHES
 from quad_tasks.runtime.tasks import CALLS_PER_THREAD, IN_FLIGHT
-from quad_tasks.stages.pool import find_duplicates
+from quad_tasks.stages.pool import find_duplicates, sort_layout
 from quad_tasks.stages.selection.training_memory import PROCESS_BYTES
 
-RANGE_BYTES = 280
-"""Of a range of a sorted piece that a group gathers: a named tuple and its key."""
+DEALT_BYTES = 24
+"""What the driving process holds of a range in a bundle of sorted pieces: its bounds, once more as they are sent."""
 SCORE_BYTES, VALUE_BYTES = 300, 16
 """A scored document: its row in three tables; and a number of its features in a regression (measured with tracemalloc:
 13 bytes beside 100,000 documents)."""
@@ -23,11 +23,11 @@ CHOSEN_BYTES = 800
 MOMENT_BYTES = 16
 """A coordinate of an arm's sums in a part: value and square, in float64."""
 SIZE_BYTES = 24
-"""An arm's documents and bytes in a shard; drift is measured with its documents alone."""
+"""An arm's documents and bytes in the shards that one task measures."""
 SCHEDULER_BYTES, TASK_BYTES = 64 * 2**20, 6_000
 """A scheduler without tasks, and each small task that it holds (measured: 61 MiB, and 5.6 kB beside 2,560 of them)."""
-RANGE_SENT_BYTES = 250
-"""Of a range in the arguments of a task, as it is sent."""
+DEALT_SENT_BYTES = 16
+"""Of a range in a bundle, in the arguments of a task: where it begins and ends."""
 WORKER_KNOWN_BYTES = 2**20
 """What the scheduler keeps of a worker: assumed."""
 COPIES = 3
@@ -40,13 +40,13 @@ def role_memory(basis: Basis) -> dict[str, int]:
     """Estimate the peak memory of one process of each role, bytes: `driver`, `scheduler` and `worker`."""
     config, shape, pieces, documents = basis.config, basis.shape, basis.pieces, basis.volumes.documents
     arms, workers = config.clustering.arms, config.compute.workers
-    in_shard = min(arms, documents / pieces.shards)
-    of_layout = pieces.ranges * RANGE_BYTES + pieces.shards * in_shard * SIZE_BYTES
+    measured = min(pieces.shards, sort_layout.SPREAD)
+    of_layout = pieces.bundles * pieces.ranges * DEALT_BYTES + measured * min(arms, documents / measured) * SIZE_BYTES
     of_layout += (arms + pieces.parts) * shape.dimension * MOMENT_BYTES
     of_choice = REGRESSION_BYTES + basis.scored * (SCORE_BYTES + VALUE_BYTES * shape.document_values)
     of_choice += basis.chosen * (CHOSEN_BYTES + 4 * HASHES + 4 * shape.dimension)
     window = max(IN_FLIGHT, CALLS_PER_THREAD * workers)
-    gathering = min(window, pieces.groups) * pieces.ranges / pieces.groups * RANGE_SENT_BYTES
+    gathering = min(window, pieces.ranges) * pieces.bundles * DEALT_SENT_BYTES
     return {
         "driver": round(PROCESS_BYTES + max(of_layout, of_choice)),
         "scheduler": round(SCHEDULER_BYTES + window * TASK_BYTES + gathering + workers * WORKER_KNOWN_BYTES),

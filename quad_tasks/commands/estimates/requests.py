@@ -35,6 +35,8 @@ PREDICTION_READS = 7
 """Of a block of predictions: four digits of the cut, its edge, what lies near it, what is left to gain."""
 FILLS = 2
 """Times a budget is filled: once more where near-duplicates were left out."""
+PASSING_BYTES = (40, 40, 8)
+"""Of a document: hashes of its text and its id with its number each, twice; its arm and its distance."""
 REPORTED_DOCUMENTS = 3_000
 """Whose texts or embeddings a report reads."""
 
@@ -104,19 +106,21 @@ def _embed(run: Run) -> Requests:
 
 
 def _cluster(run: Run) -> Requests:
-    """Count assignments, drift, duplicates (each partition reads the hashes of all shards, four times), and the layout.
+    """Count assignments, drift from new centroids, duplicates, sought twice, and the layout.
 
-    Of new centroids each range of arms, as many as partitions, reads arms and distances of all shards. A sorted piece
-    reads all vectors of its shard; a group reads a range of nearly every sorted piece.
+    A partition reads a range of every bundle of hashes or distances, and a range of arms one of nearly every bundle of
+    sorted pieces.
     """
     pieces = run.pieces
     document = run.stored_bytes / run.documents + 4 * run.document_values
     assigned = TABLE + 2 * math.ceil(run.documents / pieces.shards / PART_ROWS)
-    reads = (37 + (4 + assigned) * pieces.partitions) * pieces.shards + 4 * pieces.shard_blocks + 11 * pieces.sorted
-    reads += pieces.sorted + 3 * pieces.ranges + pieces.groups + 2 * pieces.parts + 15
-    tables = pieces.sorted * _uploads(document * run.documents / pieces.sorted)
+    reads = (39 + assigned) * pieces.shards + 4 * pieces.shard_blocks + 11 * pieces.sorted
+    reads += 5 * pieces.partitions * pieces.hash_bundles + 2 * pieces.bundles
+    reads += pieces.dealt + pieces.groups + 2 * pieces.parts + 15
+    passing = sum(_uploads(each * run.documents / pieces.hash_bundles) for each in PASSING_BYTES)
+    tables = pieces.hash_bundles * passing + pieces.bundles * _uploads(document * run.documents / pieces.bundles)
     tables += pieces.parts * _uploads(document * run.documents / pieces.parts)
-    return Requests(reads, 4 * pieces.shards + pieces.sorted + pieces.groups + tables + 20)
+    return Requests(reads, 4 * pieces.shards + pieces.bundles + pieces.groups + tables + 24)
 
 
 def _overlap(run: Run) -> Requests:

@@ -30,7 +30,7 @@ from quad_tasks.storage.keys import (
 )
 from quad_tasks.storage.manifest import digest, read_manifest, write_manifest
 from quad_tasks.storage.store import Store
-from quad_tasks.storage.tables import PART_ROWS, SHUFFLE_GROUP_ROWS
+from quad_tasks.storage.tables import PART_ROWS
 
 if TYPE_CHECKING:
     import faiss
@@ -105,9 +105,7 @@ def assign_shard(store: Store, pool: str, name: str, clustering: str, seed: int)
         return
     embeddings = tables.read_array(store, embeddings_key(pool, read_clustering(store, clustering).embedder, name))
     arms, distances = kmeans.assign_arms(embeddings, *_load_search(store, clustering))
-    ids = [
-        i for batch in iter_documents(store, pool, name, ["id"], SHUFFLE_GROUP_ROWS) for i in batch["id"].to_pylist()
-    ]
+    ids = [i for batch in iter_documents(store, pool, name, ["id"]) for i in batch["id"].to_pylist()]
     order = np.array([order_key(seed, i) for i in ids], dtype=np.uint64)
     table = pa.table([arms, order, distances], schema=ASSIGNMENT_SCHEMA)
     tables.write_table_stream(store, key, ASSIGNMENT_SCHEMA, table.to_batches(), PART_ROWS)

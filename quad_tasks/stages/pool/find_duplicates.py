@@ -10,14 +10,13 @@ Shape suffixes: N documents, P partitions, C columns.
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from quad_tasks.runtime.tasks import map_tasks
 from quad_tasks.stages.pool.ingest import iter_documents, read_shard
-from quad_tasks.stages.pool.shuffle import Dealt, iter_range, write_ranges
+from quad_tasks.stages.pool.shuffle import Dealt, Stored, iter_range, list_stored, write_ranges
 from quad_tasks.storage import tables
 from quad_tasks.storage.keys import dealt_hashes_folder, dealt_hashes_key, hashes_key, pool_folder
 from quad_tasks.storage.lease import check_lease
@@ -33,14 +32,6 @@ TEXT, ID = slice(0, 2), slice(2, 3)
 """Columns of a document's hashes: two of its text, one of its id."""
 Duplicates = tuple[Int64, Int64]
 """Rows of a shard with a text, and with an id, that the pool has already."""
-
-
-class Piece(NamedTuple):
-    """What a bundle has of a partition: the key of its object, and the bytes [start, end) of it."""
-
-    key: str
-    start: int
-    end: int
 
 
 def find_duplicates(store: Store, pool: str, names: Sequence[str]) -> list[Duplicates]:
@@ -59,12 +50,8 @@ def find_duplicates(store: Store, pool: str, names: Sequence[str]) -> list[Dupli
         for number, (first, end) in enumerate(itertools.pairwise(bounds))
     ]
     dealt: list[Dealt] = map_tasks(deal_hashes, bundles, "deal hashes", "bundles of shards")
-    items = []
-    for number in range(2 * partitions):
-        bytes_of = [each.bounds[number : number + 2].tolist() for each in dealt]
-        items.append(
-            (store, [Piece(dealt_hashes_key(pool, i), *own) for i, own in enumerate(bytes_of)], number < partitions)
-        )
+    stored = list_stored([dealt_hashes_key(pool, number) for number in range(len(dealt))], dealt)
+    items = [(store, own, number < partitions) for number, own in enumerate(stored)]
     found = map_tasks(find_repeats, items, "find duplicates", "partitions")
     check_lease(store, pool_folder(pool))
     for key in store.list(dealt_hashes_folder(pool)):
@@ -120,14 +107,14 @@ def deal_hashes(store: Store, pool: str, bundle: int, names: Sequence[str], firs
     return write_ranges(store, dealt_hashes_key(pool, bundle), deal())
 
 
-def find_repeats(store: Store, pieces: Sequence[Piece], of_texts: bool) -> Int64:
+def find_repeats(store: Store, stored: Sequence[Stored], of_texts: bool) -> Int64:
     """Find repeated texts, or repeated ids, among the hashes of one partition, on a worker.
 
     Returns:
         Numbers of the documents, counted through all shards, that have what an earlier one has; ascending.
     """
     columns = (2 if of_texts else 1) + 1
-    frames = [np.frombuffer(frame, np.uint64) for piece in pieces for frame in iter_range(store, *piece)]
+    frames = [np.frombuffer(frame, np.uint64) for one in stored for frame in iter_range(store, *one)]
     rows = np.concatenate([np.empty(0, np.uint64), *frames]).reshape(-1, columns)
     found: Int64 = rows[_repeats(rows[:, :-1]), -1].astype(np.int64)
     return found

@@ -6,11 +6,12 @@ told to whoever reads it.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from quad_tasks.storage.manifest import check_digest
 from quad_tasks.storage.store import Store
@@ -31,6 +32,14 @@ class Dealt(NamedTuple):
 
     bounds: npt.NDArray[np.int64]
     sha256: str
+
+
+class Stored(NamedTuple):
+    """What an object has of a range: its key, and the bytes [start, end) of it."""
+
+    key: str
+    start: int
+    end: int
 
 
 def write_ranges(store: Store, key: str, ranges: Iterable[Iterable[bytes]]) -> Dealt:
@@ -71,6 +80,36 @@ def iter_range(store: Store, key: str, start: int, end: int) -> Iterator[memoryv
         if not done:  # the object ends before its frame does
             check_digest(store, key, expected=f"of {size} bytes", got=f"of {len(data)} bytes")
         start += done
+
+
+def list_stored(keys: Sequence[str], dealt: Sequence[Dealt]) -> list[list[Stored]]:
+    """List what each object has of every range, range by range."""
+    bounds_BR = np.stack([each.bounds for each in dealt]).tolist()
+    return [
+        [Stored(key, *bounds[r : r + 2]) for key, bounds in zip(keys, bounds_BR, strict=True)]
+        for r in range(len(bounds_BR[0]) - 1)
+    ]
+
+
+def encode_rows(table: pa.Table) -> pa.Buffer:
+    """Turn rows of a table into a payload, compressed, that `decode_rows` reads."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+        stream.write_table(table.combine_chunks())
+    return sink.getvalue()
+
+
+def decode_rows(data: bytes | memoryview) -> pa.Table:
+    """Read the rows of a payload."""
+    with pa.ipc.open_stream(pa.py_buffer(data)) as stream:
+        return stream.read_all()
+
+
+def name_elements(field: pa.Field) -> pa.Field:
+    """Name what a list holds as Parquet does: a table of rows dealt out is then the same bytes as one of rows read."""
+    if not pa.types.is_fixed_size_list(field.type):
+        return field
+    return field.with_type(pa.list_(pa.field("element", field.type.value_type), field.type.list_size))
 
 
 def _frame_bytes(data: memoryview) -> int:

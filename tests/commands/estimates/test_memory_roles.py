@@ -38,10 +38,11 @@ def basis(tmp_path, documents, shards=1000, scored=0, budget=500, workers=64, ar
 
 
 def test_the_driver_of_a_small_choice_holds_the_ranges_and_sizes_of_a_layout(tmp_path):
-    """280 bytes a range of a sorted piece, 24 an arm in a shard, 16 a coordinate of the sums of arms and parts."""
-    planned = basis(tmp_path, 10**8)
-    sums = (1000 + planned.pieces.parts) * 128 * 16
-    layout = 280 * planned.pieces.ranges + 24 * 1000 * 1000 + sums
+    """24 bytes a range in a bundle, 24 an arm in each of 256 tasks, 16 a coordinate of the sums of arms and parts."""
+    planned = basis(tmp_path, 10**9, shards=10_000, arms=10_000)
+    sums = (10_000 + planned.pieces.parts) * 128 * 16
+    layout = 24 * planned.pieces.bundles * planned.pieces.ranges + 24 * 256 * 10_000 + sums
+    assert layout > REGRESSION_BYTES
     assert role_memory(planned)["driver"] == PROCESS_BYTES + layout
 
 
@@ -53,9 +54,13 @@ def test_what_is_scored_and_chosen_adds_its_features_and_signatures(tmp_path):
     assert role_memory(planned)["driver"] == PROCESS_BYTES + REGRESSION_BYTES + scored + chosen
 
 
-def test_many_small_files_cost_the_driver_a_range_for_each_group(tmp_path):
+def test_the_layout_of_many_small_files_costs_the_driver_what_one_of_few_large_ones_does(tmp_path):
     few, many = (role_memory(basis(tmp_path, 10**8, shards=n))["driver"] for n in (1000, 100_000))
-    assert many > 5 * few
+    assert many == pytest.approx(few, rel=0.05)
+
+
+def test_the_driver_of_a_billion_documents_takes_a_few_gigabytes(tmp_path):
+    assert role_memory(basis(tmp_path, 10**9, shards=10_000, arms=10_000))["driver"] < 2 * 10**9
 
 
 def test_the_scheduler_holds_a_window_of_tasks_however_many_documents_there_are(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 
 from quad_tasks.commands.estimates.pieces import count_pieces, pieces_at_once, touched
 from quad_tasks.stages.bandit.pool_prediction import cut_blocks
-from quad_tasks.stages.pool.lay_out_arms import PIECE_BYTES, PIECE_ROWS, cut_groups
+from quad_tasks.stages.pool import sort_layout
+from quad_tasks.stages.pool.sort_layout import PIECE_BYTES, PIECE_ROWS, Sizes, cut_groups
 from quad_tasks.storage.row_groups import cut_rows
 from quad_tasks.storage.tables import PART_BYTES, PART_ROWS, ROW_GROUP_BYTES, ROW_GROUP_ROWS
 
@@ -31,11 +32,26 @@ def test_pieces_are_as_many_as_the_stages_cut(documents, shards, arms, mean_byte
     assert found.blocks == len(cut_blocks("folder", documents))
 
 
-def test_a_group_gathers_from_as_many_pieces_as_a_random_order_puts_into_it():
-    found = count_pieces(3_000_000, 3_000_000 * 300, 60, 200)
+@pytest.mark.parametrize("mean_bytes", [1_400, 40_000])
+@pytest.mark.parametrize(("documents", "shards"), [(5_000, 2), (3_000_000, 1000), (20_000_000, 20), (300_000_000, 300)])
+def test_bundles_are_as_many_as_the_layout_makes(documents, shards, mean_bytes):
+    found = count_pieces(documents, documents * mean_bytes, shards, 200)
+    bounds = cut_rows(np.full(documents // shards, mean_bytes), PIECE_ROWS, PIECE_BYTES)
+    n_bytes = [mean_bytes * (end - first) for first, end in itertools.pairwise(bounds)]
+    none = np.empty(0, dtype=np.int64)
+    sizes = Sizes(none, none, none, [bounds] * shards, [n_bytes] * shards)
+    bundles = sort_layout._bundle_pieces([""] * shards, [none] * shards, [sizes])
+    assert sum(map(len, bundles)) == found.sorted
+    assert found.bundles == pytest.approx(len(bundles), rel=0.1)
+
+
+def test_a_range_gathers_from_as_many_bundles_as_a_random_order_puts_into_it():
+    found = count_pieces(3_000_000, 3_000_000 * 300, 60_000, 200)
+    assert found.bundles == pytest.approx(256, rel=0.05)
     generator = np.random.default_rng(0)
-    inside = [len(np.unique(generator.integers(0, found.groups, 50_000))) for _ in range(found.sorted)]
-    assert found.ranges == pytest.approx(sum(inside), rel=0.02)
+    rows = 3_000_000 // found.bundles
+    inside = [len(np.unique(generator.integers(0, found.ranges, rows))) for _ in range(found.bundles)]
+    assert found.dealt == pytest.approx(sum(inside), rel=0.02)
 
 
 def test_documents_drawn_at_random_lie_in_as_many_places_as_a_draw_finds():

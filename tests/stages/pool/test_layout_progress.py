@@ -6,7 +6,8 @@ import pytest
 from quad_tasks.core.clustering.kmeans import arm_moments
 from quad_tasks.manifests.pool import Part
 from quad_tasks.stages.pool.arm_sums import ArmSums
-from quad_tasks.stages.pool.layout_progress import PartSummary, Piece, find_group, find_piece, keep_group, keep_piece
+from quad_tasks.stages.pool.layout_progress import PartSummary, find_bundle, find_group, keep_bundle, keep_group
+from quad_tasks.stages.pool.shuffle import Dealt
 from quad_tasks.storage.manifest import file_sha256
 from quad_tasks.storage.store import open_store
 
@@ -26,16 +27,16 @@ def summary(store, key: str) -> PartSummary:
     return PartSummary(part, 8, ArmSums(moments, np.array([3, 4])))
 
 
-def test_a_piece_is_found_as_it_was_kept(store):
-    piece = Piece(np.array([[0, 0, 4], [3, 4, 1]]), file_sha256(store, "table"))
-    assert find_piece(store, "record", "table", "this") is None
-    keep_piece(store, "record", "this", piece)
-    found = find_piece(store, "record", "table", "this")
-    np.testing.assert_array_equal(found.ranges, piece.ranges)
-    assert found.sha256 == piece.sha256
-    assert find_piece(store, "record", "table", "another") is None
-    store.put("table", b"another table")
-    assert find_piece(store, "record", "table", "this") is None
+def test_a_bundle_is_found_as_it_was_kept(store):
+    dealt = Dealt(np.array([0, 4, 9]), file_sha256(store, "table"))
+    assert find_bundle(store, "record", "table", "this") is None
+    keep_bundle(store, "record", "this", dealt)
+    found = find_bundle(store, "record", "table", "this")
+    np.testing.assert_array_equal(found.bounds, dealt.bounds)
+    assert found.sha256 == dealt.sha256
+    assert find_bundle(store, "record", "table", "another") is None
+    store.put("table", b"another object")
+    assert find_bundle(store, "record", "table", "this") is None
 
 
 def test_a_group_is_found_bit_for_bit_as_it_was_kept(store):

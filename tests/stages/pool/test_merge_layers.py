@@ -11,7 +11,7 @@ from small_pool import pool_version, read_column
 
 from quad_tasks.manifests.pool import Layer, PoolVersion
 from quad_tasks.stages.bandit.ledger import arms_of, load_arms
-from quad_tasks.stages.pool import find_duplicates, layout_progress, merge_layers
+from quad_tasks.stages.pool import find_duplicates, layout_progress, merge_layers, sort_layout
 from quad_tasks.stages.pool import lay_out_arms as layout
 from quad_tasks.storage.keys import layer_sums_key
 from quad_tasks.storage.pool_versions import read_version, retire_number
@@ -25,7 +25,7 @@ COLUMNS = ["id", "text", "arm", "shard", "shard_row"]
 @pytest.fixture
 def one_process(monkeypatch):
     """Call tasks one after another in this process."""
-    for module in (find_duplicates, layout, merge_layers):
+    for module in (find_duplicates, layout, merge_layers, sort_layout):
         monkeypatch.setattr(module, "map_tasks", in_turn)
 
 
@@ -59,8 +59,8 @@ def test_layers_merged_are_one_sort_of_all_documents(one_process, shards, first,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merge_layers, "MOST_LAYERED", 1.0)
         patch.setattr(merge_layers, "BLOCK_DOCUMENTS", block)
-        patch.setattr(layout, "PART_ROWS", rows)
-        patch.setattr(layout, "GROUP_ROWS", 2 * rows)
+        patch.setattr(sort_layout, "PART_ROWS", rows)
+        patch.setattr(sort_layout, "GROUP_ROWS", 2 * rows)
         version = in_layers(store, names, [first, *[1] * (len(names) - first)])
     manifest = read_version(store, version)
     adding = {row["shard"] for row in expected}
@@ -129,7 +129,7 @@ def test_what_another_release_left_of_an_interrupted_layout_is_made_again(one_pr
     expected = read_version(calm, lay_out(calm, write_pool(calm, shards, 3)))
     names = write_pool(store, shards, 3)
     with monkeypatch.context() as older:
-        older.setattr(layout, "RECORDS", 1)
+        older.setattr(sort_layout, "RECORDS", 1)
         older.setattr(layout_progress, "sums_arrays", lambda _: {})
         older.setattr(layout, "join_layers", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):

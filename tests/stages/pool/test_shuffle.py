@@ -1,12 +1,15 @@
 """What is dealt out over ranges is read back range by range, and nothing else is taken for it."""
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quad_tasks.stages.pool import shuffle
-from quad_tasks.stages.pool.shuffle import HEAD_BYTES, iter_range, write_ranges
+from quad_tasks.stages.pool.shuffle import HEAD_BYTES, decode_rows, encode_rows, iter_range, name_elements, write_ranges
+from quad_tasks.storage import tables
 from quad_tasks.storage.manifest import DigestMismatch, file_sha256
+from quad_tasks.storage.positions import read_table
 from quad_tasks.storage.store import open_store
 
 ranges = st.lists(st.lists(st.binary(max_size=60), max_size=4), min_size=1, max_size=5)
@@ -37,3 +40,17 @@ def test_a_frame_that_is_not_as_it_was_written_is_refused(tmp_path, at):
     store.put("key", bytes(data[:-2]))
     with pytest.raises(DigestMismatch, match="key"):
         list(iter_range(store, "key", *dealt.bounds[1:].tolist()))
+
+
+@given(st.lists(st.text(max_size=20), max_size=9), st.integers(0, 9), st.integers(0, 9))
+def test_rows_of_a_table_are_the_same_once_decoded(texts, first, n):
+    table = pa.table({"text": pa.array(texts, pa.large_string()), "row": list(range(len(texts)))}).slice(first, n)
+    assert decode_rows(encode_rows(table).to_pybytes()).equals(table)
+
+
+def test_rows_dealt_out_have_the_schema_of_rows_read_from_a_table(tmp_path):
+    schema = tables.arm_row_schema(2, 3)
+    store, named = open_store(str(tmp_path)), pa.schema([name_elements(field) for field in schema])
+    tables.write_table_stream(store, "table", schema, [named.empty_table()], 4)
+    read = read_table(store, "table").schema
+    assert [str(field) for field in named] == [str(field) for field in read] != [str(field) for field in schema]
