@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -126,6 +127,23 @@ def test_of_two_refreshes_of_one_pool_the_second_waits_and_finds_the_work_done(c
 @pytest.mark.slow
 def test_servers_that_a_run_starts_listen_on_loopback_only(race):
     assert race.listening == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_a_proxy_behind_which_nothing_is_keeps_no_dry_run_from_its_plan(corpus, tmp_path, monkeypatch):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{one.getsockname()[1]}"  # nothing listens at it
+        for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, dead)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump(small_config(corpus, str(tmp_path / "workspace"), compute__workers=1)))
+        process = _start(tmp_path, 0, "run", str(config), "--dry-run")
+        process.wait(timeout=TIMEOUT_S)
+    finished = _finished(process, tmp_path, 0)
+    assert finished.code == 0, finished.stderr
 
 
 ENTRYPOINT = "from prefect.flows import load_flow_from_entrypoint as load; load('flows/fit_influence.py:fit_influence')"
