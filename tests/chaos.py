@@ -1,19 +1,21 @@
 """Live through a run under random faults, all in this process, and hold what it ends with against a calm run.
 
 A fault strikes between two operations of the store, at moments and of kinds drawn from a seed: the attempt is ended,
-the store is unavailable for some tries, the clock jumps, or an object that is stored is lost, has a bit flipped or is
-cut short. An attempt that stops is begun again. Objects are brought back from a copy only once the product has refused
-one, or when a run has ended and its verification was asked: what neither finds must be derived, or made again with the
-same bytes.
+the store is unavailable for some tries or slow to answer, the clock jumps, the process is paused past its lease and
+another one drives the run meanwhile, or an object that is stored is lost, has a bit flipped or is cut short. An attempt
+that stops is begun again. Objects are brought back from a copy only once the product has refused one, or when a run has
+ended and its verification was asked: what neither finds must be derived, or made again with the same bytes.
 """
 
 import random
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,16 +23,20 @@ from typing import Any
 import pytest
 
 from flows.select_data import select_data
-from quad_tasks.commands.verify import DERIVED, verify_run
+from quad_tasks.commands import verify
+from quad_tasks.commands.verify import DERIVED
 from quad_tasks.config.schema import RunConfig
 from quad_tasks.runtime.prefect_runs import WITHOUT_PREFECT_VARIABLE
 from quad_tasks.storage import errors, lease, store
 
-KINDS = ("kill", "unavailable", "clock", "lost", "flip", "truncate")
-DAMAGES = KINDS[3:]
+DAMAGES = ("lost", "flip", "truncate")
+KINDS = ("kill", "unavailable", "slow", "clock", "pause", *DAMAGES)
 MOST_TRIES = 4
 """Of an operation that the store refuses; the product gives up after seven."""
 LONGEST_JUMP_S = 7200.0
+LONGEST_ANSWER_S = 1.0
+ELSEWHERE = lease.Owner(host="elsewhere", user="nobody", pid=1, started=datetime.fromtimestamp(0, UTC))
+"""Who drives a run while its own driver is paused."""
 TEMPORARY = ".tmp-"
 UNDECIDING = ("/lease/", "/probes/")
 """Objects that are not damaged: who works where, and what a check leaves for a moment."""
@@ -61,9 +67,10 @@ class Chaos:
     struck: Counter[str] = field(default_factory=Counter)
     damaged: dict[str, tuple[bytes, bytes | None]] = field(default_factory=dict)
     offset_s: float = 0.0
+    taken_over: int = 0
     until_next: int = 0
     operations: int = 0
-    lock: Any = field(default_factory=threading.Lock)
+    lock: Any = field(default_factory=threading.RLock)
 
     def strike(self) -> str | None:
         """Count an operation; return the kind of the fault that comes before it, done where it is one to an object."""
@@ -79,8 +86,24 @@ class Chaos:
             self.left.pop()
             if kind == "clock":
                 self.offset_s += self.random.uniform(-LONGEST_JUMP_S, LONGEST_JUMP_S)
+            if kind == "pause":
+                self.pause()
             self.struck[kind] += 1
             return kind
+
+    def now(self) -> float:
+        """Return the time by a clock that has jumped."""
+        return time.time() + self.offset_s
+
+    def pause(self) -> None:
+        """Let a lease's time pass; another process finds it expired, takes the run over and gives it back."""
+        self.offset_s += lease.LEASE_TTL_S + 1
+        opened = store.open_store(str(self.workspace))
+        with suppress(lease.LeaseHeld):  # it has been renewed meanwhile
+            for folder in self.workspace.glob("runs/*"):
+                key = folder.relative_to(self.workspace).as_posix()
+                lease.release_lease(opened, lease.claim_lease(opened, key, ELSEWHERE, now=self.now))
+                self.taken_over += 1
 
     def damage(self, kind: str) -> bool:
         """Damage a random object that is whole; False where there is none."""
@@ -129,12 +152,14 @@ class Outcome:
 
     Attributes:
         attempts: begun.
+        given_up: attempts that ended because another process had taken the run over.
         refused: messages of attempts that ended by a damaged object.
         unexplained: messages of attempts that ended by anything else than a fault of that time.
         accepted: damaged objects that neither the run nor its verification named, though a result rests on them.
     """
 
     attempts: int = 0
+    given_up: int = 0
     refused: list[str] = field(default_factory=list)
     unexplained: list[str] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
@@ -172,6 +197,9 @@ def _explain(outcome: Outcome, chaos: Chaos, error: Exception) -> None:
     """Note why an attempt ended; where it was a damaged object, all are brought back."""
     message = f"{type(error).__name__}: {error}"
     named = [key for key in chaos.damaged if key in message or any(f"'{p}'" in message for p in Path(key).parents)]
+    if isinstance(error, lease.LeaseLost) and str(ELSEWHERE) in message:
+        outcome.given_up += 1
+        return
     (outcome.refused if named else outcome.unexplained).append(message)
     chaos.repair()
 
@@ -179,14 +207,14 @@ def _explain(outcome: Outcome, chaos: Chaos, error: Exception) -> None:
 def _unnoticed(config: RunConfig, chaos: Chaos) -> list[str]:
     """List damaged objects that a finished run's verification takes for whole."""
     left = [key for key in chaos.still_damaged() if not DERIVED.keys() & set(key.split("/"))]
-    try:
-        verify_run(config)
-    except errors.StorageError as error:
-        shown = str(error)
-        if "more\n" in shown:
-            return []
-        return [key for key in left if key not in shown and "/times/" not in key]
-    return [key for key in left if "/times/" not in key]
+    shown = ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "MOST_SHOWN", sys.maxsize)  # all are named, however many
+        try:
+            verify.verify_run(config)
+        except errors.StorageError as error:
+            shown = str(error)
+    return [key for key in left if key not in shown and "/times/" not in key]  # times: for people, as they were found
 
 
 @contextmanager
@@ -200,6 +228,8 @@ def striking(chaos: Chaos) -> Iterator[None]:
         kind = chaos.strike()
         if kind == "kill":
             raise PowerCut(place)
+        if kind == "slow":
+            time.sleep(chaos.random.uniform(0, LONGEST_ANSWER_S))
         tries = chaos.random.randint(1, MOST_TRIES) if kind == "unavailable" else 0
 
         def attempt() -> Any:
@@ -212,17 +242,13 @@ def striking(chaos: Chaos) -> Iterator[None]:
         return call(attempt, place)
 
     real = time.time
-
-    def jumping() -> float:
-        return real() + chaos.offset_s
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(WITHOUT_PREFECT_VARIABLE, "1")
         patch.setattr(store, "call_with_retries", with_faults)
         patch.setattr(errors, "sleep", lambda _seconds: None)
-        clocks = SimpleNamespace(time=jumping, sleep=time.sleep, monotonic=time.monotonic)
+        clocks = SimpleNamespace(time=chaos.now, sleep=time.sleep, monotonic=time.monotonic)
         patch.setattr(lease, "time", clocks)  # Dask's scheduler, which shares this process, keeps its own
         for function in (lease.claim_lease, lease.renew_lease, lease.lease_holder):
-            given = tuple(jumping if value is real else value for value in function.__defaults__ or ())
+            given = tuple(chaos.now if value is real else value for value in function.__defaults__ or ())
             patch.setattr(function, "__defaults__", given)
         yield

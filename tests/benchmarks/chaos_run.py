@@ -2,7 +2,8 @@
 
 Everything happens in this process, on one Dask worker of it, so that faults of one seed come in much the same places
 (threads may change their order by a little). Prints, and writes with `--out`: `faults` by kind, `runs`, `attempts`,
-`refused`: attempts that ended because an object was not as it had been committed; `unexplained`: attempts that ended by
+`refused`: attempts that ended because an object was not as it had been committed; `taken_over`: pauses in which another
+process drove the run, and `given_up`: attempts that ended when they found so; `unexplained`: attempts that ended by
 anything else; `accepted`: damaged objects that neither a run nor its verification named; `identical`: runs whose rounds
 and selection have the calm run's bytes. Exit code 1 if anything was accepted or unexplained, or a run is not identical.
 """
@@ -57,19 +58,20 @@ def strike(folder: Path, faults: int, seed: int, seconds: float) -> dict[str, An
     began = time.monotonic()
     corpus = write_corpus(folder / "corpus")
     calm = parse_config(small_config(corpus, str(folder / "calm")), "calm")
-    with _cluster():
+    with small_cluster():
         select_data(calm)
     expected = digests_of(calm)
     generator = random.Random(seed)
-    struck, outcomes, identical, operations = Counter[str](), list[Outcome](), 0, 0
+    struck, outcomes, identical, operations, taken_over = Counter[str](), list[Outcome](), 0, 0, 0
     while struck.total() < faults and time.monotonic() - began < seconds:
         config = parse_config(small_config(corpus, str(folder / f"run-{len(outcomes)}")), "disturbed")
         kinds = draw_kinds(min(FAULTS_PER_RUN, faults - struck.total()), generator)
         chaos = Chaos(Path(config.workspace), generator, kinds, GAP)
-        with _cluster():
+        with small_cluster():
             outcomes.append(live(config, chaos))
         struck += chaos.struck
         operations += chaos.operations
+        taken_over += chaos.taken_over
         verified = verify_run(config)
         identical += digests_of(config) == expected and bool(verified["balanced"] and verified["scored_once"])
         print(f"{struck.total()} faults, {len(outcomes)} runs", file=sys.stderr)
@@ -80,6 +82,8 @@ def strike(folder: Path, faults: int, seed: int, seconds: float) -> dict[str, An
         "identical": identical,
         "attempts": sum(one.attempts for one in outcomes),
         "operations": operations,
+        "taken_over": taken_over,
+        "given_up": sum(one.given_up for one in outcomes),
         "refused": sum(len(one.refused) for one in outcomes),
         "unexplained": [message for one in outcomes for message in one.unexplained],
         "accepted": [key for one in outcomes for key in one.accepted],
@@ -87,7 +91,7 @@ def strike(folder: Path, faults: int, seed: int, seconds: float) -> dict[str, An
 
 
 @contextmanager
-def _cluster() -> Iterator[None]:
+def small_cluster() -> Iterator[None]:
     """Open a cluster in this process: one for each run, so that no run waits for what another has left."""
     with (
         dask.config.set({"distributed.scheduler.worker-ttl": None}),
