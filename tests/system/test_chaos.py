@@ -33,7 +33,7 @@ def test_what_verification_takes_for_whole_is_listed_however_much_it_names(small
     folder = tmp_path / "workspace"
     shutil.copytree(small_run.workspace, folder)
     chaos = Chaos(folder, random.Random(0), [], GAP)
-    whole = [path for path in sorted(folder.glob("**/round-*/*.parquet")) if path.stat().st_size]
+    whole = [path for path in sorted(folder.glob("runs/small/**/*.parquet")) if path.stat().st_size]
     assert len(whole) > MOST_SHOWN
     for path in whole:
         data = path.read_bytes()
