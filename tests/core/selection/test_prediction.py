@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from quad_tasks.core.selection.prediction import (
     Predictor,
+    _variance_ratio,
     fit_predictor,
     nearest_to_cut,
     predict,
@@ -45,6 +46,13 @@ def test_shrunken_means_left_out_equal_those_without_the_document() -> None:
     assert leave_one_out_N[3] == pytest.approx(
         (sum_K[arm_N[3]] - value_N[3] + ratio * mean) / (count_K[arm_N[3]] - 1 + ratio)
     )
+
+
+def test_the_ratio_of_variances_of_uneven_arms_is_that_worked_by_hand() -> None:
+    """Within: (2 + 20) / 4; between: 2 (2 - 28/3)² + 4 (13 - 28/3)² = 484/3; of six documents, 6 - (4 + 16) / 6."""
+    value_N, arm_N = np.array([1.0, 3.0, 10.0, 12.0, 14.0, 16.0]), np.array([0, 0, 1, 1, 1, 1], dtype=np.int32)
+    ratio = _variance_ratio(value_N, arm_N, np.array([2, 4]), np.array([4.0, 52.0]))
+    assert ratio == pytest.approx(5.5 * (8 / 3) / (484 / 3 - 5.5))
 
 
 def test_arms_that_do_not_differ_share_one_mean() -> None:
