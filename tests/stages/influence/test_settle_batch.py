@@ -6,6 +6,8 @@ import pytest
 import torch
 from small_pool import small_config, stored
 
+from flows.select_data import select_data
+from quad_tasks.commands.verify import verify_run
 from quad_tasks.config.load import parse_config
 from quad_tasks.stages.influence import settle_batch
 from quad_tasks.storage.store import open_store
@@ -61,3 +63,18 @@ def test_a_configured_number_is_left_as_it_is(config, monkeypatch):
 def test_what_is_kept_beside_a_batch_is_the_larger_of_fit_and_scoring(sets, expected):
     """Covariances and a direction of 800 bytes, or three of each set's."""
     assert settle_batch.kept_bytes(5000, 800, sets) == expected
+
+
+@pytest.mark.slow
+def test_a_run_whose_batches_are_to_be_measured_selects_as_one_with_the_number_does(dask_client, corpus, tmp_path):
+    """On a CPU, with the number that is stated for it; both are whole by their own verification."""
+    parts = {}
+    for tokens in (2048, "auto"):
+        settings = {"model__batch_tokens": tokens, "training__stages": 1, "training__frontier": []}
+        config = parse_config(small_config(corpus, str(tmp_path / str(tokens)), **settings), "small")
+        select_data(config)
+        assert verify_run(config)["balanced"]
+        manifest = stored(open_store(config.workspace), "runs/small/selection/manifest.json")
+        parts[tokens] = [part["sha256"] for part in manifest["parts"]]
+    assert parts["auto"] == parts[2048]
+    assert stored(open_store(str(tmp_path / "auto")), "runs/small/batch.json")["batch_tokens"] == 2048
