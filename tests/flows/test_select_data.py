@@ -135,7 +135,16 @@ def test_a_second_stage_goes_on_from_the_first_ones_checkpoint_and_optimizer(sma
     )
     assert 0 < first < second
     assert store.exists("runs/small/stage-01/trained/selected-0/optimizer.safetensors")
-    assert report_of(small_run)["stages"][1]["direction"] != report_of(small_run)["stages"][0]["direction"]
+    pilots = [stored(store, f"runs/small/stage-{n:02d}/round-00000/manifest.json")["info"] for n in range(2)]
+    assert pilots[0]["direction"] != pilots[1]["direction"]
+
+
+def test_the_report_names_the_direction_that_the_gate_let_rank_each_stage(small_run):
+    gate = stored(open_store(small_run.workspace), "runs/small/stage-01/gate.json")
+    first, second = report_of(small_run)["stages"]
+    assert second["refit_accepted"] is gate["accepted"]
+    assert second["direction"] == gate["used"]
+    assert (second["direction"] == first["direction"]) is not gate["accepted"]
 
 
 def test_status_and_configuration_are_read_back_from_the_workspace(small_run):
