@@ -12,6 +12,7 @@ from quad_tasks.stages.influence.find_overlap import search_positions
 from quad_tasks.stages.influence.fit_direction import fit_direction
 from quad_tasks.stages.influence.fit_factors import fit_factors
 from quad_tasks.stages.influence.prepare_reference import prepare_reference
+from quad_tasks.stages.influence.settle_batch import settle_batch
 from quad_tasks.stages.selection.train import peak_rate
 from quad_tasks.storage.store import open_store
 
@@ -28,7 +29,7 @@ def fit_influence(config: RunConfig, version: Key = None, checkpoint: Key = None
         checkpoint: key of the checkpoint; None: the one the pool version was tokenized for.
         reference: key of the reference tables; None: the run's, or those of the reference files as they are now.
     """
-    store, run, use = open_store(config.workspace), config.run, config.model_use()
+    store, run = open_store(config.workspace), config.run
     with dask_cluster(config.compute):
         if reference is None:
             reference = pinned_reference(store, run)
@@ -36,6 +37,7 @@ def fit_influence(config: RunConfig, version: Key = None, checkpoint: Key = None
             reference = prepare_reference(store, config.reference, config.heldout, config.seed)
         version = version or pinned_pool(store, run) or refresh_pool(config, reference)
         checkpoint = checkpoint or starting_checkpoint(store, version)
+        use = settle_batch(store, config, checkpoint).model_use()
         held_out = search_positions(store, run, version, reference, config.heldout.overlap_words)
         with timed(store, run, "fit"):
             if config.bandit.scorer == CONDITIONAL_LOSS:

@@ -28,7 +28,7 @@ def measure_selfcheck(workspace: str, config: RunConfig | None, quick: bool) -> 
         ConfigError: a small size is asked for.
     """
     if quick:
-        raise ConfigError("--quick: expected it with another experiment, found selfcheck, of which there is one size")
+        raise ConfigError("--quick: the self-check has one size; leave it out")
     compute = config.compute if config else ComputeConfig()
     runs = prepare(workspace, compute, f"selfcheck-{uuid4().hex[:8]}")
     select_data(runs.planted)

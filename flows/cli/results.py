@@ -137,7 +137,8 @@ def _refuse_given(context: typer.Context, *names: str) -> None:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             raise ConfigError(
-                f"--{name.replace('_', '-')}: expected --influence without it, which writes one Parquet file"
+                f"--{name.replace('_', '-')}: expected it without --influence, which writes one Parquet file of "
+                "every document's influence"
             )
 
 

@@ -6,6 +6,7 @@ cannot be read. Refuses to overwrite a file. The configuration is written with i
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -20,6 +21,7 @@ from quad_tasks.commands.input_sample import Sample, look_at, value_at
 from quad_tasks.commands.schema import write_schema
 from quad_tasks.config.load import parse_config
 from quad_tasks.config.schema import ConfigError, TrainingConfig
+from quad_tasks.config.values import NAME_PATTERN
 from quad_tasks.runtime.check_environment import check_inputs
 from quad_tasks.storage.input_documents import InputError, expand_inputs
 
@@ -104,6 +106,8 @@ def write_config(
         ConfigError: the file exists already, no file can be read, or a run cannot have this name.
         InputError: a pattern matches nothing.
     """
+    if not re.fullmatch(NAME_PATTERN, run):
+        raise ConfigError(f"--run: expected at most 80 letters, digits, _ . and -, found {run!r}")
     if out.exists():
         raise ConfigError(f"{out}: expected no file, found one; give another with --out")
     pool = _look(files, "pool")

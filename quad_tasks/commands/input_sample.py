@@ -38,6 +38,8 @@ WHOLE_BYTES = 64 * 2**20
 """Inputs up to this size, as stored, are read whole."""
 SAMPLED_FILES = 24
 SAMPLED_RECORDS = 500
+MOST_BAD = 50_000
+"""Bad records of a large file that are read before it is taken to hold no good one."""
 PROBED_BYTES = 2_000_000
 """Text the probe works on, at most."""
 KEPT_RECORDS = 1000
@@ -164,7 +166,8 @@ def _read(uri: str, size_bytes: int, sample: Sample, fields: Fields | None) -> f
                     sample.records, sample.every = sample.records[1::2], 2 * sample.every
             if not sample.exact:
                 read += [record] if isinstance(record, dict) else []
-                if SAMPLED_RECORDS in (len(bad), n - len(bad)):
+                good = n - len(bad)
+                if good == SAMPLED_RECORDS or len(bad) >= (SAMPLED_RECORDS if good else MOST_BAD):
                     break
         else:
             read, whole = [], True

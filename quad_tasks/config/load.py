@@ -51,7 +51,7 @@ def parse_config(body: dict[str, Any], origin: str, overrides: Sequence[str] = (
         config = RunConfig.model_validate(body)
     except ValidationError as error:
         errors = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
-        raise ConfigError("\n".join(_explain(origin, e) for e in errors)) from None
+        raise ConfigError("\n".join(_explain_all(origin, errors))) from None
     share = f"{config.selection.general_share:g}"
     if share in [f"{other:g}" for other in config.training.frontier]:
         raise ConfigError(
@@ -90,8 +90,37 @@ def _assign(body: dict[str, Any], override: str) -> None:
     body[last] = [parsed] if many else parsed
 
 
-def _explain(origin: str, error: Any) -> str:
-    location = ".".join(str(part) for part in error["loc"])
+def _explain_all(origin: str, errors: Sequence[Any]) -> list[str]:
+    """Say what is wrong, a line for each key: a value that may be of several kinds has an error for each of them."""
+    by_key: dict[tuple[str | int, ...], list[Any]] = {}
+    for error in errors:
+        by_key.setdefault(_key(error["loc"]), []).append(error)
+    lines = []
+    for key, of_key in by_key.items():
+        first, *others = (_explain(origin, key, error) for error in of_key)
+        expected = [other.partition(": expected ")[2].partition(", found ")[0] for other in others]
+        said, found, value = first.partition(", found ")
+        lines.append(" or ".join([said, *expected]) + found + value)
+    return lines
+
+
+def _key(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Return the part of an error's location that names a key: what follows is the kind of value that was tried."""
+    model: Any = RunConfig
+    for n, part in enumerate(location):
+        fields = getattr(model, "model_fields", None)
+        if fields is None:
+            by_name = get_args(model)  # of a mapping of names to models
+            if len(by_name) != 2 or not hasattr(by_name[1], "model_fields"):
+                return location[: n + 1] if isinstance(part, int) else location[:n]
+            model = by_name[1]
+        else:
+            model = fields[part].annotation if part in fields else None
+    return location
+
+
+def _explain(origin: str, key: tuple[str | int, ...], error: Any) -> str:
+    location = ".".join(str(part) for part in key)
     found = error["input"]
     if error["type"] == "extra_forbidden":
         known = _keys_beside(error["loc"])
@@ -100,7 +129,8 @@ def _explain(origin: str, error: Any) -> str:
         return f"{origin}: {location}: unknown key{hint} (known: {', '.join(known)})"
     if error["type"] == "missing":
         return f"{origin}: {location}: expected a value, found none"
-    message = error["msg"].removeprefix("Value error, ")
+    message = "bytes, or a size such as 10GB" if error["type"] == "byte_size" else error["msg"]
+    message = message.removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     expected = message if error["type"] == "value_error" else f"{message}, found {found!r}"
     return f"{origin}: {location}: expected {expected.removeprefix('input should be ')}"

@@ -183,7 +183,7 @@ class BanditConfig(Section):
     preset: PolicyName = Field("paper", description="Arm-choosing policy.")
     alpha: Annotated[float, Field(ge=0)] | None = Field(
         None,
-        description="Weight of the exploration bonus, which `thompson` has not; None: the preset's, 1e-4 with "
+        description="Weight of the exploration bonus; `thompson` has none. None: the preset's, 1e-4 with "
         "`released`, else 1.",
     )
     arms_per_round: Positive | None = Field(

@@ -1,8 +1,8 @@
 """Summarise what a finished run knows of its documents, for the report: influence, examples, a map, diversity.
 
 Influence is per token along the direction that ranked the last stage's documents; > 0: training on the document lowers
-the reference loss. Samples are drawn from generators of
-the run's seed, so that a report written again shows the same documents.
+the reference loss. Samples are drawn from generators of the run's seed, so that a report written again shows the same
+documents.
 """
 
 import numpy as np

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as TooSlow
 from functools import partial
+from glob import has_magic
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +23,9 @@ from quad_tasks.storage.input_files import expand_inputs, open_input
 from quad_tasks.storage.store import HUB_SCHEME, UnsupportedStore, check_conditional_create, connect, open_store
 
 ANSWER_S = 8.0
-"""What a check waits for an answer from elsewhere: all checks together stay within ten seconds."""
+"""What a check waits for an answer from elsewhere."""
+LISTING_S = 120.0
+"""What it waits for the names that match a glob: a store lists a thousand at a time."""
 LEAST_FREE_BYTES = 2**26
 LARGE_DATABASE_BYTES = 2**28
 VACUUM_VARIABLE = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
@@ -158,7 +161,8 @@ def check_inputs(patterns: Mapping[str, Sequence[str]]) -> str:
             _check_answers(pattern, key)
             asked.add(_store_of(pattern))
         try:
-            _within(partial(_read_first, pattern), f"{key}: {redact(pattern)}")
+            seconds = LISTING_S if has_magic(pattern) else ANSWER_S
+            _within(partial(_read_first, pattern), f"{key}: {redact(pattern)}", seconds)
         except (StorageError, OSError) as error:
             raise ConfigError(f"{key}: {redact(str(error))}: {_remedy(pattern)}") from None
     return ", ".join(sorted(asked)) or "on this machine"
@@ -326,9 +330,10 @@ def _nearest(folder: Path) -> Path:
     return folder
 
 
-def _within(call: Callable[[], T], place: str) -> T:
-    """Wait for an answer from elsewhere for `ANSWER_S` at most; a call that gets none does not keep the process."""
+def _within(call: Callable[[], T], place: str, seconds: float | None = None) -> T:
+    """Wait this long at most for an answer from elsewhere (None: `ANSWER_S`); one without does not keep the process."""
+    seconds = seconds or ANSWER_S
     try:
-        return call_in_daemon(call).result(ANSWER_S)
+        return call_in_daemon(call).result(seconds)
     except TooSlow:
-        raise ConfigError(f"{place}: expected an answer within {ANSWER_S:.0f} s, got none") from None
+        raise ConfigError(f"{place}: expected an answer within {seconds:.0f} s, got none") from None

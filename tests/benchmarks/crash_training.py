@@ -5,25 +5,24 @@ the training (`training.checkpoint_every_s`) since the attempt began, and a rand
 kill costs is the time since the state that the next attempt goes on from was kept.
 
 Prints, and writes with `--out`, `identical`: weights, optimizer and measured losses have the calm run's digests; and
-for each kill the steps that were kept and the seconds lost, which `checkpoint_every_s` and one step bound.
+for each kill the steps that were kept and the seconds from the last kept state until every process was gone.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import platform
 import random
+import shlex
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
+from bench_selection import describe_environment
 from crash_resume import kill_group, start
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -58,8 +57,9 @@ def main() -> None:
         disturbed.finish()
         expected, found = calm.digests(), disturbed.digests()
         steps = int(stored(calm.store, losses_key(TRAINED))["training"]["steps"])
+    command = shlex.join(["python", "tests/benchmarks/crash_training.py", *sys.argv[1:]])
     body = {
-        "environment": _environment(),
+        "environment": describe_environment(command),
         "seconds": round(time.monotonic() - began),
         "checkpoint_every_s": EVERY_S,
         "steps": steps,
@@ -129,19 +129,6 @@ class Run:
         except StorageError as error:
             raise SystemExit(f"expected a state that is whole, found {error}") from None
         return TrainingRecord(**json.loads(metadata[RECORD])).steps
-
-
-def _environment() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return {
-        "command": f"python {' '.join(sys.argv)}",
-        "commit": commit.stdout.strip(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores ({platform.machine()}), no GPU",
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-    }
 
 
 def _arguments() -> Any:

@@ -51,9 +51,10 @@ def test_the_run_has_the_name_that_is_asked_for(shards, run):
     assert f"quad status {run}\n" in (shards / "config.yaml").read_text()
 
 
-def test_a_name_that_no_run_can_have_is_refused_and_nothing_is_written(shards):
-    with pytest.raises(ConfigError, match=r"config.yaml: run: expected"):
-        write_config([f"{shards}/pool/*"], shards / "config.yaml", run="my novels: 2")
+@pytest.mark.parametrize("run", ["my novels: 2", "a\nb", ""])
+def test_a_name_that_no_run_can_have_is_refused_and_nothing_is_written(shards, run):
+    with pytest.raises(ConfigError, match=r"^--run: expected at most 80 letters"):
+        write_config([f"{shards}/pool/*"], shards / "config.yaml", run=run)
     assert not (shards / "config.yaml").exists()
 
 

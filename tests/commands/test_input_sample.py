@@ -148,7 +148,9 @@ def test_bad_records_take_their_bytes(tmp_path, records, bad, spoil):
 def test_a_file_that_begins_badly_is_not_said_to_hold_nothing(tmp_path, records):
     lines = [json.dumps({"body": "x"})] * 600 + [json.dumps(record) for record in records]
     (tmp_path / "late.jsonl").write_text("\n".join(lines))
-    assert look_at([str(tmp_path / "late.jsonl")], Fields(), whole_bytes=1).broken == {}
+    sample = look_at([str(tmp_path / "late.jsonl")], Fields(), whole_bytes=1)
+    assert sample.broken == {}
+    assert 0 < sample.documents <= N_RECORDS
     assert look_at([str(tmp_path / "late.jsonl")], Fields()).documents == N_RECORDS
 
 

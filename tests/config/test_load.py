@@ -64,3 +64,18 @@ def test_a_required_section_without_keys_names_what_it_lacks():
 def test_a_frontier_trains_nothing_twice(frontier, message):
     with pytest.raises(ConfigError, match=message):
         parse_config({**BODY, "training": {"frontier": frontier}}, "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.batch_tokens=0", "model.batch_tokens: expected greater than 0 or 'auto', found 0"),
+        ("compute.memory_limit=large", "compute.memory_limit: expected bytes, or a size such as 10GB, found 'large'"),
+        ("training.frontier=[0.1, 2]", "training.frontier.1: expected less than or equal to 1, found 2"),
+        ("reference.sets={a: {inputs: [x], weight: -1}}", "reference.sets.a.weight: expected greater than 0, found -1"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_its_key(override, message):
+    with pytest.raises(ConfigError) as raised:
+        parse_config(dict(BODY), "config.yaml", [override])
+    assert str(raised.value) == f"config.yaml: {message}"

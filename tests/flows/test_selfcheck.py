@@ -31,6 +31,6 @@ def test_all_four_verdicts_hold(found):
 
 
 def test_a_small_size_that_there_is_not_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"--quick: expected it with another experiment, found selfcheck"):
+    with pytest.raises(ConfigError, match=r"--quick: the self-check has one size"):
         measure_selfcheck(str(tmp_path), None, quick=True)
     assert list(tmp_path.iterdir()) == []

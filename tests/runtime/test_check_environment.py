@@ -6,6 +6,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -210,6 +211,7 @@ class Overloaded(BaseHTTPRequestHandler):
     ("key", "check"),
     [
         ("pool.inputs", lambda: environment.check_inputs({"pool.inputs": ["s3://bucket/pool/*.jsonl"]})),
+        ("pool.inputs", lambda: environment.check_inputs({"pool.inputs": ["s3://bucket/pool/a.jsonl"]})),
         ("workspace", lambda: environment.check_workspace("s3://bucket/pool")),
     ],
 )
@@ -221,10 +223,24 @@ def test_a_store_that_only_asks_to_come_back_is_named_in_the_time_of_one_answer(
         monkeypatch.setattr("quad_tasks.storage.errors.sleep", lambda _seconds: over.wait())
         over = threading.Event()
         monkeypatch.setattr(environment, "ANSWER_S", 2.0)
+        monkeypatch.setattr(environment, "LISTING_S", 2.0)
         with pytest.raises(ConfigError, match=rf"^{key}: s3://bucket/pool.*: expected an answer within 2 s, got none"):
             check()
         over.set()
         server.shutdown()
+
+
+def test_many_names_may_take_longer_to_list_than_an_answer_takes(s3, monkeypatch):
+    listed = environment.expand_inputs
+
+    def slowly(patterns):
+        time.sleep(1.5)
+        return listed(patterns)
+
+    monkeypatch.setattr(environment, "expand_inputs", slowly)
+    monkeypatch.setattr(environment, "_check_answers", lambda *_: None)
+    monkeypatch.setattr(environment, "ANSWER_S", 1.0)
+    assert environment.check_inputs({"pool.inputs": ["s3://bucket/pool/*.jsonl"]}) == "s3://bucket"
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:///a.jsonl", "nothing://a.jsonl"])

@@ -88,25 +88,29 @@ def gain_over_documents(before_SN: Float64, after_SN: Float64, target_N: Float64
     Args:
         before_SN: [S, N] summed nats of each repeat and document under the baseline.
         after_SN: [S, N] the same under the method, repeats paired.
-        target_N: [N] targets of each document, or what it weighs.
+        target_N: [N] targets of each document, or what it weighs; one of 0 tells nothing and is left out.
 
     Returns:
         The interval; None of fewer than two documents, which do not tell how another one would differ.
     """
-    saved_SN, n_repeats, n_documents = before_SN - after_SN, len(before_SN), len(target_N)
+    measured_N = target_N > 0
+    saved_SN, target_N = (before_SN - after_SN)[:, measured_N], target_N[measured_N]
+    n_repeats, n_documents = saved_SN.shape
     if n_documents < 2:
         return None
     mean = float(saved_SN.sum() / (n_repeats * target_N.sum()))
-    # what each document adds to the ratio of sums, as leaving it out shows (jackknife): a long one pulls the mean to it
-    share_N = target_N / target_N.sum()
-    residual_SN = (saved_SN - mean * target_N) / target_N.mean() * (1 - 1 / n_documents) / (1 - share_N)
-    # Student's half width over documents, of as many as would weigh the same; it holds single measurements' noise too
-    level = (1 + CONFIDENCE) / 2
-    half = float(student.ppf(level, max(1.0, 1 / np.sum(share_N**2) - 1)) * sem(residual_SN.mean(axis=0)))
+    # what each document adds to the ratio of sums, linearised about the mean: its own mean is 0
+    residual_SN = (saved_SN - mean * target_N) / target_N.mean()
+    repeat_S, document_N = residual_SN.mean(axis=1, keepdims=True), residual_SN.mean(axis=0)
+    # Student's half width over documents, of as many as would weigh the same; it holds single measurements' noise too.
+    # What leaving a document out shows (jackknife) is more than its residual: a long one pulls the mean to it
+    level, share_N = (1 + CONFIDENCE) / 2, target_N / target_N.sum()
+    left_out_N = document_N * (1 - 1 / n_documents) / (1 - share_N)
+    half = float(student.ppf(level, max(1.0, 1 / np.sum(share_N**2) - 1)) * sem(left_out_N))
     if n_repeats > 1:
         # what repeats vary beyond that noise: the variance of their means, less the interaction's part of it
-        repeat_S, document_N = residual_SN.mean(axis=1, keepdims=True), residual_SN.mean(axis=0)
-        noise = float(((residual_SN - repeat_S - document_N) ** 2).sum()) / ((n_repeats - 1) * (n_documents - 1))
+        interaction_SN = residual_SN - repeat_S * target_N / target_N.mean() - document_N
+        noise = float((interaction_SN**2).sum()) / ((n_repeats - 1) * (n_documents - 1))
         excess = max(0.0, float(repeat_S.var(ddof=1)) / n_repeats - noise / (n_repeats * n_documents))
         # the two sources are independent, so that their half widths add in squares
         half = math.hypot(half, float(student.ppf(level, n_repeats - 1)) * math.sqrt(excess))

@@ -157,7 +157,8 @@ def read_inputs(config: RunConfig, size: Size) -> Texts:
     if overlapping:
         notice(f"pool.inputs: {len(overlapping)} documents hold held-out text and are left out")
     if not drawn:
-        raise ConfigError("pool.inputs: expected documents without held-out text, found none (heldout.overlap_words)")
+        which = " without held-out text (heldout.overlap_words)" if overlapping else ""
+        raise ConfigError(f"pool.inputs: expected documents{which}, found none")
     return Texts(
         [text for _, text, _ in drawn],
         [source for _, _, source in drawn],

@@ -37,7 +37,7 @@ Int64 = npt.NDArray[np.int64]
 ADAPTED_PASSES = 4
 ADAPTED_RATE = 1e-3
 """Passes over the reference by which a copy of the checkpoint is adapted, and the peak learning rate: chosen in two
-laboratories of other seeds, where 2 to 8 passes, and three times the rate, did as well."""
+replicates of other seeds, where 2 to 8 passes, and three times the rate, did as well."""
 
 
 def representation_order(testbed: Testbed) -> Int64:

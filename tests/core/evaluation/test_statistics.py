@@ -102,3 +102,17 @@ def test_one_repeats_gain_has_students_interval_over_documents_of_equal_length()
 def test_two_documents_of_which_one_is_nearly_all_still_give_a_finite_interval():
     found = gain_over_documents(np.array([[1.0, 900.0]]), np.zeros((1, 2)), np.array([1, 10_000]))
     assert np.isfinite([found.low, found.high]).all()
+
+
+def test_a_document_without_a_target_tells_nothing_of_the_gain():
+    saved_SN, target_N = np.array([[0.0, 4.0, 9.0], [0.0, 5.0, 6.0]]), np.array([0, 20, 30])
+    zeros = np.zeros((2, 2))
+    found = gain_over_documents(saved_SN, np.zeros((2, 3)), target_N)
+    assert found == gain_over_documents(saved_SN[:, 1:], zeros, target_N[1:])
+    assert gain_over_documents(saved_SN[:, :2], zeros, target_N[:2]) is None
+
+
+def test_repeats_alone_give_students_interval_over_them_however_long_a_document_is():
+    gain_S, target_N = np.array([0.2, 0.5, 0.3]), np.array([5, 900, 20])
+    found = gain_over_documents(gain_S[:, None] * target_N, np.zeros((3, 3)), target_N)
+    assert (found.mean, found.low, found.high) == pytest.approx(worked_out(gain_S), rel=1e-9)

@@ -66,7 +66,7 @@ def test_the_largest_shifts_are_shown_wherever_they_stand():
 def test_options_that_an_export_of_influence_would_ignore_are_refused(tmp_path, given):
     result = CliRunner().invoke(app, ["export", "x", "--out", str(tmp_path / "out"), "--influence", *given])
     assert result.exit_code == 2
-    assert f"{given[0]}: expected --influence without it" in result.stderr
+    assert f"{given[0]}: expected it without --influence" in result.stderr
 
 
 @pytest.mark.parametrize("size", ["0", "-5"])
