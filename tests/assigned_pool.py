@@ -78,6 +78,10 @@ def in_arm_order(shards: list[list[dict]]) -> list[dict]:
     return sorted(rows, key=lambda row: (row["arm"], order_key(0, row["id"])))
 
 
+class PowerCut(BaseException):
+    """Ends an attempt, as nothing that the product catches."""
+
+
 def in_turn(task, items, *_, shared=()):
     """Call tasks one after another in this process, in place of `map_tasks`."""
     return [task(*shared, *item) for item in items]

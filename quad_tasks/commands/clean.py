@@ -19,13 +19,18 @@ from quad_tasks.stages.selection.publish import read_selection
 from quad_tasks.storage.atomic_write import TEMPORARY_PREFIX
 from quad_tasks.storage.errors import StoreKeyError
 from quad_tasks.storage.keys import (
+    clusterings_folder,
+    dealt_distances_folder,
+    dealt_hashes_folder,
     manifest_key,
+    pool_folder,
     run_folder,
     selection_folder,
     selection_part_key,
     shuffle_folder,
     steps_key,
 )
+from quad_tasks.storage.lease import lease_holder
 from quad_tasks.storage.pool_versions import list_versions
 from quad_tasks.storage.rounds import orphaned_tables
 from quad_tasks.storage.store import PROBE_FOLDER, Store, open_store
@@ -74,6 +79,7 @@ def find_leftovers(store: Store, config: RunConfig) -> dict[str, list[str]]:
         "selection_parts": list(_unnamed_parts(store, config.run)),
         "factor_chunks": list(_finished_chunks(store)),
         "build_tables": list(_finished_shuffles(store, config.pool.name)),
+        "dealt_rows": list(_dealt_rows(store, config.pool.name)),
         "probes": store.list(PROBE_FOLDER),
     }
 
@@ -155,3 +161,14 @@ def _finished_shuffles(store: Store, pool: str) -> Iterator[str]:
     """Yield the shuffled pieces of builds that became a version."""
     for build in {version.tables for _, version in list_versions(store, pool)}:
         yield from store.list(shuffle_folder(build))
+
+
+def _dealt_rows(store: Store, pool: str) -> Iterator[str]:
+    """Yield hashes and distances that were dealt out for a pool that nobody works at; a resume deals anew."""
+    if lease_holder(store, pool_folder(pool)) is not None:
+        return
+    yield from store.list(dealt_hashes_folder(pool))
+    for key in store.list(clusterings_folder(pool)):
+        clustering = key[: key.index("/", len(clusterings_folder(pool)) + 1)]
+        if key.startswith(f"{dealt_distances_folder(clustering)}/"):
+            yield key

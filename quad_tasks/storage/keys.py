@@ -28,13 +28,13 @@ def hashes_key(pool: str, shard: str) -> str:
 
 
 def dealt_hashes_folder(pool: str) -> str:
-    """Return the folder of hashes dealt out by partition, deleted once duplicates are found."""
+    """Return the folder of hashes dealt out by partition: deleted once duplicates are found, or by a later search."""
     return f"pools/{pool}/dealt_hashes"
 
 
-def dealt_hashes_key(pool: str, bundle: int) -> str:
-    """Return the key of what a bundle of shards has of every partition."""
-    return f"{dealt_hashes_folder(pool)}/{bundle:05d}.bin"
+def dealt_hashes_key(pool: str, digest: str, bundle: int) -> str:
+    """Return the key of what a bundle of shards has of every partition; `digest`: of all shards and cuts."""
+    return f"{dealt_hashes_folder(pool)}/{digest[:12]}-{bundle:05d}.bin"
 
 
 def set_aside_key(pool: str, shard: str) -> str:
@@ -77,9 +77,14 @@ def shard_token_features_key(features: str, shard: str) -> str:
     return f"{features}/shards/{shard}.npy"
 
 
+def clusterings_folder(pool: str) -> str:
+    """Return the folder of a pool's clusterings."""
+    return f"pools/{pool}/clusterings"
+
+
 def clustering_folder(pool: str, digest: str) -> str:
     """Return the folder of a clustering."""
-    return f"pools/{pool}/clusterings/{digest[:12]}"
+    return f"{clusterings_folder(pool)}/{digest[:12]}"
 
 
 def centroids_key(clustering: str) -> str:
@@ -93,13 +98,13 @@ def arm_spread_key(clustering: str) -> str:
 
 
 def dealt_distances_folder(clustering: str) -> str:
-    """Return the folder of distances dealt out by arms, deleted once the arms' radii are found."""
+    """Return the folder of distances dealt out by arms: deleted once drift is measured, or by a later measurement."""
     return f"{clustering}/dealt"
 
 
-def dealt_distances_key(clustering: str, bundle: int) -> str:
-    """Return the key of what a bundle of shards has of every range of arms."""
-    return f"{dealt_distances_folder(clustering)}/{bundle:05d}.bin"
+def dealt_distances_key(clustering: str, digest: str, bundle: int) -> str:
+    """Return the key of what a bundle of shards has of every range of arms; `digest`: of all shards and cuts."""
+    return f"{dealt_distances_folder(clustering)}/{digest[:12]}-{bundle:05d}.bin"
 
 
 def assignments_key(clustering: str, shard: str) -> str:

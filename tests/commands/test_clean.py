@@ -12,7 +12,15 @@ from flows.cli.app import app
 from quad_tasks.commands.clean import ABANDONED_AFTER_S, _old, _unfinished_files, clean_run
 from quad_tasks.commands.verify import verify_run
 from quad_tasks.runtime.run import pinned_pool
-from quad_tasks.storage.keys import prediction_folder, rankings_folder, steps_key, trained_key
+from quad_tasks.storage.keys import (
+    dealt_distances_folder,
+    dealt_hashes_folder,
+    pool_folder,
+    prediction_folder,
+    rankings_folder,
+    steps_key,
+    trained_key,
+)
 from quad_tasks.storage.lease import LeaseHeld, claim_lease, release_lease
 from quad_tasks.storage.store import open_store
 
@@ -36,6 +44,10 @@ def leftovers(small_run):
         "selection_parts": ["runs/small/selection/part-99999.parquet"],
         "factor_chunks": [f"{direction}/chunks/gradient-0000000.safetensors", f"{direction}/basis.safetensors"],
         "build_tables": [f"{version['tables']}/shuffle/a-00000.parquet", f"{version['tables']}/shuffle/a-00000.npy"],
+        "dealt_rows": [
+            f"{dealt_hashes_folder(small_run.pool.name)}/0123456789ab-00000.bin",
+            f"{dealt_distances_folder(version['clustering'])}/0123456789ab-00001.bin",
+        ],
         "probes": ["probes/1700000000-00ff"],
     }
     for key in (key for keys in planted.values() for key in keys):
@@ -138,6 +150,16 @@ def test_a_run_that_is_driven_is_left_alone(small_run, leftovers):
     finally:
         release_lease(store, lease)
     assert all(store.exists(key) for keys in leftovers.values() for key in keys)
+
+
+def test_what_is_dealt_out_for_a_pool_that_somebody_works_at_stays(small_run, leftovers):
+    store = open_store(small_run.workspace)
+    lease = claim_lease(store, pool_folder(small_run.pool.name))
+    try:
+        clean_run(small_run)
+    finally:
+        release_lease(store, lease)
+    assert {kind for kind, keys in leftovers.items() if any(map(store.exists, keys))} == {"dealt_rows"}
 
 
 def test_what_would_be_removed_is_said_by_kind(small_run, leftovers):

@@ -2,7 +2,8 @@
 
 Earlier means: in the order of the shards, then of their rows. Workers hash each shard once. Hashes are then dealt out
 by partition, a bundle of shards at a time, and each partition is searched on its own: a worker reads its partition's
-hashes alone, and the driving process holds duplicates, not documents.
+hashes alone, and the driving process holds duplicates, not documents. What is dealt out is named by its shards and
+cuts: a process that slept past its lease, with other shards of the pool, overwrites nothing its successor reads.
 
 Shape suffixes: N documents, P partitions, C columns.
 """
@@ -16,10 +17,10 @@ import numpy.typing as npt
 
 from quad_tasks.runtime.tasks import map_tasks
 from quad_tasks.stages.pool.ingest import iter_documents, read_shard
-from quad_tasks.stages.pool.shuffle import Dealt, Stored, iter_range, list_stored, write_ranges
+from quad_tasks.stages.pool.shuffle import Dealt, Stored, drop_dealt, iter_range, list_stored, write_ranges
 from quad_tasks.storage import tables
-from quad_tasks.storage.keys import dealt_hashes_folder, dealt_hashes_key, hashes_key, pool_folder
-from quad_tasks.storage.lease import check_lease
+from quad_tasks.storage.keys import dealt_hashes_folder, dealt_hashes_key, hashes_key
+from quad_tasks.storage.manifest import digest
 from quad_tasks.storage.row_groups import cut_rows
 from quad_tasks.storage.store import Store
 
@@ -45,17 +46,17 @@ def find_duplicates(store: Store, pool: str, names: Sequence[str]) -> list[Dupli
     starts = np.cumsum([0, *documents])
     partitions = max(1, -(-int(starts[-1]) // PARTITION_DOCUMENTS))
     bounds = cut_rows(documents, len(names), PARTITION_DOCUMENTS)
+    made_from = digest([list(names), bounds, partitions])
+    keys = [dealt_hashes_key(pool, made_from, number) for number in range(len(bounds) - 1)]
     bundles = [
-        (store, pool, number, tuple(names[first:end]), int(starts[first]), partitions)
-        for number, (first, end) in enumerate(itertools.pairwise(bounds))
+        (store, pool, tuple(names[first:end]), int(starts[first]), partitions, key)
+        for key, (first, end) in zip(keys, itertools.pairwise(bounds), strict=True)
     ]
     dealt: list[Dealt] = map_tasks(deal_hashes, bundles, "deal hashes", "bundles of shards")
-    stored = list_stored([dealt_hashes_key(pool, number) for number in range(len(dealt))], dealt)
+    stored = list_stored(keys, dealt)
     items = [(store, own, number < partitions) for number, own in enumerate(stored)]
     found = map_tasks(find_repeats, items, "find duplicates", "partitions")
-    check_lease(store, pool_folder(pool))
-    for key in store.list(dealt_hashes_folder(pool)):
-        store.delete(key)
+    drop_dealt(store, pool, dealt_hashes_folder(pool))
     same_text, same_id = (np.sort(np.concatenate(own)) for own in (found[:partitions], found[partitions:]))
     same_id = np.setdiff1d(same_id, same_text, assume_unique=True)
     cuts = [np.searchsorted(indices, starts) for indices in (same_text, same_id)]
@@ -81,16 +82,16 @@ def hash_shard(store: Store, pool: str, name: str) -> None:
     tables.write_array(store, key, np.concatenate(blocks))
 
 
-def deal_hashes(store: Store, pool: str, bundle: int, names: Sequence[str], first: int, partitions: int) -> Dealt:
+def deal_hashes(store: Store, pool: str, names: Sequence[str], first: int, partitions: int, key: str) -> Dealt:
     """Deal the hashes of a bundle of shards out by partition, on a worker: those of texts, then those of ids.
 
     Args:
         store: the workspace.
         pool: the pool's name.
-        bundle: its number.
-        names: its shards.
+        names: the bundle's shards.
         first: number of its first document, counted through all shards.
         partitions: of the pool.
+        key: of what is written.
     """
     hashes = np.concatenate([tables.read_array(store, hashes_key(pool, name)) for name in names])
     number_N = np.arange(first, first + len(hashes), dtype=np.uint64)
@@ -104,7 +105,7 @@ def deal_hashes(store: Store, pool: str, bundle: int, names: Sequence[str], firs
                 own = order[start:end]
                 yield [np.column_stack([hashes[own, columns], number_N[own]]).tobytes()] if len(own) else []
 
-    return write_ranges(store, dealt_hashes_key(pool, bundle), deal())
+    return write_ranges(store, key, deal())
 
 
 def find_repeats(store: Store, stored: Sequence[Stored], of_texts: bool) -> Int64:

@@ -19,7 +19,7 @@ from quad_tasks.manifests.pool import Drift
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.pool.cluster import read_clustering
 from quad_tasks.stages.pool.find_duplicates import find_duplicates
-from quad_tasks.stages.pool.shuffle import Dealt, Stored, iter_range, list_stored, write_ranges
+from quad_tasks.stages.pool.shuffle import Dealt, Stored, drop_dealt, iter_range, list_stored, write_ranges
 from quad_tasks.storage.keys import (
     arm_spread_key,
     assignments_key,
@@ -28,6 +28,7 @@ from quad_tasks.storage.keys import (
     pool_folder,
 )
 from quad_tasks.storage.lease import check_lease
+from quad_tasks.storage.manifest import digest
 from quad_tasks.storage.positions import read_table
 from quad_tasks.storage.row_groups import cut_rows
 from quad_tasks.storage.store import Store
@@ -137,18 +138,18 @@ def _documents_at_training(
     """
     key = arm_spread_key(clustering)
     if not store.exists(key):
-        arms = _cut_arms(now_K)
-        cuts = itertools.pairwise(cut_rows(np.array(documents), len(documents), RANGE_DOCUMENTS))
-        bundles = [shards.cut(first, end) for first, end in cuts]
-        items = [(store, clustering, number, bundle, arms) for number, bundle in enumerate(bundles)]
+        arms, bounds = _cut_arms(now_K), cut_rows(np.array(documents), len(documents), RANGE_DOCUMENTS)
+        made_from = digest([list(shards.names), bounds, arms])
+        keys = [dealt_distances_key(clustering, made_from, number) for number in range(len(bounds) - 1)]
+        bundles = [shards.cut(first, end) for first, end in itertools.pairwise(bounds)]
+        items = [(store, clustering, bundle, arms, own) for bundle, own in zip(bundles, keys, strict=True)]
         dealt = map_tasks(deal_distances, items, "deal distances", "bundles of shards")
-        stored = list_stored([dealt_distances_key(clustering, number) for number in range(len(dealt))], dealt)
+        stored = list_stored(keys, dealt)
         ranges = [(store, own, *of_range) for own, of_range in zip(stored, itertools.pairwise(arms), strict=True)]
         radii = map_tasks(find_radii, ranges, "measure arms", "ranges of arms")
         check_lease(store, pool_folder(pool))
         save_tensors(store, key, {RADIUS: np.concatenate(radii), DOCUMENTS: now_K}, {})
-        for passing in store.list(dealt_distances_folder(clustering)):
-            store.delete(passing)
+    drop_dealt(store, pool, dealt_distances_folder(clustering))
     arrays, _ = load_tensors(store, key)
     return arrays[DOCUMENTS]
 
@@ -159,7 +160,7 @@ def _cut_arms(documents_K: Int64) -> list[int]:
     return [0, *(np.flatnonzero(np.diff(range_K)) + 1).tolist(), len(documents_K)]
 
 
-def deal_distances(store: Store, clustering: str, number: int, bundle: Bundle, arms: Sequence[int]) -> Dealt:
+def deal_distances(store: Store, clustering: str, bundle: Bundle, arms: Sequence[int], key: str) -> Dealt:
     """Deal the documents of some shards out over ranges of arms, on a worker; `arms`: [0, ..., K], where each ends."""
     rows = [np.empty(0, DISTANCE)]
     for name, repeated in zip(*bundle, strict=True):
@@ -171,7 +172,7 @@ def deal_distances(store: Store, clustering: str, number: int, bundle: Bundle, a
     row_N = np.concatenate(rows)
     range_N = np.searchsorted(np.array(arms[1:]), row_N["arm"], side="right")
     own = (row_N[range_N == n] for n in range(len(arms) - 1))
-    return write_ranges(store, dealt_distances_key(clustering, number), ([each.tobytes()] for each in own))
+    return write_ranges(store, key, ([each.tobytes()] for each in own))
 
 
 def find_radii(store: Store, stored: Sequence[Stored], first: int, end: int) -> Float32:

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 import pytest
-from assigned_pool import in_turn
+from assigned_pool import PowerCut, in_turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,6 +59,51 @@ def test_duplicates_are_those_of_one_pass_over_all_documents(rows_of, partition)
         texts |= {text for _, text in rows}
         expected.append((same_text, [row for row in same_id if row not in same_text]))
     assert [(text.tolist(), name.tolist()) for text, name in found] == expected
+    assert not store.list(dealt_hashes_folder("p"))
+
+
+def up_to(task_name: str, ending: type[BaseException]):
+    """Call tasks in turn, and end before those of that name."""
+
+    def call(task, items, *_, shared=()):
+        if task.__name__ == task_name:
+            raise ending
+        return in_turn(task, items, shared=shared)
+
+    return call
+
+
+def test_a_process_that_lost_the_pool_overwrites_nothing_that_its_successor_reads(tmp_path, monkeypatch):
+    """It asked for the first and the last shard, which have as many documents as the first two, and no duplicate."""
+    store = open_store(str(tmp_path))
+    names = [
+        write_shard(store, f"s{n}", rows)
+        for n, rows in enumerate([[(1, 1), (2, 2)], [(3, 1), (2, 4)], [(5, 5), (6, 6)]])
+    ]
+
+    def call(task, items, *_, shared=()):
+        if task is find_duplicates.find_repeats:
+            with monkeypatch.context() as stale:
+                stale.setattr(find_duplicates, "map_tasks", up_to("find_repeats", PowerCut))
+                with pytest.raises(PowerCut):
+                    find_duplicates.find_duplicates(store, "p", [names[0], names[2]])
+        return in_turn(task, items, shared=shared)
+
+    monkeypatch.setattr(find_duplicates, "map_tasks", call)
+    found = find_duplicates.find_duplicates(store, "p", names[:2])
+    assert [(text.tolist(), name.tolist()) for text, name in found] == [([], []), ([0], [1])]
+    assert not store.list(dealt_hashes_folder("p"))
+
+
+def test_hashes_that_an_interrupted_search_dealt_out_go_with_the_next_one(tmp_path, monkeypatch):
+    store = open_store(str(tmp_path))
+    names = [write_shard(store, f"s{n}", [(n, n)]) for n in range(3)]
+    monkeypatch.setattr(find_duplicates, "map_tasks", up_to("find_repeats", PowerCut))
+    with pytest.raises(PowerCut):
+        find_duplicates.find_duplicates(store, "p", names)
+    assert store.list(dealt_hashes_folder("p"))
+    monkeypatch.setattr(find_duplicates, "map_tasks", in_turn)
+    find_duplicates.find_duplicates(store, "p", names[:2])
     assert not store.list(dealt_hashes_folder("p"))
 
 

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from assigned_pool import CLUSTERING, in_arm_order, in_turn, write_pool
+from assigned_pool import CLUSTERING, PowerCut, in_arm_order, in_turn, write_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ from quad_tasks.manifests.pool import Drift
 from quad_tasks.stages.pool import find_duplicates
 from quad_tasks.stages.pool import measure_drift as module
 from quad_tasks.stages.pool.cluster import read_clustering
-from quad_tasks.storage.keys import arm_spread_key, manifest_key
+from quad_tasks.storage.keys import arm_spread_key, dealt_distances_folder, manifest_key
 from quad_tasks.storage.manifest import write_manifest
 from quad_tasks.storage.positions import read_table
 from quad_tasks.storage.store import Store, open_store
@@ -91,6 +91,53 @@ def test_a_spread_that_was_never_noted_is_that_of_now(one_process, tmp_path):
     found = module.measure_drift.fn(store, "p", names, CLUSTERING)
     assert found == Drift(new_documents=10, beyond_radius=0.1, occupancy_shift=0.0, drift=0.05)
     assert load_tensors(store, arm_spread_key(CLUSTERING))[0]["radius"].tolist() == [np.sqrt(np.float32(8))]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_distances_that_an_interrupted_measurement_dealt_out_go_with_the_next_one(one_process, tmp_path, saved):
+    """It ends right before the radii are saved, or right after."""
+    store = open_store(str(tmp_path))
+    names = write_pool(store, [[{"id": f"{i}", "text": f"{i}", "arm": 0, "distance": 1.0} for i in range(9)]], 1)
+
+    def cut(*arguments):
+        if saved:
+            save_tensors(*arguments)
+        raise PowerCut
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "save_tensors", cut)
+        with pytest.raises(PowerCut):
+            module.measure_drift.fn(store, "p", names, CLUSTERING)
+    assert store.list(dealt_distances_folder(CLUSTERING))
+    assert store.exists(arm_spread_key(CLUSTERING)) == saved
+    module.measure_drift.fn(store, "p", names, CLUSTERING)
+    assert not store.list(dealt_distances_folder(CLUSTERING))
+
+
+def test_a_process_that_lost_the_pool_overwrites_nothing_that_its_successor_reads(one_process, tmp_path, monkeypatch):
+    """Its list of shards has as many documents of each arm, at other distances."""
+    made = [
+        [{"id": f"{s}-{i}", "text": f"{s} {i}", "arm": 0, "distance": far} for i in range(10)]
+        for s, far in ((0, 4.0), (1, 9.0))
+    ]
+    store = open_store(str(tmp_path))
+    names = write_pool(store, made, 1)
+
+    def call(task, items, *_, shared=()):
+        if task is module.find_radii:
+            with monkeypatch.context() as stale:
+                stale.setattr(module, "find_radii", cut)
+                stale.setattr(module, "map_tasks", in_turn)
+                with pytest.raises(PowerCut):
+                    module.measure_drift.fn(store, "p", names[1:], CLUSTERING)
+        return in_turn(task, items, shared=shared)
+
+    def cut(*_):
+        raise PowerCut
+
+    monkeypatch.setattr(module, "map_tasks", call)
+    module.measure_drift.fn(store, "p", names[:1], CLUSTERING)
+    assert load_tensors(store, arm_spread_key(CLUSTERING))[0]["radius"].tolist() == [2.0]
 
 
 @pytest.mark.parametrize("noted", [False, True])

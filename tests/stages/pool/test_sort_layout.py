@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from assigned_pool import CLUSTERING, FEATURES, NO_DRIFT, in_arm_order, in_turn, write_pool
+from assigned_pool import CLUSTERING, FEATURES, NO_DRIFT, PowerCut, in_arm_order, in_turn, write_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -113,10 +113,6 @@ def test_groups_follow_from_the_arms_sizes():
 
 
 SHARDS = [[{"id": f"d{s}-{i}", "text": f"{s} {i} " + "x" * i, "arm": (s + i) % 3} for i in range(20)] for s in range(3)]
-
-
-class PowerCut(BaseException):
-    """Ends an attempt, as nothing that the product catches."""
 
 
 @pytest.fixture
