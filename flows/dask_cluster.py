@@ -8,11 +8,11 @@ import dask
 from distributed import Client, LocalCluster
 
 from quad_tasks.config.compute import ComputeConfig
+from quad_tasks.runtime.check_environment import scheduler_address
 from quad_tasks.runtime.processes.worker_memory import current_client
 from quad_tasks.runtime.progress import working
 from quad_tasks.runtime.versions import refuse_mixed_workers
 
-ADDRESS_VARIABLE = "DASK_SCHEDULER_ADDRESS"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 MEMORY_VARIABLES = {"MALLOC_ARENA_MAX": "2", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
@@ -44,7 +44,7 @@ def dask_cluster(compute: ComputeConfig) -> Iterator[Client]:
     if existing is not None:
         yield existing
         return
-    address = compute.dask_address or os.environ.get(ADDRESS_VARIABLE)
+    address = scheduler_address(compute)
     if address:
         with working("connect to the Dask cluster"):
             client = Client(address)

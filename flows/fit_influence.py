@@ -3,10 +3,10 @@
 from flows.dask_cluster import dask_cluster
 from flows.refresh_pool import refresh_pool
 from quad_tasks.config.schema import RunConfig
+from quad_tasks.config.values import CONDITIONAL_LOSS
 from quad_tasks.runtime.events import timed
 from quad_tasks.runtime.prefect_runs import flow
 from quad_tasks.runtime.run import pinned_pool, pinned_reference, starting_checkpoint
-from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
 from quad_tasks.stages.influence.adapt_copies import Adaptation, adapt_copies
 from quad_tasks.stages.influence.find_overlap import search_positions
 from quad_tasks.stages.influence.fit_direction import fit_direction

@@ -32,9 +32,11 @@ from quad_tasks.commands.estimates.stage_rows import (
 )
 from quad_tasks.commands.input_sample import Sample, look_at_pool, sample_texts, scale_sample, value_at
 from quad_tasks.config.schema import ConfigError, RunConfig
+from quad_tasks.core.lm.model import pick_device
 from quad_tasks.runtime.check_environment import check_workspace
 from quad_tasks.runtime.progress import working
 from quad_tasks.stages.influence.prepare_reference import split_reference
+from quad_tasks.stages.influence.settle_batch import sharing_workers
 from quad_tasks.stages.selection.train import peak_rate
 
 COST_KEYS = ("reading", "scoring", "pool", "share", "most_share", "training")
@@ -85,7 +87,7 @@ def plan_run(
     planned = _describe(basis, pool, stages, device)
     planned["pool"]["sample_documents"] = None if documents is None else sample.documents
     planned["machine"]["elsewhere"] = workers is not None
-    planned["model"]["batch_tokens"] = planned_batch(config, basis.shape, device)[1]
+    planned["model"]["batch_tokens"] = planned_batch(config, basis.shape, device, _sharing(config, device, workers))[1]
     return planned
 
 
@@ -97,7 +99,7 @@ def _measure(
     with working("measure this machine"):
         rates, shape = probe(config if workers is None else _with_workers(config, min(workers, usable_cores())), texts)
     config = config if workers is None else _with_workers(config, workers)
-    config, _ = planned_batch(config, shape, device)
+    config, _ = planned_batch(config, shape, device, _sharing(config, device, workers))
     if device is not None:
         rates = rates_on(device, config, rates, shape)
     volumes = _volumes(config, pool, texts, shape)
@@ -114,9 +116,15 @@ def _with_workers(config: RunConfig, workers: int) -> RunConfig:
     return config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})})
 
 
+def _sharing(config: RunConfig, device: str | None, workers: int | None) -> int:
+    """Return how many workers share a GPU; those that are planned for elsewhere have one each."""
+    return 1 if device or workers else sharing_workers(config.compute)
+
+
 def _describe(basis: Basis, pool: Sample, stages: list[dict[str, Any]], device: str | None) -> dict[str, Any]:
     config, volumes, shape, choosing = basis.config, basis.volumes, basis.shape, basis.choosing
     kept = sum(stage["size_bytes"] for stage in stages)
+    on_gpu = device is not None or pick_device(config.compute.device) == "cuda"
     return {
         "run": config.run,
         "pool": {
@@ -133,7 +141,7 @@ def _describe(basis: Basis, pool: Sample, stages: list[dict[str, Any]], device: 
             "slow_dtype": device is None and is_slow_dtype(config),
         },
         "training": {"learning_rate": peak_rate(config), "configured": config.training.learning_rate is not None},
-        "memory": plan_memory(config, shape) | {"roles": role_memory(basis)},
+        "memory": plan_memory(config, shape, on_gpu) | {"roles": role_memory(basis, on_gpu)},
         "storage": {"kept": kept, "peak": kept + passing_bytes(basis)},
         "scored": {key: getattr(choosing, key) for key in ("tokens", "tokens_at_most", "rounds")},
         "cost": {key: getattr(choosing, key) for key in COST_KEYS},

@@ -96,6 +96,8 @@ class _Listed:
 
 EmbedderName = Annotated[str, AfterValidator(one_of("embedders")), _Listed("embedders")]
 PolicyName = Annotated[str, AfterValidator(one_of("policies")), _Listed("policies")]
-SCORED_OTHERWISE = ("auto", "conditional_loss")
+CONDITIONAL_LOSS = "conditional_loss"
+"""The scorer that needs no direction: `core.lm.conditional_loss`."""
+SCORED_OTHERWISE = ("auto", CONDITIONAL_LOSS)
 """What `bandit.scorer` may be beside a scorer's name: the cheapest that ranks right, and without a direction."""
 ScorerName = Annotated[str, AfterValidator(one_of("scorers", *SCORED_OTHERWISE)), _Listed("scorers", SCORED_OTHERWISE)]

@@ -97,6 +97,11 @@ def check_temporary() -> str:
     return str(folder)
 
 
+def scheduler_address(compute: ComputeConfig) -> str | None:
+    """Return the address of the Dask scheduler that is configured or in the environment; None: workers are local."""
+    return compute.dask_address or os.environ.get(ADDRESS_VARIABLE) or None
+
+
 def check_device(compute: ComputeConfig) -> str:
     """Check that a GPU that is asked for is there; workers of another cluster have their own.
 
@@ -105,8 +110,7 @@ def check_device(compute: ComputeConfig) -> str:
     """
     import torch
 
-    elsewhere = compute.dask_address or os.environ.get(ADDRESS_VARIABLE)
-    if compute.device == "cuda" and not elsewhere and not torch.cuda.is_available():
+    if compute.device == "cuda" and not scheduler_address(compute) and not torch.cuda.is_available():
         raise ConfigError("compute.device: expected a GPU for 'cuda', found none that torch can use: set cpu or auto")
     if compute.device == "auto":
         return f"auto: {'cuda' if torch.cuda.is_available() else 'cpu'}"
@@ -175,7 +179,7 @@ def check_workers(compute: ComputeConfig, workspace: str) -> str:
         ConfigError: the scheduler does not answer, has no worker, or one does not see the workspace; the address and
             Dask's settings of TLS do not fit together.
     """
-    address = compute.dask_address or os.environ.get(ADDRESS_VARIABLE)
+    address = scheduler_address(compute)
     if not address:
         return f"{compute.workers} processes of this machine"
     from distributed import Client

@@ -8,8 +8,9 @@ from distributed import Client, LocalCluster, default_client
 from distributed.security import Security
 
 from flows import dask_cluster as module
-from flows.dask_cluster import ADDRESS_VARIABLE, THREAD_VARIABLES, dask_cluster
+from flows.dask_cluster import THREAD_VARIABLES, dask_cluster
 from quad_tasks.config.compute import ComputeConfig
+from quad_tasks.runtime.check_environment import ADDRESS_VARIABLE
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ import torch
 
 from quad_tasks.commands.estimates.probe import Rates, Shape
 from quad_tasks.config.schema import ConfigError, RunConfig
-from quad_tasks.config.values import AUTO
-from quad_tasks.core.lm.batch_memory import fitting_tokens
+from quad_tasks.config.values import AUTO, CONDITIONAL_LOSS
+from quad_tasks.core.lm.batch_memory import fitting_tokens, own_share
 from quad_tasks.core.lm.model import pick_device
 from quad_tasks.core.lm.training import ACCELERATOR_PASS_BYTES, PASS_BYTES
-from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
 from quad_tasks.stages.influence.factor_memory import machine_memory_bytes
 from quad_tasks.stages.influence.settle_batch import kept_bytes
 from quad_tasks.stages.selection.training_memory import PROCESS_BYTES, training_bytes, trainings_at_once
@@ -71,8 +70,13 @@ DEVICES = {
 }
 
 
-def plan_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
+def plan_memory(config: RunConfig, shape: Shape, on_gpu: bool = False) -> dict[str, int]:
     """Estimate the peak memory of the stages that hold a model, bytes, all processes together.
+
+    Args:
+        config: the run's.
+        shape: of the model.
+        on_gpu: whether batches lie on a GPU, so that they take nothing of the machine's memory.
 
     Returns:
         `fit`, `bandit` and `train`; `most`, the largest of them; `machine`, what this machine has.
@@ -82,7 +86,7 @@ def plan_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
     """
     compute, driver = config.compute, PROCESS_BYTES
     workers, processes = compute.workers, compute.training_processes
-    each = {stage: PROCESS_BYTES + size for stage, size in worker_memory(config, shape).items()}
+    each = {stage: PROCESS_BYTES + size for stage, size in worker_memory(config, shape, batches=not on_gpu).items()}
     idle = PROCESS_BYTES + _weight_bytes(config, shape)
     solving = shape.covariance_bytes + 3 * FLOAT_BYTES * shape.tracked  # factors, a gradient and its inverse
     fitting = trainings_at_once(compute.memory_limit, workers, processes, shape.parameters) or workers
@@ -100,13 +104,16 @@ def plan_memory(config: RunConfig, shape: Shape) -> dict[str, int]:
     return {**stages, "most": max(stages.values()), "machine": machine_memory_bytes()}
 
 
-def planned_batch(config: RunConfig, shape: Shape, device: str | None) -> tuple[RunConfig, dict[str, object]]:
+def planned_batch(
+    config: RunConfig, shape: Shape, device: str | None, sharing: int
+) -> tuple[RunConfig, dict[str, object]]:
     """Choose the tokens of a batch that a plan counts with, where the run is to measure them.
 
     Args:
         config: the run's.
         shape: of the model.
         device: a name in `DEVICES`; None: this machine.
+        sharing: workers that share a GPU.
 
     Returns:
         The configuration with a number, and that number with what it rests on.
@@ -124,9 +131,9 @@ def planned_batch(config: RunConfig, shape: Shape, device: str | None) -> tuple[
     else:
         return config.with_batch_tokens(use.batch_tokens), {"value": use.batch_tokens, "basis": "a CPU's"}
     weights, direction = _weight_bytes(config, shape), FLOAT_BYTES * shape.tracked
-    kept = kept_bytes(shape.covariance_bytes, direction, len(config.reference.named_sets()))
+    kept = kept_bytes(config, shape.parameters, shape.covariance_bytes, direction)
     token_bytes = shape.activation_bytes * weights / (FLOAT_BYTES * shape.parameters)
-    tokens = fitting_tokens(memory - weights, kept, token_bytes, use.window_tokens)
+    tokens = fitting_tokens(own_share(memory, weights, sharing), kept, token_bytes, use.window_tokens)
     return config.with_batch_tokens(tokens), {"value": tokens, "basis": "estimated; measured when the run begins"}
 
 
@@ -148,19 +155,22 @@ def _refuse_above_limit(config: RunConfig, stages: Mapping[str, int]) -> None:
             )
 
 
-def worker_memory(config: RunConfig, shape: Shape, pass_bytes: int = PASS_BYTES) -> dict[str, int]:
+def worker_memory(
+    config: RunConfig, shape: Shape, pass_bytes: int = PASS_BYTES, batches: bool = True
+) -> dict[str, int]:
     """Estimate what a worker's model, sums and activations take at most: `fit`, `bandit` and `train`, bytes.
 
     Args:
         config: the run's.
         shape: of the model.
         pass_bytes: of activations that a training's pass is cut to, by the kind of device.
+        batches: whether activations are counted.
     """
     direction, weights = FLOAT_BYTES * shape.tracked, _weight_bytes(config, shape)
     window, batch = config.model.window_tokens, config.model_use().batch_tokens
     trained = shape.activation_bytes * max(window, min(batch, pass_bytes // shape.activation_bytes))
-    training = training_bytes(shape.parameters, trained)
-    read = shape.activation_bytes * max(window, batch)
+    training = training_bytes(shape.parameters, trained if batches else 0)
+    read = shape.activation_bytes * max(window, batch) if batches else 0
     if config.bandit.scorer == CONDITIONAL_LOSS:
         models = 1 + len(config.reference.named_sets())
         return {

@@ -36,8 +36,13 @@ HASH_BYTES = 100
 """A document of a partition in which duplicates are sought: its hashes, numbers and sort order."""
 
 
-def role_memory(basis: Basis) -> dict[str, int]:
-    """Estimate the peak memory of one process of each role, bytes: `driver`, `scheduler` and `worker`."""
+def role_memory(basis: Basis, on_gpu: bool = False) -> dict[str, int]:
+    """Estimate the peak memory of one process of each role, bytes: `driver`, `scheduler` and `worker`.
+
+    Args:
+        basis: of the plan.
+        on_gpu: as for `plan_memory`.
+    """
     config, shape, pieces, documents = basis.config, basis.shape, basis.pieces, basis.volumes.documents
     arms, workers = config.clustering.arms, config.compute.workers
     measured = min(pieces.shards, sort_layout.SPREAD)
@@ -46,11 +51,12 @@ def role_memory(basis: Basis) -> dict[str, int]:
     of_choice = REGRESSION_BYTES + basis.scored * (SCORE_BYTES + VALUE_BYTES * shape.document_values)
     of_choice += basis.chosen * (CHOSEN_BYTES + 4 * HASHES + 4 * shape.dimension)
     window = max(IN_FLIGHT, CALLS_PER_THREAD * workers)
+    model_bytes = worker_memory(config, shape, batches=not on_gpu)
     gathering = min(window, pieces.ranges) * pieces.bundles * DEALT_SENT_BYTES
     return {
         "driver": round(PROCESS_BYTES + max(of_layout, of_choice)),
         "scheduler": round(SCHEDULER_BYTES + window * TASK_BYTES + gathering + workers * WORKER_KNOWN_BYTES),
-        "worker": round(PROCESS_BYTES + max(_task_bytes(basis), *worker_memory(config, shape).values())),
+        "worker": round(PROCESS_BYTES + max(_task_bytes(basis), *model_bytes.values())),
     }
 
 

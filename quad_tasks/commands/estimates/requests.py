@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from quad_tasks.commands.estimates.pieces import Pieces, touched
 from quad_tasks.config.schema import RunConfig
+from quad_tasks.config.values import CONDITIONAL_LOSS
 from quad_tasks.core.selection.remaining import MOST_DOCUMENTS, REFITTED_DOCUMENTS
-from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS, cost_cap
+from quad_tasks.stages.bandit.cost import cost_cap
 from quad_tasks.stages.bandit.estimate_left import FOLDS
 from quad_tasks.stages.bandit.ledger import REFIT_GROWTH
 from quad_tasks.stages.bandit.round_settings import pull_sizes, round_settings

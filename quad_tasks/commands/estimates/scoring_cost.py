@@ -10,16 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from quad_tasks.config.schema import ConfigError, RunConfig
+from quad_tasks.config.values import CONDITIONAL_LOSS
 from quad_tasks.core.lm import flops
 from quad_tasks.core.lm.flops import ModelSize, PassFlops
-from quad_tasks.stages.bandit.cost import (
-    CONDITIONAL_LOSS,
-    cost_cap,
-    cost_limit,
-    read_settings,
-    scorer_flops,
-    whole_pool_reading,
-)
+from quad_tasks.stages.bandit.cost import cost_cap, cost_limit, read_settings, scorer_flops, whole_pool_reading
 from quad_tasks.stages.bandit.round_settings import pull_sizes
 
 ACCEPTED_AT_RANDOM = 0.5

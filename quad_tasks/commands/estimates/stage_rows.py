@@ -14,7 +14,7 @@ from quad_tasks.commands.estimates.probe import Rates, Shape
 from quad_tasks.commands.estimates.requests import Requests, Run, count_requests, pool_predictions
 from quad_tasks.commands.estimates.scoring_cost import Choosing
 from quad_tasks.config.schema import RunConfig
-from quad_tasks.stages.bandit.cost import CONDITIONAL_LOSS
+from quad_tasks.config.values import CONDITIONAL_LOSS
 from quad_tasks.stages.bandit.round_settings import pull_sizes
 from quad_tasks.stages.influence.extract_states import STATE_ROWS
 from quad_tasks.stages.influence.factor_memory import CHUNK_DOCUMENTS, chunk_documents

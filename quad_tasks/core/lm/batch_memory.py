@@ -18,6 +18,8 @@ MARGIN = 0.2
 Assumed."""
 MOST_TOKENS = 2**16
 """Of a batch, however much memory there is: a GPU is busy with fewer (an H200 was fastest at 8,192 or 16,384)."""
+CONTEXT_BYTES = 2**29
+"""Of a device's memory that a process takes before it holds a tensor: its context, loaded kernels. Assumed."""
 PROBED_TOKENS = 2**13
 """Of the batch that is measured: enough for what does not grow with it to count little."""
 
@@ -36,6 +38,17 @@ def fitting_tokens(free_bytes: int, kept_bytes: int, token_bytes: float, window_
     return window_tokens * max(1, windows)
 
 
+def own_share(memory_bytes: int, model_bytes: int, sharing: int) -> int:
+    """Return the bytes that a process has beside its model, on a device that several share; below 0: it has no room.
+
+    Args:
+        memory_bytes: that all of them together may take.
+        model_bytes: of one model.
+        sharing: processes.
+    """
+    return memory_bytes // sharing - CONTEXT_BYTES - model_bytes
+
+
 def measure_batch_tokens(
     model: PreTrainedModel, blocks: Sequence[Block], kept_bytes: int, window_tokens: int, sharing: int = 1
 ) -> int:
@@ -46,7 +59,7 @@ def measure_batch_tokens(
         blocks: its tracked blocks.
         kept_bytes: as for `fitting_tokens`.
         window_tokens: longest sequence.
-        sharing: processes that share the GPU, each with a model of its own.
+        sharing: processes that share the GPU, each with a model of its own; those of the others are not loaded yet.
 
     Returns:
         Tokens of a batch, as `fitting_tokens` gives them.
@@ -63,8 +76,9 @@ def measure_batch_tokens(
             if windows == 1:
                 raise
     torch.cuda.empty_cache()
-    free_bytes = torch.cuda.mem_get_info(model.device)[0]
-    return fitting_tokens(free_bytes // sharing, kept_bytes, token_bytes, window_tokens)
+    own_bytes = torch.cuda.memory_allocated(model.device)
+    together = torch.cuda.mem_get_info(model.device)[0] + own_bytes + CONTEXT_BYTES
+    return fitting_tokens(own_share(together, own_bytes, sharing), kept_bytes, token_bytes, window_tokens)
 
 
 def _token_bytes(model: PreTrainedModel, blocks: Sequence[Block], windows: int, window_tokens: int) -> float:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from quad_tasks.config.schema import RunConfig
+from quad_tasks.config.values import CONDITIONAL_LOSS
 from quad_tasks.core.blocks import Attention, find_blocks
 from quad_tasks.core.lm import flops
 from quad_tasks.core.lm.flops import ModelSize, PassFlops
@@ -36,8 +37,6 @@ Int64 = npt.NDArray[np.int64]
 
 READ_DOCUMENTS = 128
 """Documents, anywhere in the pool, whose lengths one task reads."""
-CONDITIONAL_LOSS = "conditional_loss"
-"""The scorer that needs no direction: `core.lm.conditional_loss`."""
 DEFAULT_COST_SHARE = 0.1
 """Share of the FLOPs of scoring the whole pool exactly; with a regression for the rest, more gained a pilot little."""
 

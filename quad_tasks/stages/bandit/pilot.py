@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from quad_tasks.config.schema import BanditConfig
+from quad_tasks.config.values import CONDITIONAL_LOSS
 from quad_tasks.core import calibration
 from quad_tasks.core.calibration import calibrate
 from quad_tasks.core.evaluation.diagnosis import ERROR_SHARE
@@ -22,14 +23,7 @@ from quad_tasks.records import ModelUse, Stage
 from quad_tasks.runtime.checkpoints import load_checkpoint
 from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.tasks import map_tasks, stage_task
-from quad_tasks.stages.bandit.cost import (
-    CONDITIONAL_LOSS,
-    Reading,
-    length_costs,
-    read_size,
-    scored_tokens,
-    scorer_flops,
-)
+from quad_tasks.stages.bandit.cost import Reading, length_costs, read_size, scored_tokens, scorer_flops
 from quad_tasks.stages.bandit.ledger import read_ledger
 from quad_tasks.stages.bandit.plan_round import EXACT, FEWEST_SCORED, Plan, find_room
 from quad_tasks.stages.bandit.round_settings import RoundSettings

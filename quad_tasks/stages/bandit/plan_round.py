@@ -16,21 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from quad_tasks.config.schema import ConfigError
+from quad_tasks.config.values import CONDITIONAL_LOSS
 from quad_tasks.core import bandit, contextual
 from quad_tasks.core.seeds import Stream, make_generator
 from quad_tasks.core.selection import fill_budget
 from quad_tasks.records import Stage
 from quad_tasks.runtime.run import delete_as_driver
 from quad_tasks.runtime.tasks import stage_task
-from quad_tasks.stages.bandit.cost import (
-    CONDITIONAL_LOSS,
-    Room,
-    cost_limit,
-    length_costs,
-    pool_cost,
-    reading_cost,
-    scoring_costs,
-)
+from quad_tasks.stages.bandit.cost import Room, cost_limit, length_costs, pool_cost, reading_cost, scoring_costs
 from quad_tasks.stages.bandit.draw_pulls import (
     Draw,
     OpenDocuments,

@@ -6,12 +6,13 @@ rounding alone, but stand under keys that hold it.
 
 import torch
 
-from quad_tasks.config.schema import FactorsConfig, RunConfig
-from quad_tasks.config.values import AUTO, UNMEASURED_BATCH_TOKENS
+from quad_tasks.config.compute import ComputeConfig
+from quad_tasks.config.schema import RunConfig
+from quad_tasks.config.values import AUTO, CONDITIONAL_LOSS, UNMEASURED_BATCH_TOKENS
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.lm.batch_memory import measure_batch_tokens
 from quad_tasks.manifests.run import PinnedBatch
-from quad_tasks.records import ModelUse
+from quad_tasks.runtime.check_environment import scheduler_address
 from quad_tasks.runtime.checkpoints import load_checkpoint
 from quad_tasks.runtime.processes.memory import SMALLER_MODEL
 from quad_tasks.runtime.progress import notice
@@ -39,9 +40,7 @@ def settle_batch(store: Store, config: RunConfig, checkpoint: str) -> RunConfig:
         return config
     key = batch_key(config.run)
     if not store.exists(key):
-        sharing = 1 if config.compute.dask_address else config.compute.workers
-        sets = len(config.reference.named_sets())
-        item = (store, checkpoint, config.model_use(), config.factors, sets, sharing)
+        item = (store, checkpoint, config, sharing_workers(config.compute))
         labels = ("measure a batch", "models")
         [found] = map_tasks(measure_batch, [item], *labels, on_gpu=True, smaller=SMALLER_MODEL)
         check_run_lease(store, config.run)
@@ -50,23 +49,38 @@ def settle_batch(store: Store, config: RunConfig, checkpoint: str) -> RunConfig:
     return config.with_batch_tokens(read_manifest(PinnedBatch, store, key).batch_tokens)
 
 
-def measure_batch(
-    store: Store, checkpoint: str, use: ModelUse, factors: FactorsConfig, sets: int, sharing: int
-) -> PinnedBatch:
+def sharing_workers(compute: ComputeConfig) -> int:
+    """Return how many workers share a GPU: all local ones do; those of another cluster are taken to have one each."""
+    return 1 if scheduler_address(compute) else compute.workers
+
+
+def measure_batch(store: Store, checkpoint: str, config: RunConfig, sharing: int) -> PinnedBatch:
     """Measure on a worker how many tokens a batch may have; on a CPU it is `UNMEASURED_BATCH_TOKENS`."""
+    use, factors = config.model_use(), config.factors
     model, _ = load_checkpoint(store, checkpoint, use.dtype, use.device)
     if model.device.type != "cuda":
         return PinnedBatch(batch_tokens=UNMEASURED_BATCH_TOKENS, device=str(model.device))
     blocks = find_blocks(model, factors.attention)
     direction = FACTOR_BYTES * sum(block.shape[0] * block.shape[1] for block in blocks)
-    kept = kept_bytes(covariance_bytes(blocks, factors.max_factor_width), direction, sets)
+    covariances = covariance_bytes(blocks, factors.max_factor_width)
+    kept = kept_bytes(config, sum(p.numel() for p in model.parameters()), covariances, direction)
     tokens = measure_batch_tokens(model, blocks, kept, use.window_tokens, sharing)
     return PinnedBatch(batch_tokens=tokens, device=torch.cuda.get_device_name(model.device))
 
 
-def kept_bytes(covariance_bytes: int, direction_bytes: int, sets: int) -> int:
+def kept_bytes(config: RunConfig, parameters: int, covariance_bytes: int, direction_bytes: int) -> int:
     """Estimate what the larger of fit and scoring holds beside the model and a batch.
 
     A fit holds all covariances, or an eigenbasis as large, and eigenvalues; scoring `SCORED_COPIES` of each direction.
+    The conditional loss has neither: it holds the checkpoint and each set's copy of it in float32.
+
+    Args:
+        config: the run's.
+        parameters: of the model.
+        covariance_bytes: of all its covariances.
+        direction_bytes: of one direction.
     """
+    sets = len(config.reference.named_sets())
+    if config.bandit.scorer == CONDITIONAL_LOSS:
+        return FACTOR_BYTES * parameters * (1 + sets)
     return max(covariance_bytes + direction_bytes, SCORED_COPIES * sets * direction_bytes)

@@ -97,15 +97,39 @@ def test_copies_of_the_weights_for_scoring_by_losses_are_planned(tmp_path):
 def test_a_batch_that_is_to_be_measured_is_planned_from_the_devices_memory(tmp_path):
     settings = {"model__dtype": "bfloat16", "model__window_tokens": 1024, "compute__device": "cpu"}
     of = {n: config_of(tmp_path, model__batch_tokens=n, **settings) for n in (512, "auto")}
-    assert planned_batch(of[512], SMOLLM2_135M, "h100") == (of[512], {"value": 512, "basis": "configured"})
-    config, said = planned_batch(of["auto"], SMOLLM2_135M, None)
+    assert planned_batch(of[512], SMOLLM2_135M, "h100", 1) == (of[512], {"value": 512, "basis": "configured"})
+    config, said = planned_batch(of["auto"], SMOLLM2_135M, None, 2)
     assert (config.model.batch_tokens, said["basis"]) == (2048, "a CPU's")
     for device, memory in (("l40s", 48e9), ("h200", 141e9)):
-        config, said = planned_batch(of["auto"], SMOLLM2_135M, device)
-        room = 0.8 * (memory - 2 * SMOLLM2_135M.parameters) - 1_159_000_000 - 4 * SMOLLM2_135M.tracked
+        config, said = planned_batch(of["auto"], SMOLLM2_135M, device, 1)
+        room = 0.8 * (memory - 2 * SMOLLM2_135M.parameters - 2**29) - 1_159_000_000 - 4 * SMOLLM2_135M.tracked
         tokens = int(min(room / (SMOLLM2_135M.activation_bytes / 2), 65_536) // 1024 * 1024)
         assert config.model.batch_tokens == said["value"] == tokens
         assert said["basis"] == "estimated; measured when the run begins"
+
+
+def test_workers_that_share_a_gpu_are_planned_with_a_batch_that_fits_it_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "pick_device", lambda wanted: "cuda")
+    device = type("Properties", (), {"total_memory": 48 * 10**9})
+    monkeypatch.setattr(hardware.torch.cuda, "get_device_properties", lambda index: device)
+    config = config_of(tmp_path, model__batch_tokens="auto", model__window_tokens=256)
+    for sharing in (1, 4):
+        found, _ = planned_batch(config, SMOLLM2_135M, None, sharing)
+        weights, tokens = 2 * SMOLLM2_135M.parameters, found.model.batch_tokens
+        fit = SMOLLM2_135M.covariance_bytes + 4 * SMOLLM2_135M.tracked
+        held = sharing * (2**29 + weights + fit + tokens * SMOLLM2_135M.activation_bytes / 2)
+        assert 0.75 * 48e9 < held < 48e9
+
+
+def test_batches_that_lie_on_a_gpu_take_nothing_of_the_machine_s_memory(tmp_path):
+    """However large they are, and whatever `compute.memory_limit` says."""
+    settings = {"model__window_tokens": 1024, "compute__workers": 2, "compute__memory_limit": "32GB"}
+    of = [config_of(tmp_path, model__batch_tokens=n, **settings) for n in (1024, 65_536)]
+    with pytest.raises(ConfigError, match=r"memory_limit: expected a fit of at most 32,000,000,000"):
+        plan_memory(of[1], SMOLLM2_135M)
+    small, large = (plan_memory(config, SMOLLM2_135M, on_gpu=True) for config in of)
+    assert small == large
+    assert large["train"] == PROCESS_BYTES + 2 * (PROCESS_BYTES + 16 * SMOLLM2_135M.parameters)
 
 
 def refusal(function, *arguments, **settings):

@@ -5,7 +5,7 @@ import torch
 
 from quad_tasks.core.blocks import find_blocks
 from quad_tasks.core.lm import batch_memory
-from quad_tasks.core.lm.batch_memory import MOST_TOKENS, fitting_tokens, measure_batch_tokens
+from quad_tasks.core.lm.batch_memory import CONTEXT_BYTES, MOST_TOKENS, fitting_tokens, measure_batch_tokens
 
 GIB, MIB = 2**30, 2**20
 
@@ -66,7 +66,17 @@ def test_the_peak_of_one_batch_is_measured_without_its_sums(model, monkeypatch):
 def test_a_device_that_is_shared_holds_a_smaller_batch(model, monkeypatch):
     blocks = find_blocks(model)
     Device(monkeypatch, 1 * MIB, _sums(blocks))
-    assert measure_batch_tokens(model, blocks, 4 * GIB, 1024, sharing=2) == 10 * 1024  # .8 of 17.5 GiB, less 4
+    assert measure_batch_tokens(model, blocks, 4 * GIB, 1024, sharing=2) == 7 * 1024  # .8 of 14.75 GiB, less 4
+
+
+@pytest.mark.parametrize("sharing", [1, 2, 4])
+def test_all_that_share_a_device_fit_it_with_their_models_and_batches(model, monkeypatch, sharing):
+    """By what the device then holds: contexts but for the measured one's, models, what is kept, and batches."""
+    blocks = find_blocks(model)
+    device, kept = Device(monkeypatch, 1 * MIB, _sums(blocks)), 1 * GIB
+    tokens = measure_batch_tokens(model, blocks, kept, 1024, sharing)
+    held = sharing * (device.held + kept + tokens * MIB) + (sharing - 1) * CONTEXT_BYTES
+    assert 0.75 * 40 * GIB < held < 40 * GIB
 
 
 def test_where_the_measured_batch_does_not_fit_a_single_window_is_measured(model, monkeypatch):

@@ -23,9 +23,9 @@ def config(tmp_path, monkeypatch):
 
 
 def _on(device, monkeypatch, tokens=4096):
-    """Let the checkpoint lie on a device; return what is measured there."""
+    """Let the checkpoint, of 1,000 parameters, lie on a device; return what is measured there."""
     measured = []
-    model = SimpleNamespace(device=torch.device(device))
+    model = SimpleNamespace(device=torch.device(device), parameters=lambda: [torch.empty(1000)])
     monkeypatch.setattr(settle_batch, "load_checkpoint", lambda *_: (model, None))
     monkeypatch.setattr(settle_batch, "find_blocks", lambda *_: [SimpleNamespace(shape=(10, 20))])
     monkeypatch.setattr(settle_batch, "covariance_bytes", lambda *_: 5000)
@@ -59,10 +59,29 @@ def test_a_configured_number_is_left_as_it_is(config, monkeypatch):
     assert not store.exists(f"runs/{config.run}/batch.json")
 
 
-@pytest.mark.parametrize(("sets", "expected"), [(1, 5800), (3, 7200)])
-def test_what_is_kept_beside_a_batch_is_the_larger_of_fit_and_scoring(sets, expected):
-    """Covariances and a direction of 800 bytes, or three of each set's."""
-    assert settle_batch.kept_bytes(5000, 800, sets) == expected
+@pytest.mark.parametrize("named", ["configuration", "environment"])
+def test_workers_of_another_cluster_are_taken_to_have_a_gpu_each(config, monkeypatch, named):
+    assert settle_batch.sharing_workers(config.compute) == config.compute.workers == 2
+    if named == "environment":
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://elsewhere:1")
+    changed = {"dask_address": "tcp://elsewhere:1"} if named == "configuration" else {}
+    measured = _on("cuda", monkeypatch)
+    elsewhere = config.model_copy(update={"compute": config.compute.model_copy(update=changed)})
+    settle_batch.settle_batch.fn(open_store(config.workspace), elsewhere, "model")
+    assert [sharing for *_, sharing in measured] == [1]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "sets", "expected"),
+    [("exact", 1, 5800), ("exact", 3, 7200), ("conditional_loss", 1, 8000), ("conditional_loss", 3, 16_000)],
+)
+def test_what_is_kept_beside_a_batch_is_the_larger_of_fit_and_scoring(config, scorer, sets, expected):
+    """Covariances and a direction of 800 bytes, or three of each set's; else 1,000 parameters in float32, each copy."""
+    [one] = config.reference.named_sets().values()
+    reference = config.reference.model_copy(update={"sets": dict.fromkeys("abc"[:sets], one)})
+    bandit = config.bandit.model_copy(update={"scorer": scorer})
+    asked = config.model_copy(update={"reference": reference, "bandit": bandit})
+    assert settle_batch.kept_bytes(asked, 1000, 5000, 800) == expected
 
 
 @pytest.mark.slow
