@@ -8,8 +8,9 @@ import errno
 import random
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from time import sleep
 from typing import TypeVar
 
@@ -132,6 +133,24 @@ def http_status(error: BaseException | None) -> int | None:
 def is_full(error: BaseException) -> bool:
     """Say whether a write failed for want of room on a disk."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def name_full_disk(place: str) -> Iterator[None]:
+    """Say of a write that fails for want of room on the workspace's disk where it was and what to do.
+
+    Args:
+        place: names key and store in the message, holding no secret.
+
+    Raises:
+        StoreFault: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise StoreFault(f"{place}: {DISK_FULL}") from error
+        raise
 
 
 def redact(text: str) -> str:

@@ -25,7 +25,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from quad_tasks.storage.atomic_write import TEMPORARY_PREFIX, create, is_own, sync, temporary_beside
 from quad_tasks.storage.errors import (
-    DISK_FULL,
     EXISTS_STATUS,
     IN_FLIGHT_STATUS,
     InvalidKey,
@@ -38,7 +37,7 @@ from quad_tasks.storage.errors import (
     call_in_daemon,
     call_with_retries,
     http_status,
-    is_full,
+    name_full_disk,
     redact,
 )
 
@@ -243,15 +242,10 @@ class Store:
         """
         local = self.local_path(key)
         if local is not None:
-            try:
-                with temporary_beside(local) as temporary:
-                    yield temporary
-                    sync(temporary)
-                    temporary.replace(local)
-            except OSError as error:
-                if is_full(error):
-                    raise StoreFault(f"{self._place(key)}: {DISK_FULL}") from error
-                raise
+            with name_full_disk(self._place(key)), temporary_beside(local) as temporary:
+                yield temporary
+                sync(temporary)
+                temporary.replace(local)
             sync(local.parent)
             return
         with TemporaryDirectory(prefix="quad-") as folder:

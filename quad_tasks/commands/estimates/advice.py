@@ -14,7 +14,8 @@ SAMPLED_PER_ARM = 100
 """Documents that an arm's centroid is trained on, at least."""
 LEAST_PILOT, PILOT_PER_ARM = 256, 2
 MOST_SHARDS = 10_000
-"""Of a pool: each task of a layout asks for a range of nearly every shard, and the driving process lists them."""
+"""Of a pool: a refresh asks the store some ninety times a shard, however small, and the driving process reads all their
+manifests one after another, several times: on object storage that takes it minutes each time."""
 LARGE_POOL, LARGE_COST_SHARE = 10**8, 0.005
 """From this many documents on scoring is kept to this share of scoring the whole pool."""
 MOST_DOCUMENTS = 10**9
@@ -66,7 +67,7 @@ def _of_workers(workers: int, shards: int, tasks: int) -> list[str]:
             f"{workers:,} workers need as many, found {shards:,}"
         )
     if shards > MOST_SHARDS:
-        lines.append(f"pool.inputs: pack files, {MOST_SHARDS:,} shards at most suit a layout, found {shards:,}")
+        lines.append(f"pool.inputs: pack files, {MOST_SHARDS:,} shards at most suit a refresh, found {shards:,}")
     if tasks < workers:
         lines.append(
             f"bandit.arms_per_round: a round has {tasks:,} parts for {workers:,} workers: "

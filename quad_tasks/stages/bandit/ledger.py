@@ -248,8 +248,8 @@ def _add_scores(ledger: LedgerState, direction: str, scores: pa.Table) -> None:
     ledger.scored_S = insert_positions(ledger.scored_S, positions)
     if not new.all():
         ledger.along_another_S = ledger.along_another_S[~is_among(np.sort(positions), ledger.along_another_S)]
-    n_lengths = max(len(ledger.scored_lengths_T), int(n_tokens.max(initial=0)) + 1)
-    ledger.scored_lengths_T = np.pad(ledger.scored_lengths_T, (0, n_lengths - len(ledger.scored_lengths_T)))
+    if (longer := int(n_tokens.max(initial=0)) + 1 - len(ledger.scored_lengths_T)) > 0:
+        ledger.scored_lengths_T = np.pad(ledger.scored_lengths_T, (0, longer))
     np.add.at(ledger.scored_lengths_T, n_tokens[new], 1)
     ledger.stage_tokens += int(n_tokens.sum())
 

@@ -7,12 +7,15 @@ told to whoever reads it.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from contextlib import contextmanager, nullcontext
+from tempfile import TemporaryFile
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from quad_tasks.storage.errors import name_full_disk
 from quad_tasks.storage.keys import pool_folder
 from quad_tasks.storage.lease import check_lease
 from quad_tasks.storage.manifest import check_digest
@@ -102,6 +105,22 @@ def drop_dealt(store: Store, pool: str, folder: str) -> None:
     check_lease(store, pool_folder(pool))
     for key in store.list(folder):
         store.delete(key)
+
+
+@contextmanager
+def open_scratch(store: Store, folder: str) -> Iterator[BinaryIO]:
+    """Lend a file without a name: on a local store's own disk, else where the machine keeps temporary files.
+
+    Args:
+        store: the workspace.
+        folder: of what is worked at; on a local store it stands already.
+
+    Raises:
+        StoreFault: the workspace's disk is full.
+    """
+    local = store.local_path(folder)
+    with name_full_disk(f"{folder!r} in {store.uri}") if local else nullcontext(), TemporaryFile(dir=local) as file:
+        yield file
 
 
 def encode_rows(table: pa.Table) -> pa.Buffer:

@@ -5,7 +5,8 @@ from all bundles, one request each, and written group by group. Bundles and rang
 that their product, by which requests go, stays small. Text is written twice: dealt out, and in its part.
 
 Where groups begin follows from the arms' sizes alone: parts do not depend on bundles and ranges, and no process holds
-an array over the pool's documents. Beside its memory a task takes room on its machine's disk, for a bundle or a range.
+an array over the pool's documents. Beside its memory a task takes room on its machine's disk: for a bundle twice, its
+sorted pieces and the object made from them, or for a range.
 
 Shape suffixes: K arms, A arms present, B bundles, G groups of parts, R ranges of groups.
 """
@@ -15,8 +16,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryFile
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -37,7 +36,15 @@ from quad_tasks.stages.pool.layout_progress import (
     keep_bundle,
     keep_group,
 )
-from quad_tasks.stages.pool.shuffle import Dealt, decode_rows, encode_rows, iter_range, name_elements, write_ranges
+from quad_tasks.stages.pool.shuffle import (
+    Dealt,
+    decode_rows,
+    encode_rows,
+    iter_range,
+    name_elements,
+    open_scratch,
+    write_ranges,
+)
 from quad_tasks.storage import tables
 from quad_tasks.storage.keys import (
     assignments_key,
@@ -244,7 +251,7 @@ def sort_bundle(store: Store, build: Build, number: int, pieces: Sequence[Piece]
     found = find_bundle(store, record, key, made_from)
     if found is not None:
         return found
-    with TemporaryFile(dir=store.local_path(build.tables)) as file:
+    with open_scratch(store, build.tables) as file:
         bounds = [_write_runs(file, _sort_piece(store, build, piece), arm_R, order_R) for piece in pieces]
         runs = ([own[r : r + 2] for own in bounds if own[r] < own[r + 1]] for r in range(len(arm_R)))
         dealt = write_ranges(store, key, ((_read_bytes(file, *run) for run in of_range) for of_range in runs))
@@ -320,23 +327,18 @@ def write_range(
         frames = itertools.chain.from_iterable(
             iter_range(store, sorted_bundle_key(build, bundle), *own) for bundle, own in enumerate(bounds_B2.tolist())
         )
-        for n, table in zip(
-            numbers, _split_groups(map(decode_rows, frames), groups, store.local_path(build)), strict=True
-        ):
+        for n, table in zip(numbers, _split_groups(store, build, map(decode_rows, frames), groups), strict=True):
             if found[n] is None:
                 written = found[n] = [] if table is None else _write_group(store, build, n, table)
                 keep_group(store, group_record_key(build, n), made_from[n], written)
     return [summary for n in numbers for summary in found[n] or []]
 
 
-def _split_groups(runs: Iterator[pa.Table], groups: Groups, folder: Path | None) -> Iterator[pa.Table | None]:
-    """Split a range's rows into its groups, None where one has none; where they are many, by way of a file.
-
-    `folder`: where the file has its place; None: where the machine keeps temporary ones.
-    """
+def _split_groups(store: Store, build: str, runs: Iterator[pa.Table], groups: Groups) -> Iterator[pa.Table | None]:
+    """Split a range's rows into its groups, None where one has none; where they are many, by way of a file."""
     n_groups = len(groups.arm_G)
     held, size, aside = list[pa.Table](), 0, [list[tuple[int, int]]() for _ in range(n_groups)]
-    with TemporaryFile(dir=folder) as file:
+    with open_scratch(store, build) as file:
         for run in runs:
             held.append(run)
             size += run.nbytes

@@ -1,5 +1,8 @@
 """What is dealt out over ranges is read back range by range, and nothing else is taken for it."""
 
+import errno
+import os
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -46,6 +49,20 @@ def test_a_frame_that_is_not_as_it_was_written_is_refused(tmp_path, at):
 def test_rows_of_a_table_are_the_same_once_decoded(texts, first, n):
     table = pa.table({"text": pa.array(texts, pa.large_string()), "row": list(range(len(texts)))}).slice(first, n)
     assert decode_rows(encode_rows(table).to_pybytes()).equals(table)
+
+
+def test_scratch_files_of_a_remote_store_lie_among_temporary_ones(tmp_path, monkeypatch):
+    """A full disk there is not the workspace's: its error stays the system's own."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def fail() -> None:
+        with shuffle.open_scratch(open_store("memory://s"), "f") as file:
+            assert os.fstat(file.fileno()).st_dev == tmp_path.stat().st_dev
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        fail()
+    assert type(caught.value) is OSError
 
 
 def test_rows_dealt_out_have_the_schema_of_rows_read_from_a_table(tmp_path):

@@ -1,5 +1,7 @@
 """The layout in arm order is that of one sort in memory, whatever the sizes of what passes on the way to its parts."""
 
+import errno
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,7 +17,7 @@ from quad_tasks.storage import tables
 from quad_tasks.storage.keys import arm_index_key
 from quad_tasks.storage.pool_versions import read_version
 from quad_tasks.storage.positions import column_vectors, read_table
-from quad_tasks.storage.store import Store, open_store
+from quad_tasks.storage.store import Store, StoreFault, open_store
 
 
 def lay_out(store: Store, names: list[str]) -> tuple[list[pa.Table], pa.Table]:
@@ -213,6 +215,27 @@ def test_a_range_is_one_request_of_each_bundle(one_process, tmp_path, monkeypatc
     assert 8 * 10 <= len(of_bundles) <= 10 * len(set(of_bundles))
     rows = [(row["arm"], row["id"]) for part in parts for row in part.select(["arm", "id"]).to_pylist()]
     assert rows == [(row["arm"], row["id"]) for row in in_arm_order(shards)]
+
+
+@pytest.mark.parametrize("task", [layout.sort_bundle, layout.write_range])
+def test_a_full_disk_of_the_workspace_is_said_as_the_store_says_it(
+    one_process, small_sizes, tmp_path, monkeypatch, task
+):
+    """Rows put aside lie on the store's own disk."""
+    store = open_store(str(tmp_path))
+    names = write_pool(store, SHARDS, 3)
+
+    def call(given, items, *_, shared=()):
+        if given is task:
+            monkeypatch.setattr(layout, "encode_rows", no_room)
+        return in_turn(given, items, shared=shared)
+
+    def no_room(_table):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(layout, "map_tasks", call)
+    with pytest.raises(StoreFault, match=r"'pools/p/tables/.*' in .*: the disk is full: make room, then `quad resume`"):
+        lay_out(store, names)
 
 
 def test_of_shards_without_a_document_of_their_own_nothing_is_laid_out(one_process, tmp_path):
