@@ -253,11 +253,11 @@ def _widens(model: PreTrainedModel) -> bool:
 def _has_room_for_copies(sample: Sample) -> bool:
     """Tell whether the device has memory for what scoring by losses copies: tracked weights, twice a direction.
 
-    Of a model in lower precision all its weights in float32 too. Half of what is free is left to activations.
+    Of a model in lower precision its other weights in float32 too, once. Half of what is free is left to activations.
     """
     model, values = sample.model, 2 * len(sample.along) * sample.size.tracked
     if model.dtype != accumulation_dtype(model.dtype):
-        values += sample.size.maps + int(model.get_input_embeddings().weight.numel())
+        values += sample.size.maps - sample.size.tracked + int(model.get_input_embeddings().weight.numel())
     device = model.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return bool(values * accumulation_dtype(model.dtype).itemsize <= free / 2)

@@ -14,6 +14,7 @@ from quad_tasks.core.ekfac import apply_inverse, fit_factors
 from quad_tasks.core.influence import reference_gradient, score_documents
 from quad_tasks.core.lm import flops
 from quad_tasks.core.lm.batching import make_batches
+from quad_tasks.core.lm.perturbed_weights import perturb
 
 
 @pytest.fixture(scope="module")
@@ -175,12 +176,12 @@ def test_auto_does_not_copy_weights_that_memory_has_no_room_for(model, sample, d
 
 
 def test_copies_are_counted_in_float32(model, sample, direction, monkeypatch):
-    """Twice the tracked weights; of a bfloat16 model all weights below the head too."""
-    kinds, size = {}, flops.model_size(model, find_blocks(model))
-    for name, one, values in (
-        ("float64", model, 8 * 2 * size.tracked),
-        ("bfloat16", copy.deepcopy(model).bfloat16(), 4 * (2 * size.tracked + size.maps + 23 * 16)),
-    ):
+    """The matrices that `perturb` makes: twice the tracked; of a bfloat16 model the others below the head too, once."""
+    kinds = {}
+    for name, one in (("float64", model), ("bfloat16", copy.deepcopy(model).bfloat16())):
+        [made] = perturb(one, find_blocks(one), [direction], 1e-3)
+        copies = {copied.data_ptr(): copied for side in (made.plus, made.minus) for copied in side.values()}
+        values = sum(copied.nbytes for copied in copies.values() if copied.ndim == 2)
         taken = calibration._sample(one, find_blocks(one), sample, np.arange(24), {"": direction}, None)
         for free in (2 * values, 2 * values - 2):
             monkeypatch.setattr(calibration.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))

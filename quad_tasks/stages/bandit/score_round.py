@@ -1,7 +1,7 @@
 """Stage: score a round's documents along the direction, at the checkpoint it was fitted at, chunks over Dask."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,15 +87,20 @@ def _score(
 ) -> tuple[dict[str, Float64], Int64]:
     """Score documents, in smaller batches where the device's memory is too small; results and errors as below.
 
-    What a batch may hold is remembered with the direction, so that the next documents begin there.
+    What a batch may hold is remembered with the direction, so that the next documents begin there. The model, and what
+    the scorer prepares, come first: a device without room for them has none for a smaller batch either.
     """
+    score: Callable[[Documents, ModelUse], tuple[dict[str, Float64], Int64]]
+    if direction.copies:
+        score = functools.partial(_by_copies, direction)
+    else:
+        model, _ = load_checkpoint(store, direction.checkpoint, use.dtype, use.device)
+        score = functools.partial(_along_directions, model, direction.prepare(model, scorer))
     least = min(use.window_tokens, max(map(len, documents), default=1))
     while True:
         fitting = replace(use, batch_tokens=direction.fitting.get(use.batch_tokens, use.batch_tokens))
         try:
-            if direction.copies:
-                return _by_copies(direction, documents, fitting)
-            return _along_directions(store, direction, documents, fitting, scorer)
+            return score(documents, fitting)
         except torch.OutOfMemoryError:
             if fitting.batch_tokens <= least:
                 raise
@@ -107,17 +112,16 @@ def _score(
 
 
 def _along_directions(
-    store: Store, direction: "LoadedDirections", documents: Documents, use: ModelUse, scorer: Mapping[str, Any]
+    model: PreTrainedModel, prepared: Prepared, documents: Documents, use: ModelUse
 ) -> tuple[dict[str, Float64], Int64]:
     """Score documents along each set's direction; return influence per target by set, and targets, [N].
 
     Raises:
         NotFinite: a score is not; its row is the document's.
     """
-    model, _ = load_checkpoint(store, direction.checkpoint, use.dtype, use.device)
     batches, owner = make_batches(documents, use.window_tokens, use.batch_tokens)
     try:
-        along = score_prepared(model, batches, direction.prepare(model, scorer))
+        along = score_prepared(model, batches, prepared)
     except NotFinite as error:
         raise NotFinite(int(owner[error.row])) from None
     n, owner_W = len(documents), owner.numpy()
@@ -188,3 +192,10 @@ def load_on_device(store: Store, key: str, device: str) -> LoadedDirections:
         for name, direction in directions.items()
     }
     return LoadedDirections(made.checkpoint, here, shares)
+
+
+def release_scoring() -> None:
+    """Let go of models and directions that this process kept for scoring, on its device too: trainings share it."""
+    load_checkpoint.cache_clear()
+    load_on_device.cache_clear()
+    torch.cuda.empty_cache()

@@ -40,7 +40,7 @@ from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.reference_tables import read_reference, read_reference_table
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.bandit.ledger import read_choice, read_choice_table, selected_key
-from quad_tasks.stages.bandit.score_round import load_on_device
+from quad_tasks.stages.bandit.score_round import release_scoring
 from quad_tasks.stages.pool.prepare_model import FRESH
 from quad_tasks.stages.selection.random_control import draw_random_control
 from quad_tasks.stages.selection.select_documents import StageSelection, select_mixture
@@ -208,6 +208,7 @@ def train_and_measure(one: Training) -> str:
     store, key, run = one.store, one.key, one.run
     if store.exists(losses_key(key)):
         return key
+    release_scoring()
     if store.exists(manifest_key(key)):  # of an attempt that ended before it was measured
         model, tokenizer = load_checkpoint(store, key, "float32", run.use.device)
         _measure(one, model, tokenizer, read_checkpoint_manifest(store, key).training)
@@ -295,10 +296,9 @@ def begin_training(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, AdamW]:
     """Load a copy of a checkpoint to train, its tokenizer, and an optimizer in the state it was left in.
 
-    What this process kept for scoring, models and directions, it lets go: a training needs the memory.
+    What this process kept for scoring it lets go: a training needs the memory.
     """
-    load_checkpoint.cache_clear()
-    load_on_device.cache_clear()
+    release_scoring()
     model, tokenizer = read_checkpoint(store, checkpoint, "float32", run.use.device)
     optimizer = training.make_optimizer(model, run.settings.weight_decay)
     restore_optimizer(store, checkpoint, optimizer)

@@ -111,6 +111,29 @@ def test_a_document_too_large_for_the_device_is_not_tried_for_ever(small_run, mo
     score_round.load_on_device.cache_clear()
 
 
+@pytest.mark.parametrize("full_at", ["load_checkpoint", "prepare_directions"])
+def test_a_device_without_room_for_model_or_directions_is_not_taken_for_too_large_a_batch(
+    small_run, monkeypatch, full_at
+):
+    store = open_store(small_run.workspace)
+    version = pinned_pool(store, small_run.run)
+    stage = Stage(small_run.run, 0, version, "", read_round(store, small_run.run, 0, 0).info.direction)
+    score_round.load_on_device.cache_clear()
+    asked, said = [], []
+
+    def fail(*given, **also):
+        asked.append(given)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(score_round, full_at, fail)
+    monkeypatch.setattr(score_round, "notice", said.append)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        score_round.score_chunk(store, stage, (5, 2, 9), small_run.model_use(), {"scorer": "exact"})
+    assert (len(asked), said) == (1, [])
+    assert score_round.load_on_device(store, stage.direction, "cpu").fitting == {}
+    score_round.load_on_device.cache_clear()
+
+
 def test_copies_of_the_weights_are_made_once_for_all_chunks(small_run, monkeypatch):
     store = open_store(small_run.workspace)
     version = pinned_pool(store, small_run.run)

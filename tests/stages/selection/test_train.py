@@ -88,6 +88,23 @@ def test_a_training_begins_without_the_models_and_directions_of_scoring(small_ru
     assert found == [0, 0]
 
 
+@pytest.mark.parametrize("kind", ["before", "in a group"])
+def test_a_worker_that_measures_or_leads_a_group_keeps_nothing_of_scoring(small_run, monkeypatch, kind):
+    """Others train on its device meanwhile."""
+    store = open_store(small_run.workspace)
+    fitted = rounds.read_round(store, small_run.run, 0, 0).info.direction
+    load_on_device(store, fitted, "cpu")
+    found = []
+    monkeypatch.setattr(train, "run_in_group", lambda *given: found.append(load_on_device.cache_info().currsize))
+    monkeypatch.setattr(train, "_measure", lambda *given: found.append(load_on_device.cache_info().currsize))
+    start = read_manifest(DirectionManifest, store, manifest_key(fitted)).checkpoint
+    stage = Stage(small_run.run, 0, pinned_pool(store, small_run.run), start, fitted)
+    run = dataclasses.replace(training_run(small_run), processes=2)
+    chosen = None if kind == "before" else selected_key(stage)
+    train.train_and_measure(train.Training(store, stage, "", run, 10, chosen, "another", 0))
+    assert found == [0]
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_mixtures_are_ranked_as_the_selection_was_and_trained_as_long(small_run, monkeypatch, number):
     """A stage whose own direction a gate did not let pass; its mixture has the fewest targets of all."""
