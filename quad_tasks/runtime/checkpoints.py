@@ -103,9 +103,10 @@ def read_checkpoint(store: Store, key: str, dtype: str, device: str) -> tuple[Pr
     manifest, device = read_checkpoint_manifest(store, key), pick_device(device)
     if manifest.files is None:
         model = load_model(str(manifest.source), getattr(torch, dtype), device)
-        expected = manifest.weights_sha256 if dtype == "float32" else manifest.bfloat16_sha256
+        rounded = dtype == "bfloat16"
+        expected = manifest.bfloat16_sha256 if rounded else manifest.weights_sha256
         if expected is not None:
-            check_digest(store, key, expected=expected, got=weights_sha256(model, getattr(torch, dtype)))
+            check_digest(store, key, expected=expected, got=weights_sha256(model, torch.bfloat16 if rounded else None))
         return model, _source_tokenizer(store, key, manifest)
     with tempfile.TemporaryDirectory() as directory:
         for name, sha256 in manifest.files.items():

@@ -127,6 +127,21 @@ def test_a_checkpoint_that_is_committed_stays_whole_where_another_is_saved_over_
     assert same(first, loaded)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_source_with_a_buffer_in_its_own_precision_is_the_one_that_was_described(tmp_path, monkeypatch, dtype):
+    store, tokenizer = open_store(str(tmp_path)), train_tokenizer(["a tide, a rope, a deck"] * 9, 300)
+    model, _ = begin()
+    model.register_buffer("angles", torch.tensor([1 / 3], dtype=torch.float64))
+    rounded = {"bfloat16_sha256": checkpoints.weights_sha256(model, torch.bfloat16), "source": "a/model"}
+    described = describe_checkpoint("m", "t", model, tokenizer).model_copy(update=rounded)
+    write_manifest(store, manifest_key(KEY), described)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))  # as transformers loads it
+    monkeypatch.setattr(checkpoints, "load_model", lambda *given: model)
+    monkeypatch.setattr(checkpoints, "load_tokenizer", lambda source: tokenizer)
+    assert read_checkpoint(store, KEY, dtype, "cpu")[0] is model
+
+
 def write_trained(store, steps):
     """Write what a training of so many steps leaves of its optimizer, and the checkpoint's manifest; return it."""
     model, optimizer = begin()
