@@ -21,8 +21,7 @@ from prefect_dask import get_dask_client
 from quad_tasks.runtime.prefect_runs import make_task
 from quad_tasks.runtime.processes.memory import (
     SMALLER_BATCH,
-    explain_out_of_memory,
-    is_out_of_device_memory,
+    explained_out_of_memory,
     release_freed_memory,
 )
 from quad_tasks.runtime.processes.worker_memory import current_client
@@ -105,26 +104,13 @@ def map_tasks(
 
         running = as_completed(submit(at_once or _window(client)))
         for future in _completed(client, running, label):
-            results[number_of.pop(future)] = _result(future, label, smaller)
+            with explained_out_of_memory(label, smaller):
+                results[number_of.pop(future)] = future.result()
             advance(1)
             for following in submit(1):
                 running.add(following)
         release_freed_memory(DRIVER_KEPT_BYTES)
         return results
-
-
-def _result(future: Future, label: str, smaller: str) -> Any:
-    """Return what a call gave, or raise its error; torch's of a full device says what to change.
-
-    Raises:
-        OutOfDeviceMemory: the memory of the worker's device was too small.
-    """
-    try:
-        return future.result()
-    except RuntimeError as error:
-        if is_out_of_device_memory(error):
-            raise explain_out_of_memory(error, label, smaller) from None
-        raise
 
 
 def _call(function: Callable[..., R], *arguments: Any) -> R:

@@ -17,7 +17,9 @@ OWN, TORCHS = "quad_causal", "sdpa"
 def causal_attention(model: PreTrainedModel, n_tokens: int) -> Iterator[None]:
     """Let a model's forward passes inside the context take no mask, where that changes nothing.
 
-    A model keeps its own attention where it is not torch's, or where its window is shorter than the sequences.
+    A model keeps its own attention where it is not torch's, or where its window is shorter than the sequences. For
+    the architectures that `blocks.find_blocks` knows that is all. Others may differ in more: Falcon asks whether its
+    attention has torch's name, Llama 4 attends within chunks.
 
     Args:
         model: a causal language model; left as it was found.

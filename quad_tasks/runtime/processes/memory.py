@@ -8,6 +8,8 @@ import ctypes
 import functools
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,21 @@ def _glibc() -> Any:
 def is_out_of_device_memory(error: BaseException) -> bool:
     """Tell whether an error is torch's own of a device that is full; torch need not be loaded here."""
     return any((kind.__module__, kind.__name__) == ("torch", "OutOfMemoryError") for kind in type(error).__mro__)
+
+
+@contextmanager
+def explained_out_of_memory(what: str, remedy: str) -> Iterator[None]:
+    """Raise in place of torch's error of a full device one that says what to change; arguments as below.
+
+    Raises:
+        OutOfDeviceMemory: the memory of the device was too small.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_device_memory(error):
+            raise explain_out_of_memory(error, what, remedy) from None
+        raise
 
 
 def explain_out_of_memory(error: BaseException, what: str, remedy: str) -> OutOfDeviceMemory:

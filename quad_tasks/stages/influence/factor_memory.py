@@ -7,7 +7,7 @@ from quad_tasks.config.schema import ConfigError
 from quad_tasks.core.blocks import Block, shared_inputs
 from quad_tasks.core.covariance import diagonal_parts
 from quad_tasks.manifests.influence import DiagonalParts
-from quad_tasks.runtime.processes.memory import SMALLER_BATCH
+from quad_tasks.runtime.processes.memory import SMALLER_BATCH, SMALLER_MODEL
 
 FACTOR_BYTES = 4
 """A number of a covariance, kept in float32."""
@@ -21,7 +21,8 @@ KEPT_BYTES = 8 * 2**30
 CHUNK_DOCUMENTS = 64
 """Documents whose sums are kept as one chunk where the model's covariances are small."""
 SMALLER_FIT = f"set factors.max_factor_width, {SMALLER_BATCH}"
-"""What to change where a device's memory is too small for a fit."""
+SMALLER_FACTORS = f"set factors.max_factor_width, {SMALLER_MODEL}"
+"""What to change where a device's memory is too small for a fit: where batches are read, and where none is."""
 INPUTS, OUTPUTS = "A of ", "S of "
 
 

@@ -20,7 +20,7 @@ from quad_tasks.runtime.checkpoints import load_checkpoint
 from quad_tasks.runtime.reference_tables import read_reference, read_reference_table
 from quad_tasks.runtime.run import wait_for_lease
 from quad_tasks.runtime.tasks import map_tasks, stage_task
-from quad_tasks.stages.influence.factor_memory import CHUNK_DOCUMENTS
+from quad_tasks.stages.influence.factor_memory import CHUNK_DOCUMENTS, SMALLER_FACTORS
 from quad_tasks.stages.influence.fit_factors import read_factors
 from quad_tasks.stages.influence.fit_parts import delete_parts, load_named, merge_parts, save_named
 from quad_tasks.storage.keys import chunk_key, direction_key, factors_folder, factors_key, manifest_key
@@ -70,7 +70,8 @@ def _solve(
     parts = map_tasks(gradient_chunk, items, "reference gradient", "chunks", on_gpu=True)
     own = [[part for part, (owner, _, _) in zip(parts, chunks, strict=True) if owner == n] for n in range(len(sets))]
     solved = (store, factors, sha256, {one.name: mine for one, mine in zip(sets, own, strict=True)}, key, settings)
-    ((direction_sha256, n_targets),) = map_tasks(solve_sets, [solved], "apply the inverse", "directions", on_gpu=True)
+    labels = ("apply the inverse", "directions")
+    ((direction_sha256, n_targets),) = map_tasks(solve_sets, [solved], *labels, on_gpu=True, smaller=SMALLER_FACTORS)
     total = sum(one.weight for one in sets)
     manifest = DirectionManifest(
         factors=factors,

@@ -29,6 +29,7 @@ from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.run import wait_for_lease
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.influence.factor_memory import (
+    SMALLER_FACTORS,
     SMALLER_FIT,
     check_memory,
     chunk_documents,
@@ -107,11 +108,12 @@ def _fit(fit: "Fit") -> None:
         chunks = _chunks(fit, first, size_bytes)
         sums = map_tasks(covariance_chunk, chunks, "fit covariances", "chunks", on_gpu=True, smaller=SMALLER_FIT)
         groups = [(fit, [chunk[group] for chunk in sums], group) for group in range(n_groups)]
-        map_tasks(decompose_group, groups, "decompose", "groups of blocks", on_gpu=True, smaller=SMALLER_FIT)
+        map_tasks(decompose_group, groups, "decompose", "groups of blocks", on_gpu=True, smaller=SMALLER_FACTORS)
         delete_parts(store, [part for chunk in sums for part in chunk])
     chunks = _chunks(fit, second, size_bytes)
     more = map_tasks(eigenvalue_chunk, chunks, "fit eigenvalues", "chunks", on_gpu=True, smaller=SMALLER_FIT)
-    ((sha256, blocks),) = map_tasks(finish_factors, [(fit, n_groups, more)], "join factors", "fits", on_gpu=True)
+    joined, labels = (fit, n_groups, more), ("join factors", "fits")
+    ((sha256, blocks),) = map_tasks(finish_factors, [joined], *labels, on_gpu=True, smaller=SMALLER_FACTORS)
     cut = describe_cut(blocks, fit.settings.max_factor_width)
     if cut:
         widest = max(cut, key=lambda name: cut[name].width)

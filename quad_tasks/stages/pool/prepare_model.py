@@ -28,6 +28,7 @@ from quad_tasks.runtime.checkpoints import (
     weights_sha256,
 )
 from quad_tasks.runtime.contamination import HeldOutText
+from quad_tasks.runtime.processes.memory import explained_out_of_memory
 from quad_tasks.runtime.progress import notice, progress, working
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.pool.ingest import identify
@@ -43,6 +44,9 @@ SAMPLE_SHARDS = 256
 FRESH_STEP_TOKENS = 1024  # many small steps: a small model on a small sample learns more from them than from few large
 FRESH_WARMUP_SHARE = 0.05
 FRESH_WEIGHT_DECAY = 0.1
+PRETRAIN = "pretrain fresh model"
+SMALLER_FRESH = "lower model.window_tokens or the sizes under model.fresh, or set compute.device to cpu"
+"""What to change where a device's memory is too small for that: neither a command nor fewer workers help."""
 
 
 @stage_task("prepare model")
@@ -73,8 +77,8 @@ def prepare_model(
         checkpoint_every_s: seconds between the states of its training that are kept.
 
     Raises:
-        ModelError: the source cannot be loaded, holds weights that are not finite, or does not fit
-            `model.window_tokens`.
+        ModelError: the source cannot be loaded, is not finite, or does not fit `model.window_tokens`.
+        OutOfDeviceMemory: the device does not hold the training of a fresh model.
         UnsupportedLayer: the model has no block the influence engine supports.
     """
     if settings.source == FRESH:
@@ -121,6 +125,7 @@ def fresh_identity(settings: ModelConfig, fields: FieldNames, held_out: tuple[st
     return [training.METHOD, settings.fresh.model_dump(), settings.window_tokens, fields.text, fields.id, held_out]
 
 
+@explained_out_of_memory(PRETRAIN, SMALLER_FRESH)
 def _make_fresh(
     store: Store,
     key: str,
@@ -149,7 +154,7 @@ def _make_fresh(
     optimizer = training.make_optimizer(model, FRESH_WEIGHT_DECAY)
     resumed = resume_steps(store, key, model, optimizer)
     keep, told = keep_steps(store, key, model, optimizer, checkpoint_every_s), 0
-    with progress("pretrain fresh model", targets, "tokens") as advance:
+    with progress(PRETRAIN, targets, "tokens") as advance:
 
         def after_step(record: training.TrainingRecord) -> None:
             nonlocal told

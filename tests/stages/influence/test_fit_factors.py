@@ -14,6 +14,7 @@ from quad_tasks.core.lm.batching import make_batches
 from quad_tasks.core.lm.model import LlamaSize, fresh_llama
 from quad_tasks.manifests.pool import Part
 from quad_tasks.records import ModelUse
+from quad_tasks.runtime.processes.memory import SMALLER_BATCH
 from quad_tasks.runtime.run import pinned_pool
 from quad_tasks.stages.influence import factor_memory, fit_direction, fit_factors, fit_parts
 from quad_tasks.stages.influence.find_overlap import overlap_positions
@@ -90,6 +91,21 @@ def test_a_fit_that_stopped_between_its_passes_does_not_sum_again(model, dask_cl
     fit_factors._fit(fit)
     assert len(seen) == 1
     assert fit.store.list(fit.key) == [factors_key(fit.key), manifest_key(fit.key)]
+
+
+def test_only_steps_that_read_batches_ask_for_smaller_ones(model, tmp_path, monkeypatch):
+    said = {}
+
+    def run_here(call, items, label, *rest, **also):
+        said[label] = also.get("smaller", SMALLER_BATCH)
+        return [call(*item) for item in items]
+
+    monkeypatch.setattr(fit_factors, "map_tasks", run_here)
+    fit_factors._fit(begin(tmp_path, "factors/said"))
+    assert {label for label, remedy in said.items() if "batch_tokens" in remedy} == {
+        "fit covariances",
+        "fit eigenvalues",
+    }
 
 
 def test_documents_with_held_out_text_are_in_no_sample_of_the_factors(leaking_run):

@@ -16,6 +16,7 @@ from quad_tasks.core.lm.tokenizer import train_tokenizer
 from quad_tasks.core.random_order import order_key
 from quad_tasks.runtime.checkpoints import read_checkpoint, read_checkpoint_manifest
 from quad_tasks.runtime.contamination import HeldOutText
+from quad_tasks.runtime.processes.memory import OutOfDeviceMemory
 from quad_tasks.runtime.run import pinned_pool, pinned_reference, starting_checkpoint
 from quad_tasks.stages.influence.find_overlap import overlap_positions
 from quad_tasks.stages.pool import prepare_model as stage
@@ -75,6 +76,19 @@ def test_a_gguf_file_becomes_a_checkpoint_of_safetensors_that_says_what_was_dequ
     (tmp_path / "tiny.gguf").unlink()  # the workspace holds all that is needed from here on
     model, _ = read_checkpoint(store, key, "bfloat16", "cpu")
     assert model.dtype == torch.bfloat16
+
+
+def test_a_device_without_room_for_a_fresh_model_s_training_is_one_message(corpus, tmp_path, monkeypatch):
+    config = parse_config(small_config(corpus, str(tmp_path / "workspace")), "full")
+
+    def fail(*given, **also):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(stage, "_sample_texts", lambda *given: ["the ship left the harbour"] * 9)
+    monkeypatch.setattr(training, "train", fail)
+    settings = (config.model, config.factors.attention, config.pool.fields, 0, "cpu", [])
+    with pytest.raises(OutOfDeviceMemory, match=r"^pretrain fresh model: .*Tried to allocate.*: lower model\.window_"):
+        prepare_model.fn(open_store(config.workspace), *settings)
 
 
 def held_out_by(run) -> tuple:
