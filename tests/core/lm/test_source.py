@@ -60,7 +60,7 @@ def test_a_saved_model_is_loaded_as_one_that_never_was_quantised(tmp_path):
 def test_missing_packages_are_named_with_how_to_install_them(tmp_path, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf")
     monkeypatch.setattr(source, "PACKAGES", ("gguf", "no_such_package"))
-    with pytest.raises(ModelError, match=r"found no no_such_package: pip install 'quad-data\[gguf\]'"):
+    with pytest.raises(ModelError, match=r"found no no_such_package: pip install -c constraints.txt '\.\[gguf\]'"):
         load_source(tmp_path / "tiny.gguf")
 
 
