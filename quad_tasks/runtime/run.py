@@ -14,7 +14,7 @@ from quad_tasks.runtime.progress import notice
 from quad_tasks.runtime.versions import computing_versions, describe_differences
 from quad_tasks.storage.errors import StoreKeyError, call_with_retries, redact
 from quad_tasks.storage.keys import manifest_key, pinned_pool_key, pinned_reference_key, run_folder, run_record_key
-from quad_tasks.storage.lease import check_lease, hold_lease
+from quad_tasks.storage.lease import check_lease, delete_as_holder, hold_lease
 from quad_tasks.storage.manifest import (
     ManifestMismatch,
     check_digest,
@@ -118,9 +118,7 @@ def delete_as_driver(store: Store, run: str, folder: str) -> None:
     Raises:
         LeaseLost: another process took the run over, so that the folder's files may be its own; none is deleted.
     """
-    check_run_lease(store, run)
-    for key in store.list(folder):
-        store.delete(key)
+    delete_as_holder(store, run_folder(run), folder)
 
 
 def wait_for_lease(store: Store, folder: str) -> AbstractContextManager[None]:

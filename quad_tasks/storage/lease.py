@@ -189,6 +189,17 @@ def check_lease(store: Store, folder: str) -> None:
         renew_lease(store, Lease(folder, number, last.owner, last.expires_s))
 
 
+def delete_as_holder(store: Store, folder: str, inside: str) -> None:
+    """Delete the objects under `inside`, which only whoever holds the folder's lease writes.
+
+    Raises:
+        LeaseLost: another process has held the lease since, so that they may be its own; none is deleted.
+    """
+    check_lease(store, folder)
+    for key in store.list(inside):
+        store.delete(key)
+
+
 @contextmanager
 def hold_lease(store: Store, folder: str, on_wait: Callable[[Owner], None] | None = None) -> Iterator[None]:
     """Hold a folder's lease, renewed in the background.

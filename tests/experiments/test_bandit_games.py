@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from drawn_streams import note_streams
 from experiments.bandit_small import BOUNDED, SMOOTH, play
 from pydantic import TypeAdapter
 
@@ -26,15 +27,7 @@ def test_recorded_exploitation_is_the_mean_between_recorded_rounds(monkeypatch):
 
 
 def test_no_policy_draws_from_the_stream_that_made_the_arms(monkeypatch):
-    """NumPy drops trailing zeros of a seed: generators are told apart by their states, not by how they were asked."""
-    states, make = [], np.random.default_rng
-
-    def note(seed):
-        generator = make(seed)
-        states.append(generator.bit_generator.state["state"]["state"])
-        return generator
-
-    monkeypatch.setattr(np.random, "default_rng", note)
+    states = note_streams(monkeypatch)
     played = play_seed(Game(10, True, "gaussian", 1, 10, 2), 0)
     assert len(set(states)) == len(states) > len(played)
 

@@ -66,7 +66,11 @@ def is_out_of_device_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explained_out_of_memory(what: str, remedy: str) -> Iterator[None]:
-    """Raise in place of torch's error of a full device one that says what to change; arguments as below.
+    """Raise in place of torch's error of a full device one that says what to change.
+
+    Args:
+        what: the work.
+        remedy: what to change.
 
     Raises:
         OutOfDeviceMemory: the memory of the device was too small.
@@ -75,22 +79,11 @@ def explained_out_of_memory(what: str, remedy: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if is_out_of_device_memory(error):
-            raise explain_out_of_memory(error, what, remedy) from None
+            said = " ".join(str(error).split())[:CAUSE_CHARACTERS]
+            raise OutOfDeviceMemory(
+                f"{what}: expected work that the memory of the device holds, found it full ({said}): {remedy}"
+            ) from None
         raise
-
-
-def explain_out_of_memory(error: BaseException, what: str, remedy: str) -> OutOfDeviceMemory:
-    """Make of torch's error of a full device one that says what to change.
-
-    Args:
-        error: torch's.
-        what: the work.
-        remedy: what to change.
-    """
-    said = " ".join(str(error).split())[:CAUSE_CHARACTERS]
-    return OutOfDeviceMemory(
-        f"{what}: expected work that the memory of the device holds, found it full ({said}): {remedy}"
-    )
 
 
 def own_peak_bytes() -> int:

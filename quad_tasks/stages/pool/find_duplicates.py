@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from quad_tasks.runtime.tasks import map_tasks
 from quad_tasks.stages.pool.ingest import iter_documents, read_shard
-from quad_tasks.stages.pool.shuffle import Dealt, Stored, drop_dealt, iter_range, list_stored, write_ranges
+from quad_tasks.stages.pool.shuffle import Dealt, Stored, iter_range, list_stored, write_ranges
 from quad_tasks.storage import tables
-from quad_tasks.storage.keys import dealt_hashes_folder, dealt_hashes_key, hashes_key
+from quad_tasks.storage.keys import dealt_hashes_folder, dealt_hashes_key, hashes_key, pool_folder
+from quad_tasks.storage.lease import delete_as_holder
 from quad_tasks.storage.manifest import digest
 from quad_tasks.storage.row_groups import cut_rows
 from quad_tasks.storage.store import Store
@@ -56,7 +57,7 @@ def find_duplicates(store: Store, pool: str, names: Sequence[str]) -> list[Dupli
     stored = list_stored(keys, dealt)
     items = [(store, own, number < partitions) for number, own in enumerate(stored)]
     found = map_tasks(find_repeats, items, "find duplicates", "partitions")
-    drop_dealt(store, pool, dealt_hashes_folder(pool))
+    delete_as_holder(store, pool_folder(pool), dealt_hashes_folder(pool))
     same_text, same_id = (np.sort(np.concatenate(own)) for own in (found[:partitions], found[partitions:]))
     same_id = np.setdiff1d(same_id, same_text, assume_unique=True)
     cuts = [np.searchsorted(indices, starts) for indices in (same_text, same_id)]

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from quad_tasks.core.clustering import kmeans
+from quad_tasks.core.group_sums import group_sums
 from quad_tasks.manifests.pool import Drift
 from quad_tasks.runtime.tasks import map_tasks, stage_task
 from quad_tasks.stages.pool.cluster import read_clustering
 from quad_tasks.stages.pool.find_duplicates import find_duplicates
-from quad_tasks.stages.pool.shuffle import Dealt, Stored, drop_dealt, iter_range, list_stored, write_ranges
+from quad_tasks.stages.pool.shuffle import Dealt, Stored, iter_range, list_stored, write_ranges
 from quad_tasks.storage.keys import (
     arm_spread_key,
     assignments_key,
@@ -27,7 +28,7 @@ from quad_tasks.storage.keys import (
     dealt_distances_key,
     pool_folder,
 )
-from quad_tasks.storage.lease import check_lease
+from quad_tasks.storage.lease import check_lease, delete_as_holder
 from quad_tasks.storage.manifest import digest
 from quad_tasks.storage.positions import read_table
 from quad_tasks.storage.row_groups import cut_rows
@@ -110,17 +111,22 @@ def count_arms(store: Store, clustering: str, bundle: Bundle) -> Counted:
         arms.append(arm_A)
         counts.append(documents_A)
     arm_A, where = np.unique(np.concatenate(arms), return_inverse=True)
-    total_A = np.zeros(len(arm_A), dtype=np.int64)
-    np.add.at(total_A, where, np.concatenate(counts))
-    return Counted(arm_A, total_A, documents)
+    documents_A = group_sums(np.concatenate(counts), where, len(arm_A)).astype(np.int64)
+    return Counted(arm_A, documents_A, documents)
 
 
 def count_beyond(store: Store, clustering: str, name: str, repeated: Int64) -> int:
     """Count a shard's documents beyond their arm's radius, its `repeated` rows left out, on a worker."""
     arrays, _ = load_tensors(store, arm_spread_key(clustering))
+    arm_N, distance_N = _read_distances(store, clustering, name, repeated)
+    return int(np.count_nonzero(np.sqrt(distance_N) > arrays[RADIUS][arm_N]))
+
+
+def _read_distances(store: Store, clustering: str, name: str, repeated: Int64) -> tuple[npt.NDArray[np.int32], Float32]:
+    """Read the arms of a shard's documents and their squared distances to its centroid, `repeated` rows left out."""
     table = read_table(store, assignments_key(clustering, name), ["arm", "squared_distance"])
     arm_N, distance_N = (np.delete(table[column].to_numpy(), repeated) for column in table.column_names)
-    return int(np.count_nonzero(np.sqrt(distance_N) > arrays[RADIUS][arm_N]))
+    return arm_N, distance_N
 
 
 def _documents_at_training(
@@ -149,7 +155,7 @@ def _documents_at_training(
         radii = map_tasks(find_radii, ranges, "measure arms", "ranges of arms")
         check_lease(store, pool_folder(pool))
         save_tensors(store, key, {RADIUS: np.concatenate(radii), DOCUMENTS: now_K}, {})
-    drop_dealt(store, pool, dealt_distances_folder(clustering))
+    delete_as_holder(store, pool_folder(pool), dealt_distances_folder(clustering))
     arrays, _ = load_tensors(store, key)
     return arrays[DOCUMENTS]
 
@@ -164,8 +170,7 @@ def deal_distances(store: Store, clustering: str, bundle: Bundle, arms: Sequence
     """Deal the documents of some shards out over ranges of arms, on a worker; `arms`: [0, ..., K], where each ends."""
     rows = [np.empty(0, DISTANCE)]
     for name, repeated in zip(*bundle, strict=True):
-        table = read_table(store, assignments_key(clustering, name), ["arm", "squared_distance"])
-        arm_N, distance_N = (np.delete(table[column].to_numpy(), repeated) for column in table.column_names)
+        arm_N, distance_N = _read_distances(store, clustering, name, repeated)
         own_N = np.empty(len(arm_N), DISTANCE)
         own_N["arm"], own_N["squared_distance"] = arm_N, distance_N
         rows.append(own_N)

@@ -16,8 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from quad_tasks.storage.errors import name_full_disk
-from quad_tasks.storage.keys import pool_folder
-from quad_tasks.storage.lease import check_lease
 from quad_tasks.storage.manifest import check_digest
 from quad_tasks.storage.store import Store
 
@@ -94,17 +92,6 @@ def list_stored(keys: Sequence[str], dealt: Sequence[Dealt]) -> list[list[Stored
         [Stored(key, *bounds[r : r + 2]) for key, bounds in zip(keys, bounds_BR, strict=True)]
         for r in range(len(bounds_BR[0]) - 1)
     ]
-
-
-def drop_dealt(store: Store, pool: str, folder: str) -> None:
-    """Delete what was dealt out in a folder of a pool, by this process or by one that was interrupted.
-
-    Raises:
-        LeaseLost: another process has the pool's lease, and may be reading it.
-    """
-    check_lease(store, pool_folder(pool))
-    for key in store.list(folder):
-        store.delete(key)
 
 
 @contextmanager

@@ -167,9 +167,7 @@ def measure_shards(store: Store, build: Build, names: Sequence[str], repeated: S
     each = [_measure_shard(store, build, name, rows) for name, rows in zip(names, repeated, strict=True)]
     arm_N, rows_N, bytes_N = (np.concatenate([own[i] for own in each]) for i in range(3))
     arm_A, where = np.unique(arm_N, return_inverse=True)
-    rows_A, bytes_A = np.zeros(len(arm_A), dtype=np.int64), np.zeros(len(arm_A), dtype=np.int64)
-    np.add.at(rows_A, where, rows_N)
-    np.add.at(bytes_A, where, bytes_N)
+    rows_A, bytes_A = (group_sums(own_N, where, len(arm_A)).astype(np.int64) for own_N in (rows_N, bytes_N))
     return Sizes(arm_A, rows_A, bytes_A, [own[3] for own in each], [own[4] for own in each])
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from drawn_streams import note_streams
 
 from quad_tasks.core.selection.fill_budget import fill_budget
 from quad_tasks.experiments.lab.simulation import (
@@ -130,13 +131,6 @@ def test_counted_documents_cost_their_share(influence, pool):
 
 
 def test_the_general_share_has_a_stream_of_its_own(influence, pool, monkeypatch):
-    states, make = [], np.random.default_rng
-
-    def note(seed):
-        generator = make(seed)
-        states.append(generator.bit_generator.state["state"]["state"])
-        return generator
-
-    monkeypatch.setattr(np.random, "default_rng", note)
+    states = note_streams(monkeypatch)
     simulate_selection(influence, pool, Rules(pilot_documents=20), seed=3)
     assert len(set(states)) == len(states) > 1
